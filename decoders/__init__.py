@@ -1,0 +1,111 @@
+"""Decoder language models, one readable file each. This file knows what a checkpoint folder is; it imports nothing heavy.
+
+    from decoders import gpt_neo, tokenize, weights
+    model = weights.load(gpt_neo.GPTNeoForCausalLM, "checkpoints/tiny-gpt-neo")
+"""
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+# model_type in config.json -> (module, the class that generates text)
+FAMILIES = {
+    "gpt_neo": ("gpt_neo", "GPTNeoForCausalLM"),
+}
+
+SMALL_FILES = ("*.json", "merges.txt", "*.model")  # configs, indexes, tokenizers
+WEIGHT_FILES = (  # of a hub repository the first kind that it has is fetched
+    ("model.safetensors", "model-*-of-*.safetensors"),
+    ("pytorch_model.bin", "pytorch_model-*-of-*.bin"),
+    ("flax_model.msgpack",),
+)
+
+
+def find(path_or_id: str | Path, weights: bool = True) -> Path:
+    """The folder itself, or that of a hub id such as `EleutherAI/gpt-neo-125m`, fetched into the hub's cache if needed.
+
+    An existing folder makes no request. FileNotFoundError where there is neither; ImportError without huggingface_hub.
+    """
+    folder = Path(path_or_id)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise NotADirectoryError(f"{folder} is a file: give the checkpoint's folder")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", str(path_or_id)) or ".." in str(path_or_id):
+        raise FileNotFoundError(f"there is no folder {folder}, and it cannot be a hub id")
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise ImportError(
+            f"there is no folder {folder}; to fetch it from the hub: pip install 'decoders[hub]'"
+        ) from None
+
+    def fetch(patterns):
+        return Path(huggingface_hub.snapshot_download(str(path_or_id), allow_patterns=list(patterns)))
+
+    try:
+        folder = fetch(SMALL_FILES)
+        for patterns in WEIGHT_FILES if weights else ():
+            folder = fetch(patterns)
+            if any(any(folder.glob(pattern)) for pattern in patterns):
+                break
+    except Exception as error:  # httpx's and the hub's own kinds; all mean that it cannot be had
+        reason = str(error).strip().split("\n")[0]
+        raise FileNotFoundError(
+            f"there is no folder {path_or_id}, and the hub did not give it ({type(error).__name__}: {reason})"
+        ) from error
+    return folder
+
+
+def check_file(path: Path) -> Path:
+    """`path` itself, if it is a file with content. OSError or ValueError, in a sentence, if not."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing")
+    if not path.is_file():
+        raise IsADirectoryError(f"{path} is not a file")
+    with path.open("rb") as file:
+        start = file.read(42)
+    if not start:
+        raise ValueError(f"{path} is empty")
+    if start == b"version https://git-lfs.github.com/spec/v1":
+        raise ValueError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its folder")
+    return path
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file. ValueError naming the file if it is not one; NaN and Infinity are not JSON."""
+
+    def refuse(constant):
+        raise ValueError(f"{constant} is not a JSON number")
+
+    try:
+        content = json.loads(check_file(path).read_text("utf-8"), parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not an object of names and values")
+    return content
+
+
+def family(config: dict) -> str:
+    """The key of FAMILIES for a config.json: by `model_type`, or by `architectures` where old files lack it."""
+    model_type = config.get("model_type")
+    if model_type is None:
+        named = [key for key, (_, name) in FAMILIES.items() if name in (config.get("architectures") or ())]
+        model_type = named[0] if named else None
+    if model_type not in FAMILIES:
+        raise ValueError(f"model_type {model_type!r} is not one of those served here: {', '.join(FAMILIES)}")
+    return model_type
+
+
+def model_class(config: dict) -> type:
+    """The class named in `architectures` if this package has it, else the one that generates text."""
+    module, default = FAMILIES[family(config)]
+    module = importlib.import_module(f"decoders.{module}")
+    names = [name for name in config.get("architectures") or () if hasattr(module, name)]
+    return getattr(module, names[0] if names else default)

@@ -1,0 +1,237 @@
+"""python -m decoders generate MODEL PROMPT | inspect MODEL. Results on standard output, all else on standard error."""
+
+import argparse
+import json
+import os
+import resource
+import sys
+import time
+from typing import Any
+
+EXIT_UNUSABLE, EXIT_INTERRUPTED = 2, 130
+BIG = 1_000_000_000  # bytes of weights from which reading them deserves a bar
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m decoders", description="Text from checkpoints, and what is in them.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="generate | inspect")
+
+    generate = commands.add_parser("generate", help="continue a prompt; greedy unless a sampling option is given")
+    generate.add_argument("model", help="checkpoint folder or hub id")
+    generate.add_argument("prompt", help="text to continue; - reads it from standard input")
+    generate.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="at most N (default: 200)")
+    generate.add_argument("--temperature", type=float, metavar="T", help="sample; below 1 is safer, above 1 is bolder")
+    generate.add_argument("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens")
+    generate.add_argument("--top-p", type=float, metavar="P", help="sample from the likeliest tokens of total chance P")
+    generate.add_argument("--repetition-penalty", type=float, metavar="R", help="above 1: avoid tokens seen before")
+    generate.add_argument("--seed", type=int, help="makes sampling repeatable")
+    generate.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as stored")
+    generate.add_argument("--device", default="cpu", help="cpu, cuda, mps ... (default: cpu)")
+    generate.add_argument("--image", metavar="FILE", help="a picture, for models that see")
+    generate.add_argument("--chat", action="store_true", help="put the prompt into the model's chat format")
+    generate.add_argument("--json", action="store_true", help="one JSON object instead of streamed text")
+
+    inspect = commands.add_parser("inspect", help="family, sizes and how each tensor maps; reads headers only")
+    inspect.add_argument("model", help="checkpoint folder or hub id")
+    inspect.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    return parser
+
+
+# ---- generate -------------------------------------------------------------------------------------------------------
+
+
+def generate(args: argparse.Namespace) -> None:
+    import torch
+
+    from decoders import FAMILIES, family, find, model_class, read_json, tokenize, weights
+
+    folder = find(args.model)
+    config = read_json(folder / "config.json")
+    family(config)
+    tokenizer = tokenize.load(folder)
+    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    if args.image:
+        raise ValueError(f"--image: {args.model} takes no pictures")
+    ids = tokenizer.chat([{"role": "user", "content": prompt}]) if args.chat else tokenizer.encode(prompt)
+    if not ids:
+        raise ValueError("the prompt is empty: this model needs at least one token to continue")
+    device = usable_device(args.device)
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    bar = sys.stderr.isatty() and sum(f.stat().st_size for f in folder.glob("*") if f.is_file()) > BIG
+    start = time.perf_counter()
+    text_class = model_class({"model_type": family(config), "architectures": [FAMILIES[family(config)][1]]})
+    model = weights.load(text_class, folder, dtype=dtype, device=device, progress=bar)
+    loaded = time.perf_counter()
+
+    room = args.max_new_tokens if model.max_positions is None else model.max_positions - len(ids) + 1
+    if args.max_new_tokens > room > 0:
+        say(f"note: at most {room} new tokens fit after a prompt of {len(ids)} ({model.max_positions} positions)")
+    sampling = any(option is not None for option in (args.temperature, args.top_k, args.top_p))
+    if args.seed is not None:
+        torch.manual_seed(args.seed)
+    watch = Watch(tokenizer.stream(None if args.json else write, skip_special_tokens=True))
+    if not args.json:
+        write(prompt)
+    result = model.generate(
+        torch.tensor([ids], device=device),
+        max_new_tokens=min(args.max_new_tokens, room) if room > 0 else args.max_new_tokens,
+        do_sample=sampling,
+        temperature=1.0 if args.temperature is None else args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        repetition_penalty=args.repetition_penalty,
+        streamer=watch,
+    )
+    if args.json:
+        new = result[0, len(ids) :].tolist()
+        text = tokenizer.decode(new, skip_special_tokens=True)
+        write(json.dumps({"prompt": prompt, "text": text, "prompt_ids": ids, "ids": new}, ensure_ascii=False))
+    write("\n")
+    say(f"{watch.report(len(ids))}, loaded in {loaded - start:.2f} s, peak memory {peak_memory()}")
+
+
+class Watch:
+    """A streamer that passes everything on and notes when it came."""
+
+    def __init__(self, stream: Any):
+        self.stream, self.times = stream, []
+
+    def put(self, ids: Any) -> None:
+        self.times.append(time.perf_counter())
+        self.stream.put(ids)
+
+    def end(self) -> None:
+        self.stream.end()
+
+    def report(self, prompt: int) -> str:
+        new, times = len(self.times) - 1, self.times
+        text = f"{prompt} prompt + {new} new tokens"
+        if new > 0:
+            text += f", first after {times[1] - times[0]:.2f} s"
+        if new > 1:
+            text += f", then {(new - 1) / (times[-1] - times[1]):.1f} tokens/s"
+        return text
+
+
+def write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def usable_device(name: str):
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"--device {name} is not usable here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def peak_memory() -> str:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return human(peak)
+
+
+def human(n: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.2f} GB"
+
+
+# ---- inspect --------------------------------------------------------------------------------------------------------
+
+
+def inspect(args: argparse.Namespace) -> None:
+    from decoders import family, find, model_class, read_json, weights
+
+    folder = find(args.model)
+    config = read_json(folder / "config.json")
+    model = weights.on_meta(model_class(config), folder)
+    found = weights.tensors(folder)
+    matched = weights.match(model, found)
+    parameters = sum(p.numel() for p in model.parameters())
+    dtype = weights.stored_dtype(found.values())
+    facts = {
+        "folder": str(folder),
+        "family": family(config),
+        "model": type(model).__name__,
+        "parameters": parameters,
+        "dtype": str(dtype).removeprefix("torch."),
+        "memory": parameters * dtype.itemsize,
+        "cache per token": cache_bytes(model.config, dtype.itemsize),
+        "context": getattr(model, "max_positions", None),
+        "new": matched.new,
+        "unused": matched.unused,
+        "problems": matched.problems,
+    }
+    if args.json:
+        facts["tensors"] = [
+            {"name": n, "shape": list(t.shape), "file": found.origin[n][0].name, "stored": found.origin[n][1]}
+            for n, t in found.items()
+        ]
+        write(json.dumps(facts, ensure_ascii=False) + "\n")
+    else:
+        write(as_table(facts, found, weights))
+    if matched.problems:
+        raise SystemExit(1)
+
+
+def cache_bytes(config: Any, itemsize: int) -> int:
+    return 2 * config.num_layers * config.hidden_size * itemsize
+
+
+def as_table(facts: dict, found: Any, weights: Any) -> str:
+    facts = {**facts, "parameters": f"{facts['parameters']:,}"}
+    for key in ("memory", "cache per token"):
+        facts[key] = human(facts[key])
+    facts["context"] = f"{facts['context']} tokens" if facts["context"] else "-"
+    facts["memory"] += " for the weights"
+    lines = [f"{key:<16} {value}" for key, value in facts.items() if not isinstance(value, list)]
+    lines += ["", "tensors (as stored -> parameter; layers grouped)"]
+    groups: dict[tuple, list] = {}
+    for name, tensor in found.items():
+        file, stored = found.origin[name]
+        key = (weights.no_number(stored), weights.no_number(name), tuple(tensor.shape), tensor.dtype)
+        groups.setdefault(key, []).append((stored, name))
+    for (_, _, shape, dtype), names in groups.items():
+        stored, name = (weights.grouped(column) for column in zip(*names, strict=True))
+        arrow = "" if stored == name else f" -> {name}"
+        lines.append(f"  {stored}{arrow}  {shape} {str(dtype).removeprefix('torch.')}")
+    lines += [f"  not in the checkpoint, would be drawn anew: {name}" for name in facts["new"]]
+    lines += [f"  not used by {facts['model']}: {name}" for name in facts["unused"]]
+    lines += ["", *(f"PROBLEM {problem}" for problem in facts["problems"])] if facts["problems"] else []
+    return "\n".join(lines) + "\n"
+
+
+# ---- main -----------------------------------------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parser().parse_args(arguments)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars are for terminals
+    try:
+        {"generate": generate, "inspect": inspect}[args.command](args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        say("\ninterrupted")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe had enough: not our error, and nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError, ImportError) as error:
+        say(f"error: {str(error).strip() or type(error).__name__}")
+        return EXIT_UNUSABLE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

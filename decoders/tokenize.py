@@ -1,0 +1,320 @@
+"""The folder's tokenizer files -> encode, decode, stream: the same ids and text as the Hugging Face fast tokenizer.
+
+    tokenizer = load("path/to/gpt-neo-125m")
+    tokenizer.encode("Hello world")                  # [15496, 995]
+
+Three things differ, on purpose: nothing is ever "cleaned up" when decoding (that would change code and quotes), a lone
+surrogate becomes U+FFFD rather than an error, and added tokens with letters like "é" decode to themselves.
+"""
+
+if __name__ == "tokenize":  # Python was started in this folder: torch asks for the standard library's tokenize
+    raise SystemExit("decoders/tokenize.py hides Python's own tokenize here: start Python in another folder, "
+                     "for example one level up with `python -m decoders`")  # fmt: skip
+
+import codecs
+import re
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tiktoken
+
+from decoders import check_file, find, read_json
+
+# ---- Splitting patterns ---------------------------------------------------------------------------------------------
+
+# What a piece of text may be before the merges start, in tiktoken's notation. `\s++$` comes first so that a long run
+# of blanks at the end takes no backtracking. Equal to the published patterns of GPT-2, cl100k and o200k.
+CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+CL100K = (CONTRACTION + r"|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+          r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s")  # fmt: skip
+O200K = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+{CONTRACTION}?|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*{CONTRACTION}?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PUBLISHED = {  # as tokenizer.json writes them -> ours
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+": CL100K,
+    O200K: O200K,
+}
+PATTERN_BY_ROWS = {100352: CL100K, 200064: O200K}  # phi-4 and phi-4-mini; all others split as GPT-2
+
+# Unicode's White_Space, which is what lstrip and rstrip of added tokens swallow; Python's \s has four characters more.
+BLANKS = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+BLANKS_BEFORE, BLANKS_AFTER = re.compile(f"[{BLANKS}]*$"), re.compile(f"[{BLANKS}]*")
+LONG_RUN = re.compile(r"\s{100000}")
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+# ---- Byte-level BPE -------------------------------------------------------------------------------------------------
+
+
+def byte_letters() -> dict[str, int]:
+    """The letter that stands for each byte in vocabulary files. Example: a space is 'Ġ', 'a' is 'a'."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+class AddedToken(NamedTuple):
+    """A piece of text that becomes one id before anything else is looked at."""
+
+    id: int
+    content: str
+    lstrip: bool = False  # swallow blanks before it
+    rstrip: bool = False  # and after it
+    special: bool = False  # left out by decode(skip_special_tokens=True)
+
+
+class Tokenizer:
+    """Byte-level BPE with added tokens. `vocab_size` counts the vocabulary, `len()` the added tokens as well."""
+
+    def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]], added: Iterable[AddedToken], pattern: str):
+        added = list(added)
+        letters, contents = byte_letters(), {token.content for token in added}
+        results = [a + b for a, b in merges]
+        ids = [vocab.get(result) for result in results]
+        if None in ids:
+            raise ValueError(f"the vocabulary lacks {results[ids.index(None)]!r}, which is the result of a merge")
+        if any(a >= b for a, b in zip(ids, ids[1:])):
+            raise ValueError("ids do not ascend in the order of the merges: this is not a GPT-2 style vocabulary")
+        if missing := [letter for letter in letters if letter not in vocab]:
+            raise ValueError(f"the vocabulary lacks the letters of {len(missing)} bytes: it is not byte-level")
+        # tiktoken merges by the rank of the result, so only what merges can make may have one
+        self.ranks = {bytes(letters[c] for c in word): vocab[word] for word in [*letters, *results]}
+        self.bpe = tiktoken.Encoding("bpe", pat_str=pattern, mergeable_ranks=self.ranks, special_tokens={})
+        self.pattern, self.vocab_size = pattern, len(vocab)
+        self.bytes_of = {
+            id: bytes(letters[c] for c in word) if letters.keys() >= set(word) else word.encode()
+            for word, id in vocab.items() if word not in contents
+        }  # fmt: skip
+        self.added: dict[str, AddedToken] = {}
+        self._add(added)
+        self.bos_token_id: int | None = None
+        self.eos_token_id: int | None = None
+        self.pad_token_id: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.bytes_of)
+
+    def _add(self, tokens: Iterable[AddedToken]) -> None:
+        for token in tokens:
+            self.added[token.content] = token
+            self.bytes_of[token.id] = token.content.encode()
+        longest_first = sorted(self.added, key=len, reverse=True)
+        self.splitter = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+    def add_special_tokens(self, contents: Iterable[str]) -> int:
+        """Give new tokens the next free ids, and make known ones special. Returns how many are new.
+
+        The model's table must grow to `len(tokenizer)` rows before it can be fed the new ids.
+        """
+        new = 0
+        for content in contents:
+            if not content:
+                raise ValueError("a special token cannot be empty")
+            known = self.added.get(content) or self._known(content)
+            new += known is None
+            self._add([(known or AddedToken(max(self.bytes_of) + 1, content))._replace(special=True)])
+        return new
+
+    def _known(self, content: str) -> AddedToken | None:
+        ids = [id for id, text in self.bytes_of.items() if text == content.encode()]
+        return AddedToken(ids[0], content) if ids else None
+
+    # ---- Text to ids
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Ids of `text`. Added tokens written in it become their ids. These families put nothing around the text."""
+        if SURROGATE.search(text):  # pairs become the character they mean, lone ones U+FFFD
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        ids: list[int] = []
+        for part in self._split(text):
+            if isinstance(part, int):
+                ids.append(part)
+            elif part:
+                ids += self._encode_ordinary(part)
+        return ids
+
+    def _split(self, text: str) -> Iterator[str | int]:
+        """Text between added tokens, and the ids of these. Leftmost first, then longest, as the reference does."""
+        done = 0
+        for found in self.splitter.finditer(text) if self.splitter else ():
+            token, (start, stop) = self.added[found[0]], found.span()
+            if token.lstrip:
+                start = max(done, blanks_before(text, start))
+            if token.rstrip:
+                stop = BLANKS_AFTER.match(text, stop).end()
+            yield text[done:start]
+            yield token.id
+            done = stop
+        yield text[done:]
+
+    def _encode_ordinary(self, text: str) -> list[int]:
+        if not LONG_RUN.search(text):
+            return self.bpe.encode_ordinary(text)
+        # tiktoken's regex engine overflows on a run of a million blanks: the `regex` package splits these texts
+        import regex
+
+        pieces = regex.findall(self.pattern.replace(r"\s", r"\p{White_Space}"), text)
+        return [id for piece in pieces for id in self.one_piece.encode_ordinary(piece)]
+
+    @cached_property
+    def one_piece(self) -> tiktoken.Encoding:
+        """The same merges without splitting."""
+        return tiktoken.Encoding("piece", pat_str="(?s:.+)", mergeable_ranks=self.ranks, special_tokens={})
+
+    # ---- Ids to text
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
+        """Text of `ids` (a list or a one-dimensional tensor). Ids without a token give nothing, broken UTF-8 U+FFFD."""
+        return b"".join(self.token_bytes(ids, skip_special_tokens)).decode("utf-8", "replace")
+
+    def token_bytes(self, ids: Iterable[int], skip_special_tokens: bool) -> Iterator[bytes]:
+        special = {token.id for token in self.added.values() if token.special} if skip_special_tokens else ()
+        return (self.bytes_of.get(int(id), b"") for id in ids if int(id) not in special)
+
+    def stream(self, write: Callable[[str], Any] | None = None, skip_special_tokens: bool = False) -> "Stream":
+        """A decoder that is fed ids as they come; also a `streamer` for `generate`. `write` is called with each text."""
+        return Stream(self, write, skip_special_tokens)
+
+    def chat(self, messages: list[dict[str, str]]) -> list[int]:
+        """Ids of a conversation, up to where the answer begins. ValueError: these families have no chat format."""
+        raise ValueError("this checkpoint has no chat format: it continues plain text")
+
+
+class Stream:
+    """Ids in, text out, never half a character: the pieces joined equal `decode` of all ids."""
+
+    def __init__(self, tokenizer: Tokenizer, write: Callable[[str], Any] | None, skip_special_tokens: bool):
+        self.tokenizer, self.write, self.skip = tokenizer, write, skip_special_tokens
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def put(self, ids: Any) -> str:
+        """Text that is complete after `ids`: an int, a list, or a tensor. A (1, T) tensor is a prompt and skipped."""
+        shape = getattr(ids, "shape", ())
+        if shape and shape[0] != 1:
+            raise ValueError(f"a stream follows one text, not a batch of {shape[0]}")
+        if len(shape) == 2:
+            return ""
+        pieces = self.tokenizer.token_bytes([ids] if isinstance(ids, int) else ids, self.skip)
+        return self._give(self.decoder.decode(b"".join(pieces)))
+
+    def end(self) -> str:
+        """What is left: U+FFFD for a character that was never completed."""
+        return self._give(self.decoder.decode(b"", final=True))
+
+    def _give(self, text: str) -> str:
+        if text and self.write is not None:
+            self.write(text)
+        return text
+
+
+def blanks_before(text: str, end: int) -> int:
+    while end > 0 and BLANKS_AFTER.match(text, end - 1, end).end() == end:
+        end -= 1
+    return end
+
+
+# ---- Reading a folder -----------------------------------------------------------------------------------------------
+
+
+def load(path_or_id: str | Path) -> Tokenizer:
+    """The tokenizer of a checkpoint folder or hub id, from `tokenizer.json` or `vocab.json` and `merges.txt`.
+
+    OSError where files are missing; ValueError, naming the file, where they are broken or of another kind.
+    """
+    folder = find(path_or_id, weights=False)
+    config, names = (
+        read_json(folder / file) if (folder / file).exists() else {}
+        for file in ("tokenizer_config.json", "special_tokens_map.json")
+    )
+    whole, vocab_file = folder / "tokenizer.json", folder / "vocab.json"
+    source = whole if whole.exists() else vocab_file
+    if not source.exists():
+        raise FileNotFoundError(f"{folder} holds no tokenizer: neither tokenizer.json nor vocab.json and merges.txt")
+    try:
+        if whole.exists():
+            vocab, merges, listed, pattern = read_whole(whole)
+        else:
+            vocab, merges = read_json(vocab_file), read_merges(folder / "merges.txt")
+            listed, pattern = {}, PATTERN_BY_ROWS.get(rows(folder), GPT2)
+        if config.get("add_prefix_space"):
+            raise ValueError("add_prefix_space is not supported")
+        tokenizer = Tokenizer(vocab, merges, added_tokens(folder, vocab, listed, {**config, **names}), pattern)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"{source} is not a byte-level tokenizer ({type(error).__name__}: {error})") from None
+    except ValueError as error:
+        raise error if str(folder) in str(error) else ValueError(f"{source}: {error}") from None
+    for role in ("bos", "eos", "pad"):
+        content = token_content(config.get(f"{role}_token") or names.get(f"{role}_token"))
+        if content is not None:
+            known = tokenizer.added.get(content)
+            setattr(tokenizer, f"{role}_token_id", known.id if known else None)
+    return tokenizer
+
+
+def read_whole(file: Path) -> tuple[dict[str, int], list[tuple[str, str]], dict[int, AddedToken], str]:
+    """Vocabulary, merges, added tokens and pattern from `tokenizer.json`. Merges are "a b", or pairs since 2024."""
+    content = read_json(file)
+    model, before = content["model"], content["pre_tokenizer"]
+    if model.get("type", "BPE") != "BPE" or model.get("byte_fallback") or content.get("normalizer"):
+        raise ValueError("only byte-level BPE is supported, and this is another kind")
+    steps = before.get("pretokenizers", [before])
+    published = [step["pattern"]["Regex"] for step in steps if step["type"] == "Split"]
+    if {step["type"] for step in steps} - {"Split", "ByteLevel"} or any(p not in PUBLISHED for p in published):
+        raise ValueError(f"the pre_tokenizer is none of GPT-2's, cl100k's and o200k's: {published or before}")
+    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    flags = AddedToken._fields
+    added = {token["id"]: AddedToken(**{flag: token[flag] for flag in flags}) for token in content["added_tokens"]}
+    return model["vocab"], merges, added, PUBLISHED[published[0]] if published else GPT2
+
+
+def read_merges(file: Path) -> list[tuple[str, str]]:
+    """Only the first line is a comment: '#' also begins real merges. No splitlines: it splits at other characters."""
+    lines = check_file(file).read_text("utf-8").split("\n")
+    pairs = [tuple(line.split(" ")) for line in lines[lines[0].startswith("#version") :] if line]
+    if bad := [pair for pair in pairs if len(pair) != 2]:
+        raise ValueError(f"{file}: {' '.join(bad[0])!r} is not a merge of two")
+    return pairs
+
+
+def rows(folder: Path) -> int | None:
+    config = folder / "config.json"
+    return read_json(config).get("vocab_size") if config.exists() else None
+
+
+def added_tokens(folder: Path, vocab: dict[str, int], listed: dict[int, AddedToken], config: dict) -> list[AddedToken]:
+    """Added tokens with their flags, which old folders scatter over five places; the later ones here win."""
+    added = dict(listed)
+    extra = folder / "added_tokens.json"
+    for content, id in (read_json(extra) if extra.exists() else {}).items():
+        added.setdefault(id, AddedToken(id, content))
+    for id, token in config.get("added_tokens_decoder", {}).items():
+        added[int(id)] = flagged(int(id), token)
+    ids = {token.content: token.id for token in added.values()}
+    named = [config.get(f"{role}_token") for role in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")]
+    for token in [*named, *config.get("additional_special_tokens", [])]:
+        content = token_content(token)
+        if content is None:
+            continue
+        id = ids.get(content, vocab.get(content))
+        if id is None:
+            id = max([*vocab.values(), *added]) + 1
+        old = added.get(id) or flagged(id, token if isinstance(token, dict) else {"content": content})
+        added[id] = old._replace(special=True)
+        ids[content] = id
+    return list(added.values())
+
+
+def flagged(id: int, token: dict) -> AddedToken:
+    if token.get("single_word"):
+        raise ValueError(f"added token {token['content']!r} has single_word, which is not supported")
+    return AddedToken(id, token["content"], *(bool(token.get(flag)) for flag in ("lstrip", "rstrip", "special")))
+
+
+def token_content(token: dict | str | None) -> str | None:
+    return token.get("content") if isinstance(token, dict) else token

@@ -1,0 +1,368 @@
+"""Checkpoint folder or hub id -> plain tensors -> a model, and back.
+
+    model = load(GPTNeoForCausalLM, "path/to/gpt-neo-125m")     # memory-mapped: no second copy of the weights
+    for name, tensor in tensors("path/to/gpt-neo-125m").items(): ...
+    save(model, "elsewhere")
+
+Folders may hold safetensors, PyTorch's or Flax's files, whole or in shards. Whatever they call a tensor, here it has
+the name that the hub uses today. Nothing in a checkpoint is ever executed. Broken folders raise ValueError, missing
+or unreadable files OSError, with one line that says which file and what to do.
+"""
+
+import json
+import os
+import pickle
+import re
+import shutil
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from decoders import check_file, family, find, read_json
+
+# ---- What each family calls its tensors -----------------------------------------------------------------------------
+
+
+class Layout(NamedTuple):
+    prefix: str  # of every tensor but the heads'; files of the bare model lack it
+    dead: str  # pattern of buffers that old versions stored: masks, not weights
+
+
+LAYOUTS = {
+    "gpt_neo": Layout("transformer", r"\.attn\.attention\.(bias|masked_bias)"),
+}
+HEADS = ("lm_head.", "score.", "classifier.", "qa_outputs.")
+NEW_HEADS = HEADS[1:]  # may be absent: they are what a user adds to a base checkpoint
+
+
+class Tensors(dict):
+    """Name -> tensor under the hub's current names; `origin[name]` is (file, name in that file)."""
+
+    def __init__(self):
+        self.origin: dict[str, tuple[Path, str]] = {}
+
+
+def tensors(path: str | Path) -> Tensors:
+    """All tensors of a checkpoint folder, memory-mapped where the format allows: nothing is read before it is used."""
+    folder = find(path)
+    layout, found = LAYOUTS[family(read_json(folder / "config.json"))], Tensors()
+    for file, stored, tensor in stored_tensors(folder):
+        name = stored
+        if not name.startswith((layout.prefix + ".", *HEADS)):
+            name = f"{layout.prefix}.{name}"
+        if re.search(layout.dead + "$", name):
+            continue
+        if name in found:
+            raise ValueError(f"{file} holds {stored}, which {found.origin[name][0].name} holds as well")
+        found[name], found.origin[name] = tensor, (file, stored)
+    return found
+
+
+# ---- Formats --------------------------------------------------------------------------------------------------------
+
+
+def stored_tensors(folder: Path) -> Iterator[tuple[Path, str, Tensor]]:
+    """(file, name, tensor) of everything that the folder's weight files hold."""
+    for whole, read in FORMATS.items():
+        index = folder / f"{whole}.index.json"
+        if index.exists():
+            files = shards(index)
+        elif (folder / whole).exists():
+            files = {folder / whole: None}
+        else:
+            continue
+        for file, listed in files.items():
+            content = read(check_file(file))
+            if listed is not None and (absent := sorted(listed - content.keys())):
+                raise ValueError(f"{file} lacks {', '.join(absent)}, which {index.name} places there")
+            for name, tensor in content.items():
+                yield file, name, tensor
+        return
+    raise FileNotFoundError(f"{folder} holds no weights: none of {', '.join(FORMATS)}, whole or in shards")
+
+
+def shards(index: Path) -> dict[Path, set[str]]:
+    """Shard -> the names that the index places there. All absent shards are told at once."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index} has no weight_map")
+    files: dict[Path, set[str]] = {}
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
+            raise ValueError(f"{index} places {name} at {file!r}: shards must lie in the same folder")
+        files.setdefault(index.parent / file, set()).add(name)
+    if absent := [file.name for file in files if not file.exists()]:
+        raise FileNotFoundError(f"{index.parent} lacks {', '.join(absent)}, named in {index.name}")
+    return files
+
+
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    def unique(pairs):
+        if len({name for name, _ in pairs}) < len(pairs):
+            raise ValueError("a tensor is listed twice")
+        return dict(pairs)
+
+    try:
+        with safetensors.safe_open(file, "pt") as content:
+            found = {name: content.get_tensor(name) for name in content.keys()}
+        with file.open("rb") as raw:  # the library lets the last of two equal names win
+            json.loads(raw.read(int.from_bytes(raw.read(8), "little")), object_pairs_hook=unique)
+    except OSError:
+        raise
+    except Exception as error:  # the library's own kind, and whatever torch makes of an odd dtype
+        raise ValueError(f"{file} is not a sound safetensors file: {first_line(error)}") from None
+    return found
+
+
+def read_pickle(file: Path) -> dict[str, Tensor]:
+    """PyTorch's own format. `weights_only` refuses everything but tensors before it runs anything."""
+    try:
+        mapped = zipfile.is_zipfile(file)  # before PyTorch 1.6 files were no archives, and cannot be mapped
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it asks for {asked[1]}, which no weights need; nothing was run" if asked else first_line(error)
+        raise ValueError(f"{file} is refused: {reason}") from None
+    except OSError:
+        raise
+    except Exception as error:  # torch raises RuntimeError, EOFError, KeyError ... for damaged files
+        raise ValueError(f"{file} is not a sound PyTorch file: {first_line(error)}") from None
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{file} holds a {type(content).__name__}, not names and tensors")
+    for name, tensor in content.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+            raise ValueError(f"{file} holds {name!r}, which is not a plain tensor")
+    return content
+
+
+def read_flax(file: Path) -> dict[str, Tensor]:
+    """Flax's msgpack: nested names, matrices stored the other way round. Not lazy: the format has no index."""
+    try:
+        import msgpack
+    except ImportError:
+        raise ImportError(f"{file} needs one more package: pip install 'decoders[flax]'") from None
+
+    def array(code: int, data: bytes) -> Tensor:
+        shape, dtype, content = msgpack.unpackb(data)
+        if code != 1 or not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise ValueError(f"extension {code}, dtype {dtype!r}")
+        return torch.frombuffer(bytearray(content), dtype=getattr(torch, dtype)).view(tuple(shape))
+
+    def leaves(tree: dict, path: str = "") -> Iterator[tuple[str, Tensor]]:
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                yield from leaves(value, f"{path}{key}.")
+            elif isinstance(value, Tensor):
+                yield path + key, value
+            else:
+                raise ValueError(f"{path}{key} is a {type(value).__name__}")
+
+    found = {}
+    try:
+        for name, tensor in leaves(msgpack.unpackb(file.read_bytes(), ext_hook=array, strict_map_key=True)):
+            if name.endswith(".kernel"):
+                tensor = tensor.t().contiguous()
+            name = re.sub(r"\.(kernel|scale|embedding)$", ".weight", name.removeprefix("params."))
+            found[name] = tensor
+    except Exception as error:  # msgpack has a dozen kinds for damaged files
+        raise ValueError(f"{file} is not a sound Flax file: {first_line(error)}") from None
+    return found
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0]
+
+
+FORMATS = {
+    "model.safetensors": read_safetensors,
+    "pytorch_model.bin": read_pickle,
+    "flax_model.msgpack": read_flax,
+}
+
+# ---- Into a model ---------------------------------------------------------------------------------------------------
+
+
+class Match(NamedTuple):
+    """How a checkpoint fits a model: which tensor each parameter gets, and what does not fit."""
+
+    tensors: dict[str, Tensor]  # parameter name -> tensor
+    new: list[str]  # parameters of a head that the checkpoint does not have
+    problems: list[str]  # sentences; empty if the model can be loaded
+    unused: list[str]  # heads of the checkpoint that this model does not have, or a copy of a tied table
+
+
+def match(model: nn.Module, found: Tensors) -> Match:
+    """Pair the model's parameters with the tensors of the same name."""
+    prefix = LAYOUTS[family(model.config.to_dict())].prefix
+    prefix = "" if hasattr(model, prefix) else f"{prefix}."  # of a bare model
+    wanted = {prefix + name: (name, parameter.shape) for name, parameter in model.state_dict().items()}
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    missing = [stored for stored in wanted if stored not in found and stored not in tied]
+    new = [wanted[stored][0] for stored in missing if stored.startswith(NEW_HEADS)]
+    missing = [f"{stored} {tuple(wanted[stored][1])}" for stored in missing if not stored.startswith(NEW_HEADS)]
+    extra = [stored for stored in found if stored not in wanted]
+    unexpected = [f"{stored} {tuple(found[stored].shape)}" for stored in extra if not stored.startswith(HEADS)]
+    misshapen = [
+        f"{stored} is {tuple(found[stored].shape)} in {found.origin[stored][0].name}, not {tuple(shape)}"
+        for stored, (_, shape) in wanted.items()
+        if stored in found and found[stored].shape != shape
+    ]
+    problems = [f"missing: {grouped(missing)}"] if missing else []
+    problems += [f"unexpected: {grouped(unexpected)}"] if unexpected else []
+    problems += misshapen
+    pairs = {name: found[s] for s, (name, _) in wanted.items() if s in found and s not in tied}
+    return Match(pairs, new, problems, [stored for stored in extra if stored.startswith(HEADS)])
+
+
+def grouped(names: Iterable[str]) -> str:
+    """Names that differ in the layer only told as one. Example: h.0.x, h.1.x, h.5.x -> h.0-1,5.x"""
+    groups: dict[str, list[int]] = {}
+    for name in names:
+        number = re.search(r"(?<=\.)\d+(?=\.)", name)
+        groups.setdefault(no_number(name), []).extend([] if number is None else [int(number[0])])
+    told = []
+    for key, numbers in groups.items():
+        runs: list[list[int]] = []
+        for n in sorted(numbers):
+            if runs and n == runs[-1][-1] + 1:
+                runs[-1].append(n)
+            else:
+                runs.append([n])
+        spans = ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+        told.append(key.replace("*", spans, 1) if numbers else key)
+    return ", ".join(told)
+
+
+def no_number(name: str) -> str:
+    """Example: h.3.ln_1.bias -> h.*.ln_1.bias"""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name, count=1)
+
+
+def load(model_class: type, path_or_id: str | Path, *, dtype: torch.dtype | None = None,
+         device: str | torch.device = "cpu", progress: bool = False, **overrides) -> nn.Module:
+    """A model in `eval()` with the checkpoint's weights, in the dtype they are stored in unless `dtype` says otherwise.
+
+    The weights stay in the files, mapped into memory (changes to them never reach the files). `overrides` replace
+    fields of `config.json`. `progress` shows a bar and reads every page now rather than at first use.
+    ValueError lists everything that is missing, unexpected or misshapen at once. A head that the checkpoint does
+    not have (classification on a base model) is drawn anew, with a warning.
+    """
+    folder = find(path_or_id)
+    model, found = on_meta(model_class, folder, **overrides), tensors(folder)
+    matched = match(model, found)
+    if matched.problems:
+        raise ValueError(f"{folder} does not fit {model_class.__name__}: {'; '.join(matched.problems)}")
+    if dtype is None:
+        dtype = stored_dtype(matched.tensors.values())
+    state = {}
+    bar = tqdm(matched.tensors.items(), "loading", unit=" tensors", leave=False, disable=not progress)
+    for name, tensor in bar:
+        state[name] = tensor.to(device, dtype)
+        if progress and state[name].is_cpu:
+            state[name].view(-1).view(torch.uint8)[::4096].sum()  # one byte of every page
+    for name in matched.new:
+        state[name] = torch.empty(model.state_dict()[name].shape, dtype=dtype, device=device)
+    model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights()
+    if model.config.tie_word_embeddings and hasattr(model, "lm_head") and "lm_head.weight" in found:
+        if not torch.equal(model.lm_head.weight, found["lm_head.weight"].to(device, dtype)):
+            raise ValueError(f"{folder}: lm_head.weight differs from the token table that tie_word_embeddings puts in "
+                             "its place; load with tie_word_embeddings=False to keep both")
+    if matched.new:
+        for name in {name.rpartition(".")[0] for name in matched.new}:
+            model.init_weights(model.get_submodule(name))
+        warnings.warn(f"{folder} has no {', '.join(matched.new)}: drawn anew, train it before use", stacklevel=2)
+    return model.eval()
+
+
+def on_meta(model_class: type, folder: Path, **overrides) -> nn.Module:
+    """The model that `config.json` describes, without memory for its weights."""
+    config_class = model_class.config_class
+    if unknown := overrides.keys() - config_class.__dataclass_fields__.keys():
+        raise TypeError(f"{config_class.__name__} has no field {', '.join(sorted(unknown))}")
+    config = {**read_json(folder / "config.json"), **overrides}
+    try:
+        config = config_class.from_dict(config)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder / 'config.json'}: {first_line(error)}") from None
+    with torch.device("meta"):
+        model = model_class(config)
+    generation = folder / "generation_config.json"
+    model.generation_config = read_json(generation) if generation.exists() else {}
+    return model
+
+
+def stored_dtype(stored: Iterable[Tensor]) -> torch.dtype:
+    """The dtype of the tensors; where they differ, the narrowest that holds them all without loss."""
+    dtypes = {tensor.dtype for tensor in stored}
+    if any(not dtype.is_floating_point or dtype.itemsize < 2 for dtype in dtypes):
+        raise ValueError(f"weights in {', '.join(map(str, dtypes))}: quantised weights are not supported")
+    first, *others = dtypes
+    for other in others:
+        first = torch.promote_types(first, other)
+    return first
+
+
+# ---- And back -------------------------------------------------------------------------------------------------------
+
+
+def save(model: nn.Module, folder: str | Path, *, max_shard_bytes: int = 5_000_000_000) -> None:
+    """Write `config.json`, `generation_config.json` if there is one, and safetensors, as Transformers reads them.
+
+    All is written beside and then moved into place, so that a failure leaves the folder as it was. Weight files of an
+    older save that the new one does not replace are removed; other files stay.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    dtype = str(stored_dtype(state.values())).removeprefix("torch.")
+    config = {"architectures": [type(model).__name__], **model.config.to_dict(), "torch_dtype": dtype}
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
+        new = Path(temporary)
+        (new / "config.json").write_text(json.dumps(config, indent=2, allow_nan=False) + "\n")
+        if model.generation_config:
+            text = json.dumps(model.generation_config, indent=2, allow_nan=False) + "\n"
+            (new / "generation_config.json").write_text(text)
+        write_shards(state, new, max_shard_bytes)
+        written = {file.name for file in new.iterdir()}
+        for file in sorted(new.iterdir()):
+            os.replace(file, folder / file.name)
+    for pattern in ("model*.safetensors", "model.safetensors.index.json"):
+        for stale in folder.glob(pattern):
+            if stale.name not in written:
+                stale.unlink()
+
+
+def write_shards(state: dict[str, Tensor], folder: Path, max_shard_bytes: int) -> None:
+    """`model.safetensors`, or numbered shards of at most `max_shard_bytes` (a larger tensor has one to itself)."""
+    parts: list[dict[str, Tensor]] = [{}]
+    room = max_shard_bytes
+    for name, tensor in state.items():
+        if tensor.nbytes > room and parts[-1]:
+            parts.append({})
+            room = max_shard_bytes
+        parts[-1][name] = tensor
+        room -= tensor.nbytes
+    names = [f"model-{i:05}-of-{len(parts):05}.safetensors" for i in range(1, len(parts) + 1)]
+    names = names if len(parts) > 1 else ["model.safetensors"]
+    for file, part in zip(names, parts, strict=True):
+        content = {name: tensor.cpu().contiguous() for name, tensor in part.items()}
+        safetensors.torch.save_file(content, folder / file, metadata={"format": "pt"})
+        shutil.copymode(folder / "config.json", folder / file)  # the library makes it readable by its owner only
+    if len(parts) > 1:
+        index = {
+            "metadata": {"total_size": sum(tensor.nbytes for tensor in state.values())},
+            "weight_map": {name: file for file, part in zip(names, parts, strict=True) for name in part},
+        }
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -1,0 +1,163 @@
+"""Train one of the tiny checkpoints from scratch: tokenizer, model, held-out loss, in minutes on two CPU cores.
+
+    python -m examples.train_tiny --family gpt_neo                  # into checkpoints/tiny-gpt-neo
+    python -m examples.train_tiny --family gpt_neo --steps 100 --out /tmp/quick
+
+A family joins with one entry in RECIPES: its class, its config, its texts, and who trains its tokenizer.
+Needs `pip install 'decoders[train]'`.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from decoders import gpt_neo, tokenize, weights
+from examples.stories import stories
+
+TRAIN_SEED, HELD_OUT_SEED, HELD_OUT = 1, 2, 200
+END = "<|endoftext|>"
+
+
+class Recipe(NamedTuple):
+    """What differs between the families."""
+
+    model_class: type
+    config: Callable[[tokenize.Tokenizer], object]
+    texts: Callable[[int], Iterator[str]]  # seed -> texts without end
+    train_tokenizer: Callable[[list[str], Path], None]  # writes the files that the family's hub folder has
+    steps: int = 1500
+    learning_rate: float = 4e-3
+
+
+def byte_level_bpe(texts: list[str], folder: Path, vocab_size: int = 1000) -> None:
+    """GPT-2's layout: the 256 bytes, then the merges, then the end-of-text token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=False)
+    bpe.train_from_iterator(texts, trainer)
+    bpe.add_special_tokens([END])
+    bpe.save(str(folder / "tokenizer.json"))
+    vocab = json.loads(bpe.to_str())["model"]
+    merges = ["#version: 0.2", *(" ".join(pair) for pair in vocab["merges"])]
+    (folder / "merges.txt").write_text("\n".join(merges) + "\n", "utf-8")
+    with_end = {**vocab["vocab"], END: bpe.token_to_id(END)}
+    (folder / "vocab.json").write_text(json.dumps(with_end, ensure_ascii=False), "utf-8")
+    names = {f"{role}_token": END for role in ("bos", "eos", "unk")}
+    settings = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "model_max_length": 256}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, **names}, indent=2) + "\n")
+    (folder / "special_tokens_map.json").write_text(json.dumps(names, indent=2) + "\n")
+
+
+def tiny_gpt_neo(tokenizer: tokenize.Tokenizer) -> gpt_neo.GPTNeoConfig:
+    end = tokenizer.eos_token_id
+    return gpt_neo.GPTNeoConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=256, hidden_size=96, num_layers=4, num_heads=6,
+        attention_types=[[["global", "local"], 2]], window_size=32, bos_token_id=end, eos_token_id=end,
+    )
+
+
+RECIPES = {
+    "gpt_neo": Recipe(gpt_neo.GPTNeoForCausalLM, tiny_gpt_neo, stories, byte_level_bpe),
+}
+
+
+def batch(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, T) ids, padded on the right, and labels with -100 there. Each row begins at position 0."""
+    T = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (T - len(row)) for row in rows])
+    labels = torch.tensor([row + [-100] * (T - len(row)) for row in rows])
+    return ids, labels
+
+
+@torch.no_grad()
+def held_out_loss(model: torch.nn.Module, tokenizer: tokenize.Tokenizer, texts: Iterator[str]) -> float:
+    """Mean loss per token, in nats, over the first HELD_OUT texts and their end-of-text tokens."""
+    total = count = 0.0
+    for text in islice(texts, HELD_OUT):
+        ids = torch.tensor([[*tokenizer.encode(text), tokenizer.eos_token_id]])
+        n = ids.shape[1] - 1
+        total += model.eval()(ids, labels=ids).loss.item() * n
+        count += n
+    return total / count
+
+
+def train(recipe: Recipe, model, tokenizer, steps: int, batch_size: int = 32) -> list[float]:
+    """AdamW, a short warm-up, then a cosine down to a tenth. Returns the loss of every step."""
+    texts = recipe.texts(TRAIN_SEED)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
+    losses = []
+    bar = tqdm(range(steps), "training", unit=" steps", disable=None)  # None: only on a terminal
+    for step in bar:
+        rate = min((step + 1) / 100, 0.55 + 0.45 * math.cos(math.pi * step / steps))
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * rate
+        ids, labels = batch([[*tokenizer.encode(t), tokenizer.eos_token_id] for t in islice(texts, batch_size)])
+        loss = model.train()(ids, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+    return losses
+
+
+def draw(losses: list[float], held_out: float, file: Path) -> None:
+    """The loss curve as a picture; without matplotlib there is none."""
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError:
+        print("no picture of the loss: matplotlib is not installed")
+        return
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    axes.plot(losses, linewidth=0.8, label="training, each step")
+    axes.axhline(held_out, color="black", linestyle="--", linewidth=1, label=f"held out, at the end: {held_out:.3f}")
+    axes.set(xlabel="step", ylabel="loss per token (nats)", yscale="log", title=file.parent.name)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(file, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train a tiny checkpoint from scratch.")
+    parser.add_argument("--family", choices=RECIPES, required=True)
+    parser.add_argument("--out", type=Path, help="folder (default: checkpoints/tiny-FAMILY)")
+    parser.add_argument("--steps", type=int, help="default: the recipe's")
+    args = parser.parse_args()
+    recipe = RECIPES[args.family]
+    folder = args.out or Path("checkpoints") / f"tiny-{args.family.replace('_', '-')}"
+    folder.mkdir(parents=True, exist_ok=True)
+    start = time.time()
+
+    recipe.train_tokenizer(list(islice(recipe.texts(TRAIN_SEED), 5000)), folder)
+    torch.manual_seed(0)
+    (folder / "config.json").write_text(json.dumps({"model_type": args.family}))  # until save writes it all
+    tokenizer = tokenize.load(folder)
+    model = recipe.model_class(recipe.config(tokenizer)).init_weights()
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")
+    losses = train(recipe, model, tokenizer, args.steps or recipe.steps)
+
+    model.generation_config = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
+    weights.save(model.half(), folder)
+    model = weights.load(recipe.model_class, folder, dtype=torch.float32)  # what a user gets: rounded once
+    loss = held_out_loss(model, tokenizer, recipe.texts(HELD_OUT_SEED))
+    facts = {"held_out_loss": loss, "held_out_texts": HELD_OUT, "steps": len(losses), "final_loss": losses[-1]}
+    (folder / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+    draw(losses, loss, folder / "loss.png")
+    print(f"held-out loss {loss:.4f} per token; {time.time() - start:.0f} s; {folder}")
+
+
+if __name__ == "__main__":
+    main()
