@@ -1,4 +1,6 @@
-"""Decoder language models, one readable file each. This file knows what a checkpoint folder is; it imports nothing heavy.
+"""Decoder language models, one readable file each.
+
+This file knows where a checkpoint folder is and which family it belongs to; it imports nothing heavy.
 
     from decoders import gpt_neo, tokenize, weights
     model = weights.load(gpt_neo.GPTNeoForCausalLM, "checkpoints/tiny-gpt-neo")
@@ -25,23 +27,23 @@ WEIGHT_FILES = (  # of a hub repository the first kind that it has is fetched
 
 
 def find(path_or_id: str | Path, weights: bool = True) -> Path:
-    """The folder itself, or that of a hub id such as `EleutherAI/gpt-neo-125m`, fetched into the hub's cache if needed.
+    """The folder itself, or that of a hub id such as `EleutherAI/gpt-neo-125m`, fetched into the hub's cache.
 
-    An existing folder makes no request. FileNotFoundError where there is neither; ImportError without huggingface_hub.
+    An existing folder makes no request. FileNotFoundError where there is neither; ImportError if the hub is
+    needed and `huggingface_hub` is not installed.
     """
     folder = Path(path_or_id)
     if folder.is_dir():
         return folder
     if folder.exists():
         raise NotADirectoryError(f"{folder} is a file: give the checkpoint's folder")
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", str(path_or_id)) or ".." in str(path_or_id):
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(path_or_id)) or ".." in str(path_or_id):
         raise FileNotFoundError(f"there is no folder {folder}, and it cannot be a hub id")
     try:
         import huggingface_hub
     except ImportError:
-        raise ImportError(
-            f"there is no folder {folder}; to fetch it from the hub: pip install 'decoders[hub]'"
-        ) from None
+        hint = "to fetch it from the hub: pip install 'decoders[hub]'"
+        raise ImportError(f"there is no folder {folder}; {hint}") from None
 
     def fetch(patterns):
         return Path(huggingface_hub.snapshot_download(str(path_or_id), allow_patterns=list(patterns)))
@@ -54,9 +56,8 @@ def find(path_or_id: str | Path, weights: bool = True) -> Path:
                 break
     except Exception as error:  # httpx's and the hub's own kinds; all mean that it cannot be had
         reason = str(error).strip().split("\n")[0]
-        raise FileNotFoundError(
-            f"there is no folder {path_or_id}, and the hub did not give it ({type(error).__name__}: {reason})"
-        ) from error
+        told = f"the hub did not give it ({type(error).__name__}: {reason})"
+        raise FileNotFoundError(f"there is no folder {path_or_id}, and {told}") from error
     return folder
 
 
@@ -71,12 +72,12 @@ def check_file(path: Path) -> Path:
     if not start:
         raise ValueError(f"{path} is empty")
     if start == b"version https://git-lfs.github.com/spec/v1":
-        raise ValueError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its folder")
+        raise ValueError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` there")
     return path
 
 
 def read_json(path: Path) -> dict:
-    """The object in a JSON file. ValueError naming the file if it is not one; NaN and Infinity are not JSON."""
+    """The object in a JSON file. ValueError naming the file if it holds none; NaN is not JSON."""
 
     def refuse(constant):
         raise ValueError(f"{constant} is not a JSON number")
@@ -93,7 +94,7 @@ def read_json(path: Path) -> dict:
 
 
 def family(config: dict) -> str:
-    """The key of FAMILIES for a config.json: by `model_type`, or by `architectures` where old files lack it."""
+    """The key of FAMILIES for a config.json: its `model_type`, else by its `architectures`."""
     model_type = config.get("model_type")
     if model_type is None:
         named = [key for key, (_, name) in FAMILIES.items() if name in (config.get("architectures") or ())]

@@ -1,4 +1,8 @@
-"""python -m decoders generate MODEL PROMPT | inspect MODEL. Results on standard output, all else on standard error."""
+"""python -m decoders generate MODEL PROMPT, python -m decoders inspect MODEL.
+
+Only the result goes to standard output; timings, bars, notes and errors go to standard error.
+Exit status: 0 success, 1 a check that found a difference, 2 unusable input, 130 interrupted.
+"""
 
 import argparse
 import json
@@ -8,7 +12,7 @@ import sys
 import time
 from typing import Any
 
-EXIT_UNUSABLE, EXIT_INTERRUPTED = 2, 130
+EXIT_DIFFERENT, EXIT_UNUSABLE, EXIT_INTERRUPTED = 1, 2, 130
 BIG = 1_000_000_000  # bytes of weights from which reading them deserves a bar
 
 
@@ -17,34 +21,36 @@ def say(text: str) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m decoders", description="Text from checkpoints, and what is in them.")
+    about = "Text from checkpoints, and what is in them."
+    parser = argparse.ArgumentParser("python -m decoders", description=about)
     commands = parser.add_subparsers(dest="command", required=True, metavar="generate | inspect")
 
-    generate = commands.add_parser("generate", help="continue a prompt; greedy unless a sampling option is given")
-    generate.add_argument("model", help="checkpoint folder or hub id")
-    generate.add_argument("prompt", help="text to continue; - reads it from standard input")
-    generate.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="at most N (default: 200)")
-    generate.add_argument("--temperature", type=float, metavar="T", help="sample; below 1 is safer, above 1 is bolder")
-    generate.add_argument("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens")
-    generate.add_argument("--top-p", type=float, metavar="P", help="sample from the likeliest tokens of total chance P")
-    generate.add_argument("--repetition-penalty", type=float, metavar="R", help="above 1: avoid tokens seen before")
-    generate.add_argument("--seed", type=int, help="makes sampling repeatable")
-    generate.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as stored")
-    generate.add_argument("--device", default="cpu", help="cpu, cuda, mps ... (default: cpu)")
-    generate.add_argument("--image", metavar="FILE", help="a picture, for models that see")
-    generate.add_argument("--chat", action="store_true", help="put the prompt into the model's chat format")
-    generate.add_argument("--json", action="store_true", help="one JSON object instead of streamed text")
+    generate = commands.add_parser("generate", help="continue a prompt; greedy without a sampling option")
+    option = generate.add_argument
+    option("model", help="checkpoint folder or hub id")
+    option("prompt", help="text to continue; - reads it from standard input")
+    option("--max-new-tokens", type=int, default=200, metavar="N", help="at most N (default: 200)")
+    option("--temperature", type=float, metavar="T", help="sample; below 1 is safer, above 1 is bolder")
+    option("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens")
+    option("--top-p", type=float, metavar="P", help="sample from the likeliest tokens of total chance P")
+    option("--repetition-penalty", type=float, metavar="R", help="above 1: avoid tokens seen before")
+    option("--seed", type=int, help="makes sampling repeatable")
+    option("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as stored")
+    option("--device", default="cpu", help="cpu, cuda, mps ... (default: cpu)")
+    option("--image", metavar="FILE", help="a picture, for models that see")
+    option("--chat", action="store_true", help="put the prompt into the model's chat format")
+    option("--json", action="store_true", help="one JSON object instead of streamed text")
 
-    inspect = commands.add_parser("inspect", help="family, sizes and how each tensor maps; reads headers only")
+    inspect = commands.add_parser("inspect", help="what is in a checkpoint, and does it fit? reads headers only")
     inspect.add_argument("model", help="checkpoint folder or hub id")
     inspect.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     return parser
 
 
-# ---- generate -------------------------------------------------------------------------------------------------------
+# ---- generate ----------------------------------------------------------------------------------------------
 
 
-def generate(args: argparse.Namespace) -> None:
+def generate(args: argparse.Namespace) -> int:
     import torch
 
     from decoders import FAMILIES, family, find, model_class, read_json, tokenize, weights
@@ -69,7 +75,7 @@ def generate(args: argparse.Namespace) -> None:
 
     room = args.max_new_tokens if model.max_positions is None else model.max_positions - len(ids) + 1
     if args.max_new_tokens > room > 0:
-        say(f"note: at most {room} new tokens fit after a prompt of {len(ids)} ({model.max_positions} positions)")
+        say(f"note: {room} new tokens fit after a prompt of {len(ids)} ({model.max_positions} positions)")
     sampling = any(option is not None for option in (args.temperature, args.top_k, args.top_p))
     if args.seed is not None:
         torch.manual_seed(args.seed)
@@ -92,6 +98,7 @@ def generate(args: argparse.Namespace) -> None:
         write(json.dumps({"prompt": prompt, "text": text, "prompt_ids": ids, "ids": new}, ensure_ascii=False))
     write("\n")
     say(f"{watch.report(len(ids))}, loaded in {loaded - start:.2f} s, peak memory {peak_memory()}")
+    return 0
 
 
 class Watch:
@@ -146,10 +153,10 @@ def human(n: float) -> str:
     return f"{n:.2f} GB"
 
 
-# ---- inspect --------------------------------------------------------------------------------------------------------
+# ---- inspect -----------------------------------------------------------------------------------------------
 
 
-def inspect(args: argparse.Namespace) -> None:
+def inspect(args: argparse.Namespace) -> int:
     from decoders import family, find, model_class, read_json, weights
 
     folder = find(args.model)
@@ -158,7 +165,7 @@ def inspect(args: argparse.Namespace) -> None:
     found = weights.tensors(folder)
     matched = weights.match(model, found)
     parameters = sum(p.numel() for p in model.parameters())
-    dtype = weights.stored_dtype(found.values())
+    dtype = weights.stored_dtype(folder, found.values())
     facts = {
         "folder": str(folder),
         "family": family(config),
@@ -180,8 +187,7 @@ def inspect(args: argparse.Namespace) -> None:
         write(json.dumps(facts, ensure_ascii=False) + "\n")
     else:
         write(as_table(facts, found, weights))
-    if matched.problems:
-        raise SystemExit(1)
+    return EXIT_DIFFERENT if matched.problems else 0
 
 
 def cache_bytes(config: Any, itemsize: int) -> int:
@@ -211,7 +217,7 @@ def as_table(facts: dict, found: Any, weights: Any) -> str:
     return "\n".join(lines) + "\n"
 
 
-# ---- main -----------------------------------------------------------------------------------------------------------
+# ---- main --------------------------------------------------------------------------------------------------
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -219,8 +225,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars are for terminals
     try:
-        {"generate": generate, "inspect": inspect}[args.command](args)
+        status = {"generate": generate, "inspect": inspect}[args.command](args)
         sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         say("\ninterrupted")
         return EXIT_INTERRUPTED
@@ -230,7 +237,6 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         say(f"error: {str(error).strip() or type(error).__name__}")
         return EXIT_UNUSABLE
-    return 0
 
 
 if __name__ == "__main__":

@@ -27,9 +27,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-# ---- Config -----------------------------------------------------------------------------------------------
+# ---- Config ------------------------------------------------------------------------------------------------
 
-gelu_tanh = partial(F.gelu, approximate="tanh")  # one kernel: in half precision closer to the truth than steps
+gelu_tanh = partial(F.gelu, approximate="tanh")  # one kernel; in half precision more exact than step by step
 ACTIVATIONS = {
     "gelu": F.gelu, "gelu_new": gelu_tanh, "gelu_fast": gelu_tanh, "gelu_pytorch_tanh": gelu_tanh,
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x), "silu": F.silu, "swish": F.silu, "mish": F.mish,
@@ -39,8 +39,8 @@ ACTIVATIONS = {
 PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
 
 
-def check_fields(fields: dict, sizes: Sequence[str], rates: Sequence[str], choices: dict[str, Sequence]) -> None:
-    """ValueError with key and value unless sizes are positive integers, rates in [0, 1], choices as listed."""
+def check_fields(fields: dict, sizes: Sequence[str], rates: Sequence[str], choices: dict) -> None:
+    """ValueError with key and value unless sizes are positive integers, rates in [0, 1], choices known."""
     for key in sizes:
         if type(fields[key]) is not int or fields[key] < 1:
             raise ValueError(f"{key} must be a positive integer, not {fields[key]!r}")
@@ -85,9 +85,11 @@ class GPTNeoConfig:
             try:
                 self.attention_layers = [kind for kinds, n in self.attention_types for kind in kinds * n]
             except (TypeError, ValueError):
-                raise ValueError(f"attention_types is no list of [names, times]: {self.attention_types!r}") from None
-        sizes = ["vocab_size", "max_position_embeddings", "hidden_size", "num_layers", "num_heads", "window_size"]
-        sizes += ["num_labels"] if self.intermediate_size is None else ["num_labels", "intermediate_size"]
+                told = repr(self.attention_types)
+                raise ValueError(f"attention_types is no list of [names, times]: {told}") from None
+        sizes = ["vocab_size", "max_position_embeddings", "hidden_size", "num_layers", "num_heads",
+                 "window_size", "num_labels"]
+        sizes += [] if self.intermediate_size is None else ["intermediate_size"]
         rates = [key for key in self.__dataclass_fields__ if key.endswith("_dropout")]
         choices = {"activation_function": ACTIVATIONS, "problem_type": PROBLEM_TYPES}
         check_fields(vars(self), sizes, [*rates, "layer_norm_epsilon", "initializer_range"], choices)
@@ -97,7 +99,8 @@ class GPTNeoConfig:
         if any(kind not in ("global", "local") for kind in self.attention_layers):
             raise ValueError(f"attention_layers knows global and local only, not {self.attention_layers!r}")
         if len(self.attention_layers) != self.num_layers:
-            raise ValueError(f"num_layers {self.num_layers}, but attention_layers has {len(self.attention_layers)}")
+            named = len(self.attention_layers)
+            raise ValueError(f"num_layers {self.num_layers}, but attention_layers has {named}")
 
     @classmethod
     def from_dict(cls, d: dict) -> "GPTNeoConfig":
@@ -121,11 +124,11 @@ class GPTNeoConfig:
         return {"model_type": "gpt_neo", **asdict(self)}
 
 
-# ---- Key/value cache --------------------------------------------------------------------------------------
+# ---- Key/value cache ---------------------------------------------------------------------------------------
 
 
 def append(buffer: Tensor, new: Tensor, start: int) -> Tensor:
-    """`buffer` with `new` written at position `start`: the same one, or one of twice the length if it is full."""
+    """`buffer` with `new` written at position `start`: the same one, or if full one of twice the length."""
     B, K, T, D = new.shape
     if new.requires_grad:  # autograd needs the past as it was
         return torch.cat([buffer[:, :, :start], new], dim=2)
@@ -138,9 +141,9 @@ def append(buffer: Tensor, new: Tensor, start: int) -> Tensor:
 
 
 class KVCache:
-    """Keys and values of every layer. `cache[i]` is layer i's `(k, v)`, `(B, K, S, D)` each; `len(cache)` is S.
+    """Keys and values of every layer. `cache[i]` is layer i's `(k, v)`, (B, K, S, D) each; `len(cache)` is S.
 
-    It grows by doubling, so that no step copies the past. `past` may be a tuple of `(k, v)`, which stays as it is.
+    It grows by doubling, so that no step copies the past. `past`, a tuple of `(k, v)`, stays as it is.
     """
 
     def __init__(self, past: Sequence[tuple[Tensor, Tensor]] = ()):
@@ -175,7 +178,7 @@ class KVCache:
         self.buffers = [(k[index], v[index]) for k, v in self]
 
 
-# ---- Attention --------------------------------------------------------------------------------------------
+# ---- Attention ---------------------------------------------------------------------------------------------
 
 
 class Block(NamedTuple):
@@ -186,11 +189,12 @@ class Block(NamedTuple):
     mask: Tensor | None  # (1 or B, 1, queries, keys); None: plain causal, or one query that sees every key
 
 
-def attention_blocks(T: int, S: int, window: int, padding: Tensor | None, like: Tensor, whole: bool) -> list[Block]:
-    """Cut causal attention of the last T of S positions into blocks; a query sees `window` keys, itself counted.
+def attention_blocks(T: int, S: int, window: int, padding: Tensor | None, like: Tensor,
+                     whole: bool) -> list[Block]:
+    """Cut causal attention of the last T of S positions into blocks; a query sees `window` keys with itself.
 
-    With a short window these are blocks of `window` queries and at most 2 * window - 1 keys: there is no T x T
-    mask, and a decoding step reads its window only. `whole` asks for one block with all keys and a mask.
+    A short window gives blocks of `window` queries and at most 2 * window - 1 keys: there is no T x T mask,
+    and a decoding step reads its window only. `whole` asks for one block with all keys and a mask.
     """
     past, step, blocks = S - T, T if whole else min(window, T), []
     for start in range(0, T, step):
@@ -209,7 +213,7 @@ def attention_blocks(T: int, S: int, window: int, padding: Tensor | None, like: 
 
 
 def padding_bias(attention_mask: Tensor | None, S: int, dtype: torch.dtype) -> Tensor | None:
-    """(B, 1, 1, S) to add to scores: the lowest finite number at padding, as the reference. None without padding."""
+    """(B, 1, 1, S) to add to the scores: the lowest finite number at padding. None if there is no padding."""
     if attention_mask is None:
         return None
     if attention_mask.dim() != 2 or attention_mask.shape[1] != S:
@@ -236,9 +240,10 @@ def fast_attention(q, k, v, mask, scale, dropout=0.0) -> Tensor:
     """What `spelled_out_attention` computes, by PyTorch's fused kernel."""
     T = q.shape[2]
     if T > 1 or not q.is_cpu or q.dtype.itemsize > 2:
-        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None and T > 1, scale=scale)
-    # For one half-precision query on a CPU the fused kernel takes three times as long as the formula. Row by row,
-    # because the allocator returns large float32 copies to the system every time.
+        causal = mask is None and T > 1  # aligned to the top left: right, as there is no past then
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal, scale=scale)
+    # For one half-precision query on a CPU the fused kernel takes three times as long as the formula. Row by
+    # row, because the allocator returns large float32 copies to the system every time.
     masks = [None] * len(q) if mask is None else mask.split(1)
     rows = zip(q.split(1), k.split(1), v.split(1), masks, strict=True)
     return torch.cat([spelled_out_attention(*row, scale, dropout)[0] for row in rows])
@@ -272,7 +277,7 @@ class GPTNeoSelfAttention(nn.Module):
         return self.resid_dropout(self.out_proj(y.transpose(1, 2).reshape(B, T, C))), weights
 
 
-# ---- MLP and layer ----------------------------------------------------------------------------------------
+# ---- MLP and layer -----------------------------------------------------------------------------------------
 
 
 class GPTNeoMLP(nn.Module):
@@ -301,18 +306,18 @@ class GPTNeoBlock(nn.Module):
         return x + self.mlp(self.ln_2(x)), weights
 
 
-# ---- Model ------------------------------------------------------------------------------------------------
+# ---- Model -------------------------------------------------------------------------------------------------
 
 
 class ModelOutput(NamedTuple):
     last_hidden_state: Tensor  # (B, T, C), after the final norm
     past_key_values: KVCache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None  # embeddings, then each layer's output; the last one normed
+    hidden_states: tuple[Tensor, ...] | None = None  # embeddings, each layer's output; the last is normed
     attentions: tuple[Tensor, ...] | None = None  # (B, H, T, S) per layer, after dropout and head_mask
 
 
 class PreTrainedModel(nn.Module):
-    """What all models share: how weights start, what is tied, and what the checkpoint says about generation."""
+    """What all models share: how weights start, what is tied, what the checkpoint says about generation."""
 
     def __init__(self, config: Any):
         super().__init__()
@@ -324,7 +329,7 @@ class PreTrainedModel(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, part: nn.Module | None = None) -> "PreTrainedModel":
-        """Draw weights for all or `part`: matrices N(0, initializer_range), biases 0, norms 1. Returns self."""
+        """Draw all weights or those of `part`: matrices N(0, initializer_range), biases 0, norms 1."""
         for module in (part or self).modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 module.weight.normal_(0.0, self.config.initializer_range)
@@ -354,8 +359,8 @@ class GPTNeoModel(PreTrainedModel):
                 output_hidden_states: bool = False) -> ModelOutput:
         """Hidden states of `input_ids` (B, T), or of `inputs_embeds` (B, T, C).
 
-        `attention_mask` (B, S) is 1 for tokens and 0 for padding. `position_ids` (B, T) go on from the cache's
-        length if left out, whatever the mask says. `head_mask` (H,) or (layers, H) multiplies attention weights.
+        `attention_mask` (B, S) is 1 for tokens and 0 for padding. `position_ids` (B, T), left out, go on from
+        the cache's length whatever the mask says. `head_mask` (H,) or (layers, H) multiplies the weights.
         ValueError where shapes disagree or the text is longer than `max_position_embeddings`.
         """
         x = embed(self.wte, input_ids, inputs_embeds)
@@ -370,8 +375,11 @@ class GPTNeoModel(PreTrainedModel):
             x = x + self.wte(token_type_ids)
         x = self.drop(x)
 
-        whole = output_attentions or head_mask is not None  # weights are needed: the spelled-out formula
         padding = padding_bias(attention_mask, S, x.dtype)
+        # Spelled out where weights are asked for; and in training on left padding, since the fused kernel's
+        # gradients are wrong for rows that see only padding: log(n) drowns in the mask's lowest number.
+        whole = output_attentions or head_mask is not None
+        whole = whole or (torch.is_grad_enabled() and padding is not None and bool(padding[..., 0].any()))
         windows = {"global": S, "local": self.config.window_size}
         blocks = {kind: attention_blocks(T, S, windows[kind], padding, x, whole) for kind in windows}
         hidden_states, attentions = [], []
@@ -382,8 +390,12 @@ class GPTNeoModel(PreTrainedModel):
             attentions.append(weights)
         x = self.ln_f(x)
         cached = self.config.use_cache if use_cache is None else use_cache
-        return ModelOutput(x, cache if cached else None, (*hidden_states, x) if output_hidden_states else None,
-                           tuple(attentions) if output_attentions else None)
+        return ModelOutput(
+            last_hidden_state=x,
+            past_key_values=cache if cached else None,
+            hidden_states=(*hidden_states, x) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
 
 
 def embed(table: nn.Embedding, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
@@ -397,7 +409,7 @@ def embed(table: nn.Embedding, input_ids: Tensor | None, inputs_embeds: Tensor |
     return table(input_ids)
 
 
-# ---- Causal language model --------------------------------------------------------------------------------
+# ---- Causal language model ---------------------------------------------------------------------------------
 
 
 class CausalLMOutput(NamedTuple):
@@ -423,12 +435,12 @@ def check_generation(T, positions, max_new_tokens, temperature, top_k, top_p, re
         raise ValueError(f"repetition_penalty must be above 0, not {repetition_penalty}")
 
 
-def next_token(ids, logits, do_sample, temperature, top_k, top_p, repetition_penalty, generator) -> Tensor:
-    """(B,) ids from (B, V) float32 logits; in Transformers' order, so that a seed draws the same tokens there."""
+def next_token(seen, logits, do_sample, temperature, top_k, top_p, repetition_penalty, generator) -> Tensor:
+    """(B,) ids from (B, V) float32 logits, in Transformers' order: a seed draws the same tokens there."""
     if repetition_penalty is not None:
-        seen = logits.gather(1, ids)
-        seen = torch.where(seen < 0, seen * repetition_penalty, seen / repetition_penalty)
-        logits = logits.scatter(1, ids, seen)
+        old = logits.gather(1, seen)
+        old = torch.where(old < 0, old * repetition_penalty, old / repetition_penalty)
+        logits = logits.scatter(1, seen, old)
     if not do_sample:
         return logits.argmax(-1)
     logits = logits / temperature
@@ -450,15 +462,15 @@ class GenerationMixin:
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, max_new_tokens: int,
                  do_sample: bool = False, temperature: float = 1.0, top_k: int | None = None,
                  top_p: float | None = None, repetition_penalty: float | None = None,
-                 eos_token_id: int | Sequence[int] | str | None = "checkpoint", pad_token_id: int | None = None,
-                 generator: torch.Generator | None = None, streamer: Any = None,
-                 logits_processor: Sequence[Callable] = (), stopping_criteria: Sequence[Callable] = (),
-                 use_cache: bool = True) -> Tensor:
+                 eos_token_id: int | Sequence[int] | str | None = "checkpoint",
+                 pad_token_id: int | None = None, generator: torch.Generator | None = None,
+                 streamer: Any = None, logits_processor: Sequence[Callable] = (),
+                 stopping_criteria: Sequence[Callable] = (), use_cache: bool = True) -> Tensor:
         """(B, T + new) ids: the prompts (B, T), shorter ones padded on the left, and what follows them.
 
-        `eos_token_id`: an id or several; left out it is the checkpoint's own, None never stops. Finished rows are
-        filled with `pad_token_id`. Each processor maps (ids, float32 logits) to logits, each criterion to True or
-        (B,) booleans where to stop. `streamer` gets `put(prompts)`, `put(new ids)` every step, `end()`.
+        `eos_token_id`: an id or several; left out it is the checkpoint's own, None never stops. Finished rows
+        are filled with `pad_token_id`. Each processor maps (ids, float32 logits) to logits, each criterion to
+        True or (B,) booleans where to stop. `streamer` gets `put(prompts)`, `put(new ids)` a step, `end()`.
         """
         check_generation(input_ids.shape[1], self.max_positions, max_new_tokens, temperature, top_k, top_p,
                          repetition_penalty)
@@ -475,7 +487,9 @@ class GenerationMixin:
                           use_cache=use_cache, logits_to_keep=1).logits[:, -1].float()
             for processor in logits_processor:
                 logits = processor(ids, logits)
-            token = next_token(ids, logits, do_sample, temperature, top_k, top_p, repetition_penalty, generator)
+            seen = ids.where(mask.bool(), ids[:, -1:])  # padding earns no penalty, as in Transformers 5
+            token = next_token(seen, logits, do_sample, temperature, top_k, top_p, repetition_penalty,
+                               generator)
             token = torch.where(running, token, pad)
             ids, mask = torch.cat([ids, token[:, None]], 1), F.pad(mask, (0, 1), value=1)
             if streamer is not None:
@@ -514,7 +528,7 @@ class GPTNeoForCausalLM(PreTrainedModel, GenerationMixin):
 
     def forward(self, input_ids: Tensor | None = None, *, labels: Tensor | None = None,
                 logits_to_keep: int | Tensor = 0, **inputs) -> CausalLMOutput:
-        """Logits (B, T, V) after `GPTNeoModel.forward`; with `labels` (B, T) also the loss of the next tokens.
+        """Logits (B, T, V) after `GPTNeoModel.forward`; with `labels` (B, T) the loss of the next tokens too.
 
         Labels are not shifted, -100 is left out. `logits_to_keep`: how many last positions (0: all), or which.
         """
@@ -527,7 +541,7 @@ class GPTNeoForCausalLM(PreTrainedModel, GenerationMixin):
         return CausalLMOutput(loss, logits, *output[1:])
 
 
-# ---- Heads ------------------------------------------------------------------------------------------------
+# ---- Heads -------------------------------------------------------------------------------------------------
 
 
 class TokenClassifierOutput(NamedTuple):
@@ -557,7 +571,7 @@ def last_token(input_ids: Tensor | None, x: Tensor, pad_token_id: int | None) ->
 
 
 def classification_loss(logits: Tensor, labels: Tensor, problem_type: str | None) -> Tensor:
-    """Regression, one label or several: as `problem_type` says, else as the labels' number and dtype suggest."""
+    """Regression, one label or several: as `problem_type` says, else as the labels suggest."""
     num_labels = logits.shape[-1]
     if problem_type is None:
         kind = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
@@ -577,7 +591,8 @@ class GPTNeoForSequenceClassification(PreTrainedModel):
         self.transformer = GPTNeoModel(config)
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
 
-    def forward(self, input_ids: Tensor | None = None, *, labels: Tensor | None = None, **inputs) -> CausalLMOutput:
+    def forward(self, input_ids: Tensor | None = None, *, labels: Tensor | None = None,
+                **inputs) -> CausalLMOutput:
         """Logits (B, num_labels) at each row's last token; `labels` (B,), or (B, num_labels) of floats."""
         output = self.transformer(input_ids, **inputs)
         x = output.last_hidden_state
@@ -615,13 +630,14 @@ class GPTNeoForQuestionAnswering(PreTrainedModel):
 
     def forward(self, input_ids: Tensor | None = None, *, start_positions: Tensor | None = None,
                 end_positions: Tensor | None = None, **inputs) -> QuestionAnsweringOutput:
-        """Logits (B, T) of where the answer starts and ends. In the loss, positions (B,) are clamped to the text;
-        one past its end is left out."""
+        """Logits (B, T) of where the answer starts and ends. Positions (B,) are clamped to the text; those
+        past its end do not count in the loss."""
         output = self.transformer(input_ids, **inputs)
         start, end = self.qa_outputs(output.last_hidden_state).unbind(-1)  # (B, T) each
         loss = None
         if start_positions is not None and end_positions is not None:
             T = start.shape[1]
             first, last = (positions.view(-1).clamp(0, T) for positions in (start_positions, end_positions))
-            loss = (F.cross_entropy(start, first, ignore_index=T) + F.cross_entropy(end, last, ignore_index=T)) / 2
+            cross_entropy = partial(F.cross_entropy, ignore_index=T)
+            loss = (cross_entropy(start, first) + cross_entropy(end, last)) / 2
         return QuestionAnsweringOutput(loss, start, end, output.hidden_states, output.attentions)

@@ -1,20 +1,21 @@
-"""The folder's tokenizer files -> encode, decode, stream: the same ids and text as the Hugging Face fast tokenizer.
+"""The folder's tokenizer files -> encode, decode, stream: ids and text of the Hugging Face fast tokenizer.
 
     tokenizer = load("path/to/gpt-neo-125m")
     tokenizer.encode("Hello world")                  # [15496, 995]
 
-Three things differ, on purpose: nothing is ever "cleaned up" when decoding (that would change code and quotes), a lone
-surrogate becomes U+FFFD rather than an error, and added tokens with letters like "é" decode to themselves.
+Three things differ, on purpose: nothing is "cleaned up" when decoding (that would change code and quotes), a
+lone surrogate becomes U+FFFD rather than an error, and added tokens with letters like é decode to themselves.
 """
 
-if __name__ == "tokenize":  # Python was started in this folder: torch asks for the standard library's tokenize
+if __name__ == "tokenize":  # Python was started in this folder, and torch wants the standard library's
     raise SystemExit("decoders/tokenize.py hides Python's own tokenize here: start Python in another folder, "
-                     "for example one level up with `python -m decoders`")  # fmt: skip
+                     "for example one level up with `python -m decoders`")
 
 import codecs
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,17 +23,18 @@ import tiktoken
 
 from decoders import check_file, find, read_json
 
-# ---- Splitting patterns ---------------------------------------------------------------------------------------------
+# ---- Splitting patterns ------------------------------------------------------------------------------------
 
-# What a piece of text may be before the merges start, in tiktoken's notation. `\s++$` comes first so that a long run
-# of blanks at the end takes no backtracking. Equal to the published patterns of GPT-2, cl100k and o200k.
+# What a piece of text may be before the merges start, in tiktoken's notation: possessive, with `\s++$` first,
+# so that long runs take no backtracking. Equal to the published patterns of GPT-2, cl100k and o200k.
 CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 CL100K = (CONTRACTION + r"|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
-          r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s")  # fmt: skip
+          r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s")
 O200K = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+{CONTRACTION}?|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*{CONTRACTION}?"
+    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+{CONTRACTION}?"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*{CONTRACTION}?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 PUBLISHED = {  # as tokenizer.json writes them -> ours
@@ -42,14 +44,14 @@ PUBLISHED = {  # as tokenizer.json writes them -> ours
 }
 PATTERN_BY_ROWS = {100352: CL100K, 200064: O200K}  # phi-4 and phi-4-mini; all others split as GPT-2
 
-# Unicode's White_Space, which is what lstrip and rstrip of added tokens swallow; Python's \s has four characters more.
+# Unicode's White_Space, which lstrip and rstrip of added tokens swallow; Python's \s has four more.
 BLANKS = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 BLANKS_BEFORE, BLANKS_AFTER = re.compile(f"[{BLANKS}]*$"), re.compile(f"[{BLANKS}]*")
 LONG_RUN = re.compile(r"\s{100000}")
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-# ---- Byte-level BPE -------------------------------------------------------------------------------------------------
+# ---- Byte-level BPE ----------------------------------------------------------------------------------------
 
 
 def byte_letters() -> dict[str, int]:
@@ -70,19 +72,20 @@ class AddedToken(NamedTuple):
 
 
 class Tokenizer:
-    """Byte-level BPE with added tokens. `vocab_size` counts the vocabulary, `len()` the added tokens as well."""
+    """Byte-level BPE with added tokens. `vocab_size` counts the vocabulary, `len()` the added tokens too."""
 
-    def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]], added: Iterable[AddedToken], pattern: str):
+    def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]], added: Iterable[AddedToken],
+                 pattern: str):
         added = list(added)
         letters, contents = byte_letters(), {token.content for token in added}
         results = [a + b for a, b in merges]
         ids = [vocab.get(result) for result in results]
         if None in ids:
-            raise ValueError(f"the vocabulary lacks {results[ids.index(None)]!r}, which is the result of a merge")
-        if any(a >= b for a, b in zip(ids, ids[1:])):
-            raise ValueError("ids do not ascend in the order of the merges: this is not a GPT-2 style vocabulary")
+            raise ValueError(f"the vocabulary lacks {results[ids.index(None)]!r}, the result of a merge")
+        if any(a >= b for a, b in pairwise(ids)):
+            raise ValueError("ids do not ascend in the order of the merges, as in a GPT-2 style vocabulary")
         if missing := [letter for letter in letters if letter not in vocab]:
-            raise ValueError(f"the vocabulary lacks the letters of {len(missing)} bytes: it is not byte-level")
+            raise ValueError(f"the vocabulary lacks {len(missing)} of the 256 bytes: it is not byte-level")
         # tiktoken merges by the rank of the result, so only what merges can make may have one
         self.ranks = {bytes(letters[c] for c in word): vocab[word] for word in [*letters, *results]}
         self.bpe = tiktoken.Encoding("bpe", pat_str=pattern, mergeable_ranks=self.ranks, special_tokens={})
@@ -90,7 +93,7 @@ class Tokenizer:
         self.bytes_of = {
             id: bytes(letters[c] for c in word) if letters.keys() >= set(word) else word.encode()
             for word, id in vocab.items() if word not in contents
-        }  # fmt: skip
+        }
         self.added: dict[str, AddedToken] = {}
         self._add(added)
         self.bos_token_id: int | None = None
@@ -128,7 +131,7 @@ class Tokenizer:
     # ---- Text to ids
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Ids of `text`. Added tokens written in it become their ids. These families put nothing around the text."""
+        """Ids of `text`, added tokens in it included. These families put nothing around the text."""
         if SURROGATE.search(text):  # pairs become the character they mean, lone ones U+FFFD
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         ids: list[int] = []
@@ -140,7 +143,7 @@ class Tokenizer:
         return ids
 
     def _split(self, text: str) -> Iterator[str | int]:
-        """Text between added tokens, and the ids of these. Leftmost first, then longest, as the reference does."""
+        """Text between added tokens, and the ids of these: the leftmost first, of several the longest."""
         done = 0
         for found in self.splitter.finditer(text) if self.splitter else ():
             token, (start, stop) = self.added[found[0]], found.span()
@@ -156,7 +159,7 @@ class Tokenizer:
     def _encode_ordinary(self, text: str) -> list[int]:
         if not LONG_RUN.search(text):
             return self.bpe.encode_ordinary(text)
-        # tiktoken's regex engine overflows on a run of a million blanks: the `regex` package splits these texts
+        # tiktoken's regex engine overflows on a run of a million blanks: the `regex` package does not
         import regex
 
         pieces = regex.findall(self.pattern.replace(r"\s", r"\p{White_Space}"), text)
@@ -170,19 +173,20 @@ class Tokenizer:
     # ---- Ids to text
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
-        """Text of `ids` (a list or a one-dimensional tensor). Ids without a token give nothing, broken UTF-8 U+FFFD."""
+        """Text of `ids`, a list or (T,) tensor. Ids without a token give nothing, broken UTF-8 U+FFFD."""
         return b"".join(self.token_bytes(ids, skip_special_tokens)).decode("utf-8", "replace")
 
     def token_bytes(self, ids: Iterable[int], skip_special_tokens: bool) -> Iterator[bytes]:
         special = {token.id for token in self.added.values() if token.special} if skip_special_tokens else ()
         return (self.bytes_of.get(int(id), b"") for id in ids if int(id) not in special)
 
-    def stream(self, write: Callable[[str], Any] | None = None, skip_special_tokens: bool = False) -> "Stream":
-        """A decoder that is fed ids as they come; also a `streamer` for `generate`. `write` is called with each text."""
+    def stream(self, write: Callable[[str], Any] | None = None,
+               skip_special_tokens: bool = False) -> "Stream":
+        """A decoder that is fed ids as they come, and a `streamer` for `generate`. `write` gets all text."""
         return Stream(self, write, skip_special_tokens)
 
     def chat(self, messages: list[dict[str, str]]) -> list[int]:
-        """Ids of a conversation, up to where the answer begins. ValueError: these families have no chat format."""
+        """Ids of a conversation, up to where the answer begins. ValueError where there is no chat format."""
         raise ValueError("this checkpoint has no chat format: it continues plain text")
 
 
@@ -194,7 +198,7 @@ class Stream:
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def put(self, ids: Any) -> str:
-        """Text that is complete after `ids`: an int, a list, or a tensor. A (1, T) tensor is a prompt and skipped."""
+        """Text that is complete after `ids`, an int, list or tensor. A (1, T) tensor is a prompt: skipped."""
         shape = getattr(ids, "shape", ())
         if shape and shape[0] != 1:
             raise ValueError(f"a stream follows one text, not a batch of {shape[0]}")
@@ -219,7 +223,7 @@ def blanks_before(text: str, end: int) -> int:
     return end
 
 
-# ---- Reading a folder -----------------------------------------------------------------------------------------------
+# ---- Reading a folder --------------------------------------------------------------------------------------
 
 
 def load(path_or_id: str | Path) -> Tokenizer:
@@ -235,7 +239,7 @@ def load(path_or_id: str | Path) -> Tokenizer:
     whole, vocab_file = folder / "tokenizer.json", folder / "vocab.json"
     source = whole if whole.exists() else vocab_file
     if not source.exists():
-        raise FileNotFoundError(f"{folder} holds no tokenizer: neither tokenizer.json nor vocab.json and merges.txt")
+        raise FileNotFoundError(f"{folder} holds neither tokenizer.json nor vocab.json and merges.txt")
     try:
         if whole.exists():
             vocab, merges, listed, pattern = read_whole(whole)
@@ -244,9 +248,11 @@ def load(path_or_id: str | Path) -> Tokenizer:
             listed, pattern = {}, PATTERN_BY_ROWS.get(rows(folder), GPT2)
         if config.get("add_prefix_space"):
             raise ValueError("add_prefix_space is not supported")
-        tokenizer = Tokenizer(vocab, merges, added_tokens(folder, vocab, listed, {**config, **names}), pattern)
+        added = added_tokens(folder, vocab, listed, {**config, **names})
+        tokenizer = Tokenizer(vocab, merges, added, pattern)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"{source} is not a byte-level tokenizer ({type(error).__name__}: {error})") from None
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{source} is not a byte-level tokenizer ({reason})") from None
     except ValueError as error:
         raise error if str(folder) in str(error) else ValueError(f"{source}: {error}") from None
     for role in ("bos", "eos", "pad"):
@@ -258,23 +264,22 @@ def load(path_or_id: str | Path) -> Tokenizer:
 
 
 def read_whole(file: Path) -> tuple[dict[str, int], list[tuple[str, str]], dict[int, AddedToken], str]:
-    """Vocabulary, merges, added tokens and pattern from `tokenizer.json`. Merges are "a b", or pairs since 2024."""
+    """Vocabulary, merges, added tokens and pattern of `tokenizer.json`. Merges are "a b" or pairs."""
     content = read_json(file)
     model, before = content["model"], content["pre_tokenizer"]
     if model.get("type", "BPE") != "BPE" or model.get("byte_fallback") or content.get("normalizer"):
         raise ValueError("only byte-level BPE is supported, and this is another kind")
     steps = before.get("pretokenizers", [before])
     published = [step["pattern"]["Regex"] for step in steps if step["type"] == "Split"]
-    if {step["type"] for step in steps} - {"Split", "ByteLevel"} or any(p not in PUBLISHED for p in published):
+    if {step["type"] for step in steps} - {"Split", "ByteLevel"} or not PUBLISHED.keys() >= set(published):
         raise ValueError(f"the pre_tokenizer is none of GPT-2's, cl100k's and o200k's: {published or before}")
-    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
-    flags = AddedToken._fields
-    added = {token["id"]: AddedToken(**{flag: token[flag] for flag in flags}) for token in content["added_tokens"]}
+    merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
+    added = {token["id"]: flagged(token["id"], token) for token in content["added_tokens"]}
     return model["vocab"], merges, added, PUBLISHED[published[0]] if published else GPT2
 
 
 def read_merges(file: Path) -> list[tuple[str, str]]:
-    """Only the first line is a comment: '#' also begins real merges. No splitlines: it splits at other characters."""
+    """Only the first line is a comment, '#' begins real merges too. splitlines would split at more than \\n."""
     lines = check_file(file).read_text("utf-8").split("\n")
     pairs = [tuple(line.split(" ")) for line in lines[lines[0].startswith("#version") :] if line]
     if bad := [pair for pair in pairs if len(pair) != 2]:
@@ -287,8 +292,9 @@ def rows(folder: Path) -> int | None:
     return read_json(config).get("vocab_size") if config.exists() else None
 
 
-def added_tokens(folder: Path, vocab: dict[str, int], listed: dict[int, AddedToken], config: dict) -> list[AddedToken]:
-    """Added tokens with their flags, which old folders scatter over five places; the later ones here win."""
+def added_tokens(folder: Path, vocab: dict[str, int], listed: dict[int, AddedToken],
+                 config: dict) -> list[AddedToken]:
+    """Added tokens with their flags, which folders scatter over five places; the later ones here win."""
     added = dict(listed)
     extra = folder / "added_tokens.json"
     for content, id in (read_json(extra) if extra.exists() else {}).items():
@@ -313,7 +319,8 @@ def added_tokens(folder: Path, vocab: dict[str, int], listed: dict[int, AddedTok
 def flagged(id: int, token: dict) -> AddedToken:
     if token.get("single_word"):
         raise ValueError(f"added token {token['content']!r} has single_word, which is not supported")
-    return AddedToken(id, token["content"], *(bool(token.get(flag)) for flag in ("lstrip", "rstrip", "special")))
+    flags = (bool(token.get(flag)) for flag in ("lstrip", "rstrip", "special"))
+    return AddedToken(id, token["content"], *flags)
 
 
 def token_content(token: dict | str | None) -> str | None:

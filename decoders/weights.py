@@ -4,9 +4,9 @@
     for name, tensor in tensors("path/to/gpt-neo-125m").items(): ...
     save(model, "elsewhere")
 
-Folders may hold safetensors, PyTorch's or Flax's files, whole or in shards. Whatever they call a tensor, here it has
-the name that the hub uses today. Nothing in a checkpoint is ever executed. Broken folders raise ValueError, missing
-or unreadable files OSError, with one line that says which file and what to do.
+Folders may hold safetensors, PyTorch's or Flax's files, whole or in shards. Whatever they call a tensor, here
+it has the name that the hub uses today. Nothing in a checkpoint is ever executed. Broken folders raise
+ValueError, missing or unreadable files OSError, with one line that says which file and what to do.
 """
 
 import json
@@ -25,11 +25,12 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from decoders import check_file, family, find, read_json
 
-# ---- What each family calls its tensors -----------------------------------------------------------------------------
+# ---- What each family calls its tensors --------------------------------------------------------------------
 
 
 class Layout(NamedTuple):
@@ -52,7 +53,7 @@ class Tensors(dict):
 
 
 def tensors(path: str | Path) -> Tensors:
-    """All tensors of a checkpoint folder, memory-mapped where the format allows: nothing is read before it is used."""
+    """All tensors of a checkpoint folder, memory-mapped where the format allows: read when they are used."""
     folder = find(path)
     layout, found = LAYOUTS[family(read_json(folder / "config.json"))], Tensors()
     for file, stored, tensor in stored_tensors(folder):
@@ -67,7 +68,7 @@ def tensors(path: str | Path) -> Tensors:
     return found
 
 
-# ---- Formats --------------------------------------------------------------------------------------------------------
+# ---- Formats -----------------------------------------------------------------------------------------------
 
 
 def stored_tensors(folder: Path) -> Iterator[tuple[Path, str, Tensor]]:
@@ -82,7 +83,7 @@ def stored_tensors(folder: Path) -> Iterator[tuple[Path, str, Tensor]]:
             continue
         for file, listed in files.items():
             content = read(check_file(file))
-            if listed is not None and (absent := sorted(listed - content.keys())):
+            if listed and (absent := sorted(listed - content.keys())):
                 raise ValueError(f"{file} lacks {', '.join(absent)}, which {index.name} places there")
             for name, tensor in content.items():
                 yield file, name, tensor
@@ -113,7 +114,8 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
 
     try:
         with safetensors.safe_open(file, "pt") as content:
-            found = {name: content.get_tensor(name) for name in content.keys()}
+            names = content.keys()
+            found = {name: content.get_tensor(name) for name in names}
         with file.open("rb") as raw:  # the library lets the last of two equal names win
             json.loads(raw.read(int.from_bytes(raw.read(8), "little")), object_pairs_hook=unique)
     except OSError:
@@ -129,8 +131,9 @@ def read_pickle(file: Path) -> dict[str, Tensor]:
         mapped = zipfile.is_zipfile(file)  # before PyTorch 1.6 files were no archives, and cannot be mapped
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks for {asked[1]}, which no weights need; nothing was run" if asked else first_line(error)
+        asked = re.search(r"GLOBAL (\S+)|Unsupported operand \d+", str(error))
+        asked = f" ({asked[1] or asked[0]})" if asked else ""
+        reason = f"it asks for more than tensors{asked}; nothing was run"
         raise ValueError(f"{file} is refused: {reason}") from None
     except OSError:
         raise
@@ -145,7 +148,7 @@ def read_pickle(file: Path) -> dict[str, Tensor]:
 
 
 def read_flax(file: Path) -> dict[str, Tensor]:
-    """Flax's msgpack: nested names, matrices stored the other way round. Not lazy: the format has no index."""
+    """Flax's msgpack: nested names, matrices the other way round. All is read at once: there is no index."""
     try:
         import msgpack
     except ImportError:
@@ -188,7 +191,7 @@ FORMATS = {
     "flax_model.msgpack": read_flax,
 }
 
-# ---- Into a model ---------------------------------------------------------------------------------------------------
+# ---- Into a model ------------------------------------------------------------------------------------------
 
 
 class Match(NamedTuple):
@@ -206,11 +209,10 @@ def match(model: nn.Module, found: Tensors) -> Match:
     prefix = "" if hasattr(model, prefix) else f"{prefix}."  # of a bare model
     wanted = {prefix + name: (name, parameter.shape) for name, parameter in model.state_dict().items()}
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
-    missing = [stored for stored in wanted if stored not in found and stored not in tied]
-    new = [wanted[stored][0] for stored in missing if stored.startswith(NEW_HEADS)]
-    missing = [f"{stored} {tuple(wanted[stored][1])}" for stored in missing if not stored.startswith(NEW_HEADS)]
+    absent = [stored for stored in wanted if stored not in found and stored not in tied]
     extra = [stored for stored in found if stored not in wanted]
-    unexpected = [f"{stored} {tuple(found[stored].shape)}" for stored in extra if not stored.startswith(HEADS)]
+    missing = [f"{s} {tuple(wanted[s][1])}" for s in absent if not s.startswith(NEW_HEADS)]
+    unexpected = [f"{s} {tuple(found[s].shape)}" for s in extra if not s.startswith(HEADS)]
     misshapen = [
         f"{stored} is {tuple(found[stored].shape)} in {found.origin[stored][0].name}, not {tuple(shape)}"
         for stored, (_, shape) in wanted.items()
@@ -219,8 +221,12 @@ def match(model: nn.Module, found: Tensors) -> Match:
     problems = [f"missing: {grouped(missing)}"] if missing else []
     problems += [f"unexpected: {grouped(unexpected)}"] if unexpected else []
     problems += misshapen
-    pairs = {name: found[s] for s, (name, _) in wanted.items() if s in found and s not in tied}
-    return Match(pairs, new, problems, [stored for stored in extra if stored.startswith(HEADS)])
+    return Match(
+        tensors={name: found[s] for s, (name, _) in wanted.items() if s in found and s not in tied},
+        new=[wanted[s][0] for s in absent if s.startswith(NEW_HEADS)],
+        problems=problems,
+        unused=[s for s in extra if s.startswith(HEADS)],
+    )
 
 
 def grouped(names: Iterable[str]) -> str:
@@ -249,12 +255,12 @@ def no_number(name: str) -> str:
 
 def load(model_class: type, path_or_id: str | Path, *, dtype: torch.dtype | None = None,
          device: str | torch.device = "cpu", progress: bool = False, **overrides) -> nn.Module:
-    """A model in `eval()` with the checkpoint's weights, in the dtype they are stored in unless `dtype` says otherwise.
+    """A model in `eval()` with the checkpoint's weights, as stored unless `dtype` says otherwise.
 
-    The weights stay in the files, mapped into memory (changes to them never reach the files). `overrides` replace
-    fields of `config.json`. `progress` shows a bar and reads every page now rather than at first use.
-    ValueError lists everything that is missing, unexpected or misshapen at once. A head that the checkpoint does
-    not have (classification on a base model) is drawn anew, with a warning.
+    The weights stay in the files, mapped into memory; changes to them never reach the files. `overrides`
+    replace fields of `config.json`. `progress` shows a bar and reads every page now rather than at first use.
+    ValueError lists all that is missing, unexpected or misshapen at once. A head that the checkpoint does not
+    have (classification on a base model) is drawn anew, with a warning.
     """
     folder = find(path_or_id)
     model, found = on_meta(model_class, folder, **overrides), tensors(folder)
@@ -262,7 +268,7 @@ def load(model_class: type, path_or_id: str | Path, *, dtype: torch.dtype | None
     if matched.problems:
         raise ValueError(f"{folder} does not fit {model_class.__name__}: {'; '.join(matched.problems)}")
     if dtype is None:
-        dtype = stored_dtype(matched.tensors.values())
+        dtype = stored_dtype(folder, matched.tensors.values())
     state = {}
     bar = tqdm(matched.tensors.items(), "loading", unit=" tensors", leave=False, disable=not progress)
     for name, tensor in bar:
@@ -274,14 +280,24 @@ def load(model_class: type, path_or_id: str | Path, *, dtype: torch.dtype | None
     model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
     if model.config.tie_word_embeddings and hasattr(model, "lm_head") and "lm_head.weight" in found:
-        if not torch.equal(model.lm_head.weight, found["lm_head.weight"].to(device, dtype)):
-            raise ValueError(f"{folder}: lm_head.weight differs from the token table that tie_word_embeddings puts in "
-                             "its place; load with tie_word_embeddings=False to keep both")
+        own = found["lm_head.weight"].to(device, dtype)
+        if not torch.equal(model.lm_head.weight, own):
+            raise ValueError(f"{folder}: lm_head.weight differs from the token table it is tied to; "
+                             "load with tie_word_embeddings=False to keep both")
     if matched.new:
         for name in {name.rpartition(".")[0] for name in matched.new}:
             model.init_weights(model.get_submodule(name))
-        warnings.warn(f"{folder} has no {', '.join(matched.new)}: drawn anew, train it before use", stacklevel=2)
+        names = ", ".join(matched.new)
+        warnings.warn(f"{folder} has no {names}: drawn anew, train it before use", stacklevel=2)
     return model.eval()
+
+
+class Undrawn(TorchFunctionMode):
+    """Modules made inside draw no weights: on the meta device there is nothing to draw, and PyTorch would import
+    its compiler for it, which takes as long as importing PyTorch."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return kwargs["tensor"] if function is nn.init.normal_ else function(*args, **(kwargs or {}))
 
 
 def on_meta(model_class: type, folder: Path, **overrides) -> nn.Module:
@@ -294,39 +310,40 @@ def on_meta(model_class: type, folder: Path, **overrides) -> nn.Module:
         config = config_class.from_dict(config)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{folder / 'config.json'}: {first_line(error)}") from None
-    with torch.device("meta"):
+    with torch.device("meta"), Undrawn():
         model = model_class(config)
     generation = folder / "generation_config.json"
     model.generation_config = read_json(generation) if generation.exists() else {}
     return model
 
 
-def stored_dtype(stored: Iterable[Tensor]) -> torch.dtype:
+def stored_dtype(folder: Path, stored: Iterable[Tensor]) -> torch.dtype:
     """The dtype of the tensors; where they differ, the narrowest that holds them all without loss."""
     dtypes = {tensor.dtype for tensor in stored}
     if any(not dtype.is_floating_point or dtype.itemsize < 2 for dtype in dtypes):
-        raise ValueError(f"weights in {', '.join(map(str, dtypes))}: quantised weights are not supported")
+        told = ", ".join(sorted(map(str, dtypes)))
+        raise ValueError(f"{folder} holds weights in {told}: quantised weights are not supported")
     first, *others = dtypes
     for other in others:
         first = torch.promote_types(first, other)
     return first
 
 
-# ---- And back -------------------------------------------------------------------------------------------------------
+# ---- And back ----------------------------------------------------------------------------------------------
 
 
 def save(model: nn.Module, folder: str | Path, *, max_shard_bytes: int = 5_000_000_000) -> None:
-    """Write `config.json`, `generation_config.json` if there is one, and safetensors, as Transformers reads them.
+    """Write `config.json`, `generation_config.json` if there is one, and safetensors, for Transformers too.
 
-    All is written beside and then moved into place, so that a failure leaves the folder as it was. Weight files of an
-    older save that the new one does not replace are removed; other files stay.
+    All is written aside and then moved into place, so that a failure leaves the folder as it was. Weights of
+    an older save that the new one does not replace are removed; other files stay.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
-    dtype = str(stored_dtype(state.values())).removeprefix("torch.")
+    dtype = str(stored_dtype(folder, state.values())).removeprefix("torch.")
     config = {"architectures": [type(model).__name__], **model.config.to_dict(), "torch_dtype": dtype}
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
         new = Path(temporary)
@@ -345,7 +362,7 @@ def save(model: nn.Module, folder: str | Path, *, max_shard_bytes: int = 5_000_0
 
 
 def write_shards(state: dict[str, Tensor], folder: Path, max_shard_bytes: int) -> None:
-    """`model.safetensors`, or numbered shards of at most `max_shard_bytes` (a larger tensor has one to itself)."""
+    """`model.safetensors`, or shards of at most `max_shard_bytes` (a larger tensor has one to itself)."""
     parts: list[dict[str, Tensor]] = [{}]
     room = max_shard_bytes
     for name, tensor in state.items():
@@ -359,7 +376,7 @@ def write_shards(state: dict[str, Tensor], folder: Path, max_shard_bytes: int) -
     for file, part in zip(names, parts, strict=True):
         content = {name: tensor.cpu().contiguous() for name, tensor in part.items()}
         safetensors.torch.save_file(content, folder / file, metadata={"format": "pt"})
-        shutil.copymode(folder / "config.json", folder / file)  # the library makes it readable by its owner only
+        shutil.copymode(folder / "config.json", folder / file)  # the library lets the owner only read it
     if len(parts) > 1:
         index = {
             "metadata": {"total_size": sum(tensor.nbytes for tensor in state.values())},

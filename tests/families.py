@@ -1,0 +1,172 @@
+"""What the tests know about each family: tiny sizes that fit nowhere by accident, and what must not go unnoticed."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import ModuleType
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from decoders import gpt_neo
+
+BATCH, LENGTH, PADDED = 2, 23, 4  # the length exceeds every window; PADDED tokens of row 0 are padding
+
+
+@dataclass
+class Family:
+    name: str  # model_type
+    module: ModuleType
+    prefix: str  # class names begin with it
+    tiny: dict  # a config.json: sizes pairwise different, an odd vocabulary
+    base: str  # attribute of the causal model that holds the bare one
+    dead: dict  # buffers that old checkpoints hold
+    mutations: dict[str, Callable] = field(default_factory=dict)  # each takes (model, monkeypatch) and breaks it
+    heads: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def cls(self, head: str = "ForCausalLM") -> type:
+        return getattr(self.module, self.prefix + head)
+
+    def config(self, **changes):
+        return self.cls("Config").from_dict({**self.tiny, **changes})
+
+    def model(self, head: str = "ForCausalLM", seed: int = 0, dtype=torch.float32, **changes) -> nn.Module:
+        """Our model alone, with redrawn weights."""
+        return redraw(self.cls(head)(self.config(**changes)), seed).to(dtype).eval()
+
+    def pair(self, head: str = "ForCausalLM", seed: int = 0, dtype=torch.float32, **changes):
+        """Ours and Transformers' with the same redrawn weights, in eval mode."""
+        transformers = pytest.importorskip("transformers")
+        config = {**self.tiny, **changes}
+        config_class = type(transformers.AutoConfig.for_model(config.pop("model_type")))
+        theirs_class = getattr(transformers, self.prefix + head)
+        theirs = theirs_class._from_config(config_class(**config), attn_implementation="eager")
+        redraw(theirs, seed)
+        ours = self.cls(head)(self.config(**changes))
+        ours.load_state_dict(theirs.state_dict())
+        return ours.to(dtype).eval(), theirs.to(dtype).eval()
+
+
+@torch.no_grad()
+def redraw(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Matrices N(0, 1/fan_in), norm weights 1 + 0.3 N, biases 0.3 N.
+
+    With the default initialisation biases are 0, norms 1 and attention is flat: a wrong GELU, swapped q and k or
+    a doubled rotary fraction then pass any tolerance.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in sorted(model.named_parameters()):
+        noise = torch.randn(p.shape, generator=generator)
+        if p.dim() > 1:
+            p.copy_(noise / math.sqrt(p.shape[1]))
+        else:
+            p.copy_(0.3 * noise + (0.0 if name.endswith("bias") else 1.0))
+    return model
+
+
+def inputs(vocab_size: int, padded: bool = False, seed: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    """(BATCH, LENGTH) ids and mask; `padded`: row 0 begins with PADDED tokens of padding."""
+    ids = torch.randint(0, vocab_size, (BATCH, LENGTH), generator=torch.Generator().manual_seed(seed))
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[0, :PADDED] = 0
+    return ids, mask
+
+
+# ---- GPT-Neo ----------------------------------------------------------------------------------------------
+
+
+def set_all(model, kind: type, **values) -> None:
+    for module in model.modules():
+        if isinstance(module, kind):
+            for name, value in values.items():
+                setattr(module, name, value)
+
+
+def change_config(**values) -> Callable:
+    def mutate(model, monkeypatch):
+        for name, value in values.items():
+            monkeypatch.setattr(model.config, name, value)
+
+    return mutate
+
+
+def change_modules(kind: type, **values) -> Callable:
+    return lambda model, monkeypatch: set_all(model, kind, **values)
+
+
+def change_scale(model, monkeypatch):
+    plain = gpt_neo.fast_attention
+    scaled = lambda q, k, v, mask, scale, dropout: plain(q, k, v, mask, q.shape[-1] ** -0.5, dropout)  # noqa: E731
+    monkeypatch.setattr(gpt_neo, "fast_attention", scaled)
+
+
+def swap(first: str, second: str) -> Callable:
+    @torch.no_grad()
+    def mutate(model, monkeypatch):
+        for module in model.modules():
+            if hasattr(module, first) and hasattr(module, second):
+                a, b = getattr(module, first).weight, getattr(module, second).weight
+                a.data, b.data = b.data.clone(), a.data.clone()
+
+    return mutate
+
+
+def shift_positions(model, monkeypatch):
+    model.transformer.wpe.weight.data = model.transformer.wpe.weight.data.roll(1, 0)
+
+
+def skip_final_norm(model, monkeypatch):
+    model.transformer.ln_f = nn.Identity()
+
+
+def drop_bias(name: str) -> Callable:
+    def mutate(model, monkeypatch):
+        for key, p in model.named_parameters():
+            if key.endswith(name):
+                p.data.zero_()
+
+    return mutate
+
+
+GPT_NEO = Family(
+    name="gpt_neo",
+    module=gpt_neo,
+    prefix="GPTNeo",
+    tiny={
+        "model_type": "gpt_neo", "vocab_size": 101, "max_position_embeddings": 67, "hidden_size": 48,
+        "num_layers": 3, "num_heads": 4, "attention_types": [[["global", "local"], 1], [["local"], 1]],
+        "window_size": 5, "intermediate_size": 80, "bos_token_id": 100, "eos_token_id": 100,
+    },
+    base="transformer",
+    dead={
+        "transformer.h.0.attn.attention.bias": torch.ones(1, 1, 67, 67, dtype=torch.uint8).tril(),
+        "transformer.h.0.attn.attention.masked_bias": torch.tensor(-1e9),
+        "transformer.h.2.attn.attention.masked_bias": torch.tensor(-1e9),
+    },
+    heads=("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"),
+    mutations={
+        "window one too long": change_config(window_size=6),
+        "window one too short": change_config(window_size=4),
+        "global and local swapped": change_config(attention_layers=["local", "global", "local"]),
+        "last layer global": change_config(attention_layers=["global", "local", "global"]),
+        "scores divided by sqrt(D)": change_scale,
+        "exact GELU": change_modules(gpt_neo.GPTNeoMLP, act=F.gelu),
+        "norm epsilon 1e-6": change_modules(nn.LayerNorm, eps=1e-6),
+        "q and k swapped": swap("q_proj", "k_proj"),
+        "k and v swapped": swap("k_proj", "v_proj"),
+        "norms swapped": swap("ln_1", "ln_2"),
+        "positions off by one": shift_positions,
+        "no final norm": skip_final_norm,
+        "output bias dropped": drop_bias("out_proj.bias"),
+        "MLP bias dropped": drop_bias("c_proj.bias"),
+        "norm bias dropped": drop_bias("ln_2.bias"),
+    },
+)
+
+FAMILIES = [GPT_NEO]

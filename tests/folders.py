@@ -1,0 +1,94 @@
+"""Checkpoint folders for the tests, in every layout that weights.py reads."""
+
+import json
+import struct
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from tests.families import Family
+
+
+def weights_of(family: Family, head: str = "ForCausalLM", dtype=torch.float32) -> dict[str, torch.Tensor]:
+    """What a hub file of this family holds: no tied output layer, but dead buffers."""
+    state = dict(family.model(head, dtype=dtype).state_dict())
+    state.pop("lm_head.weight", None)
+    return {**state, **family.dead}
+
+
+def write_config(folder: Path, family: Family, **changes) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"architectures": [family.prefix + "ForCausalLM"], **family.tiny, **changes}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def halves(state: dict) -> list[dict]:
+    names = sorted(state)
+    return [{n: state[n] for n in names[: len(names) // 2]}, {n: state[n] for n in names[len(names) // 2 :]}]
+
+
+def write_index(folder: Path, whole: str, parts: dict[str, dict]) -> None:
+    weight_map = {name: file for file, part in parts.items() for name in part}
+    text = json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map})
+    (folder / f"{whole}.index.json").write_text(text)
+
+
+def safetensors_whole(folder: Path, state: dict) -> None:
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def safetensors_shards(folder: Path, state: dict) -> None:
+    parts = {f"model-0000{i}-of-00002.safetensors": part for i, part in enumerate(halves(state), 1)}
+    for file, part in parts.items():
+        save_file(part, folder / file)
+    write_index(folder, "model.safetensors", parts)
+
+
+def pickle_whole(folder: Path, state: dict) -> None:
+    torch.save(state, folder / "pytorch_model.bin")
+
+
+def pickle_old(folder: Path, state: dict) -> None:
+    """As PyTorch wrote it before 1.6: no archive, cannot be mapped."""
+    torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+
+
+def pickle_shards(folder: Path, state: dict) -> None:
+    parts = {f"pytorch_model-0000{i}-of-00002.bin": part for i, part in enumerate(halves(state), 1)}
+    for file, part in parts.items():
+        torch.save(part, folder / file)
+    write_index(folder, "pytorch_model.bin", parts)
+
+
+def flax(folder: Path, state: dict) -> None:
+    """As flax.serialization.to_bytes writes it: nested names, matrices [in, out], arrays as extension 1."""
+    import msgpack
+
+    tree: dict = {}
+    for name, tensor in state.items():
+        if name.endswith(("attention.bias", "masked_bias")):
+            continue
+        *path, leaf = name.split(".")
+        if leaf == "weight":
+            leaf = "scale" if "ln_" in path[-1] else "embedding" if path[-1] in ("wte", "wpe") else "kernel"
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[leaf] = tensor.t().contiguous() if leaf == "kernel" else tensor
+
+    def pack(tensor: torch.Tensor) -> msgpack.ExtType:
+        content = bytes(tensor.contiguous().view(-1).view(torch.uint8).tolist())
+        return msgpack.ExtType(1, msgpack.packb((tuple(tensor.shape), str(tensor.dtype)[6:], content)))
+
+    (folder / "flax_model.msgpack").write_bytes(msgpack.packb(tree, default=pack))
+
+
+WRITERS = [safetensors_whole, safetensors_shards, pickle_whole, pickle_old, pickle_shards, flax]
+
+
+def raw_safetensors(header: dict | bytes, data: bytes, length: int | None = None) -> bytes:
+    """A safetensors file by hand, as broken as it may be."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
