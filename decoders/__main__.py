@@ -7,9 +7,12 @@ Exit status: 0 success, 1 a check that found a difference, 2 unusable input, 130
 import argparse
 import json
 import os
+import re
 import resource
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 EXIT_DIFFERENT, EXIT_UNUSABLE, EXIT_INTERRUPTED = 1, 2, 130
@@ -30,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     option("model", help="checkpoint folder or hub id")
     option("prompt", help="text to continue; - reads it from standard input")
     option("--max-new-tokens", type=int, default=200, metavar="N", help="at most N (default: 200)")
-    option("--temperature", type=float, metavar="T", help="sample; below 1 is safer, above 1 is bolder")
+    option("--temperature", type=float, metavar="T", help="sample; below 1 is safer, above is bolder; 0 is greedy")
     option("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens")
     option("--top-p", type=float, metavar="P", help="sample from the likeliest tokens of total chance P")
     option("--repetition-penalty", type=float, metavar="R", help="above 1: avoid tokens seen before")
@@ -41,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     option("--chat", action="store_true", help="put the prompt into the model's chat format")
     option("--json", action="store_true", help="one JSON object instead of streamed text")
 
-    inspect = commands.add_parser("inspect", help="what is in a checkpoint, and does it fit? reads headers only")
+    inspect = commands.add_parser("inspect", help="what is in a checkpoint; reads headers only")
     inspect.add_argument("model", help="checkpoint folder or hub id")
     inspect.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     return parser
@@ -76,17 +79,16 @@ def generate(args: argparse.Namespace) -> int:
     room = args.max_new_tokens if model.max_positions is None else model.max_positions - len(ids) + 1
     if args.max_new_tokens > room > 0:
         say(f"note: {room} new tokens fit after a prompt of {len(ids)} ({model.max_positions} positions)")
-    sampling = any(option is not None for option in (args.temperature, args.top_k, args.top_p))
+    sampling = args.temperature != 0 and any(x is not None for x in (args.temperature, args.top_k, args.top_p))
     if args.seed is not None:
         torch.manual_seed(args.seed)
-    watch = Watch(tokenizer.stream(None if args.json else write, skip_special_tokens=True))
-    if not args.json:
-        write(prompt)
+    show = (lambda text: None) if args.json else write
+    watch = Watch(prompt, show, tokenizer.stream(show, skip_special_tokens=True))
     result = model.generate(
         torch.tensor([ids], device=device),
         max_new_tokens=min(args.max_new_tokens, room) if room > 0 else args.max_new_tokens,
         do_sample=sampling,
-        temperature=1.0 if args.temperature is None else args.temperature,
+        temperature=args.temperature or 1.0,
         top_k=args.top_k,
         top_p=args.top_p,
         repetition_penalty=args.repetition_penalty,
@@ -97,17 +99,19 @@ def generate(args: argparse.Namespace) -> int:
         text = tokenizer.decode(new, skip_special_tokens=True)
         write(json.dumps({"prompt": prompt, "text": text, "prompt_ids": ids, "ids": new}, ensure_ascii=False))
     write("\n")
-    say(f"{watch.report(len(ids))}, loaded in {loaded - start:.2f} s, peak memory {peak_memory()}")
+    say(f"{watch.report(len(ids))}, loaded in {loaded - start:.2f} s, peak memory {human(peak_memory())}")
     return 0
 
 
 class Watch:
-    """A streamer that passes everything on and notes when it came."""
+    """A streamer that shows the prompt, passes what follows on and notes when it came."""
 
-    def __init__(self, stream: Any):
-        self.stream, self.times = stream, []
+    def __init__(self, prompt: str, show: Callable[[str], Any], stream: Any):
+        self.prompt, self.show, self.stream, self.times = prompt, show, stream, []
 
     def put(self, ids: Any) -> None:
+        if not self.times:
+            self.show(self.prompt)
         self.times.append(time.perf_counter())
         self.stream.put(ids)
 
@@ -140,9 +144,12 @@ def usable_device(name: str):
     return device
 
 
-def peak_memory() -> str:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return human(peak)
+def peak_memory() -> int:
+    """Bytes that this process has had in memory at most, mapped weights included."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage counts what the parent had when it started this process
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def human(n: float) -> str:

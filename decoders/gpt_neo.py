@@ -124,6 +124,29 @@ class GPTNeoConfig:
         return {"model_type": "gpt_neo", **asdict(self)}
 
 
+# ---- Linear ------------------------------------------------------------------------------------------------
+
+
+class Linear(nn.Linear):
+    """`nn.Linear`, which on a CPU and without autograd takes the kernel that reads the weights fastest.
+
+    For float32 PyTorch calls MKL; oneDNN takes half its time for few rows, and less for many (measured on an
+    AMD EPYC). For bfloat16 it calls oneDNN; its own product takes half the time of that for a single row.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+        if not (x.is_cpu and onednn) or torch.is_grad_enabled():
+            return super().forward(x)
+        if x.dtype == torch.float32:
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        torch.backends.mkldnn.enabled = x.numel() > self.in_features
+        try:
+            return super().forward(x)
+        finally:
+            torch.backends.mkldnn.enabled = True
+
+
 # ---- Key/value cache ---------------------------------------------------------------------------------------
 
 
@@ -254,10 +277,10 @@ class GPTNeoSelfAttention(nn.Module):
         super().__init__()
         C = config.hidden_size
         self.layer, self.num_heads = layer, config.num_heads
-        self.k_proj = nn.Linear(C, C, bias=False)
-        self.v_proj = nn.Linear(C, C, bias=False)
-        self.q_proj = nn.Linear(C, C, bias=False)
-        self.out_proj = nn.Linear(C, C)
+        self.k_proj = Linear(C, C, bias=False)
+        self.v_proj = Linear(C, C, bias=False)
+        self.q_proj = Linear(C, C, bias=False)
+        self.out_proj = Linear(C, C)
         self.attention_dropout = config.attention_dropout
         self.resid_dropout = nn.Dropout(config.resid_dropout)
 
@@ -283,8 +306,8 @@ class GPTNeoSelfAttention(nn.Module):
 class GPTNeoMLP(nn.Module):
     def __init__(self, config: GPTNeoConfig):
         super().__init__()
-        self.c_fc = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.c_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.c_fc = Linear(config.hidden_size, config.intermediate_size)
+        self.c_proj = Linear(config.intermediate_size, config.hidden_size)
         self.act = ACTIVATIONS[config.activation_function]
         self.dropout = nn.Dropout(config.resid_dropout)
 
@@ -518,7 +541,7 @@ class GPTNeoForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: GPTNeoConfig):
         super().__init__(config)
         self.transformer = GPTNeoModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.max_positions = config.max_position_embeddings
         self.tie_weights()
 
@@ -530,7 +553,7 @@ class GPTNeoForCausalLM(PreTrainedModel, GenerationMixin):
                 logits_to_keep: int | Tensor = 0, **inputs) -> CausalLMOutput:
         """Logits (B, T, V) after `GPTNeoModel.forward`; with `labels` (B, T) the loss of the next tokens too.
 
-        Labels are not shifted, -100 is left out. `logits_to_keep`: how many last positions (0: all), or which.
+        Labels are not shifted, -100 is left out. `logits_to_keep`: how many last ones (0: all), or which.
         """
         output = self.transformer(input_ids, **inputs)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -589,7 +612,7 @@ class GPTNeoForSequenceClassification(PreTrainedModel):
     def __init__(self, config: GPTNeoConfig):
         super().__init__(config)
         self.transformer = GPTNeoModel(config)
-        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.score = Linear(config.hidden_size, config.num_labels, bias=False)
 
     def forward(self, input_ids: Tensor | None = None, *, labels: Tensor | None = None,
                 **inputs) -> CausalLMOutput:
@@ -609,7 +632,7 @@ class GPTNeoForTokenClassification(PreTrainedModel):
         super().__init__(config)
         self.transformer = GPTNeoModel(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = Linear(config.hidden_size, config.num_labels)
 
     def forward(self, input_ids: Tensor | None = None, *, labels: Tensor | None = None,
                 **inputs) -> TokenClassifierOutput:
@@ -626,7 +649,7 @@ class GPTNeoForQuestionAnswering(PreTrainedModel):
     def __init__(self, config: GPTNeoConfig):
         super().__init__(config)
         self.transformer = GPTNeoModel(config)
-        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.qa_outputs = Linear(config.hidden_size, 2)
 
     def forward(self, input_ids: Tensor | None = None, *, start_positions: Tensor | None = None,
                 end_positions: Tensor | None = None, **inputs) -> QuestionAnsweringOutput:

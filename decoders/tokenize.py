@@ -279,7 +279,7 @@ def read_whole(file: Path) -> tuple[dict[str, int], list[tuple[str, str]], dict[
 
 
 def read_merges(file: Path) -> list[tuple[str, str]]:
-    """Only the first line is a comment, '#' begins real merges too. splitlines would split at more than \\n."""
+    """Only the first line is a comment, '#' begins real merges too. splitlines splits at more than \\n."""
     lines = check_file(file).read_text("utf-8").split("\n")
     pairs = [tuple(line.split(" ")) for line in lines[lines[0].startswith("#version") :] if line]
     if bad := [pair for pair in pairs if len(pair) != 2]:

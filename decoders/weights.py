@@ -293,8 +293,8 @@ def load(model_class: type, path_or_id: str | Path, *, dtype: torch.dtype | None
 
 
 class Undrawn(TorchFunctionMode):
-    """Modules made inside draw no weights: on the meta device there is nothing to draw, and PyTorch would import
-    its compiler for it, which takes as long as importing PyTorch."""
+    """Modules made inside draw no weights: the meta device has nothing to draw, and PyTorch would import its
+    compiler for it, which takes as long as importing PyTorch."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         return kwargs["tensor"] if function is nn.init.normal_ else function(*args, **(kwargs or {}))

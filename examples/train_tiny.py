@@ -10,6 +10,8 @@ Needs `pip install 'decoders[train]'`.
 import argparse
 import json
 import math
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -140,18 +142,27 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="default: the recipe's")
     args = parser.parse_args()
     recipe = RECIPES[args.family]
-    folder = args.out or Path("checkpoints") / f"tiny-{args.family.replace('_', '-')}"
-    folder.mkdir(parents=True, exist_ok=True)
-    start = time.time()
+    target = args.out or Path("checkpoints") / f"tiny-{args.family.replace('_', '-')}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:  # the old stays until the new is whole
+        folder = Path(temporary) / target.name
+        folder.mkdir()
+        make(recipe, args.family, args.steps or recipe.steps, folder)
+        shutil.rmtree(target, ignore_errors=True)
+        folder.rename(target)
+    print(f"written to {target}")
 
+
+def make(recipe: Recipe, family: str, steps: int, folder: Path) -> None:
+    """Tokenizer, model, held-out loss and picture, all in `folder`."""
+    start = time.time()
     recipe.train_tokenizer(list(islice(recipe.texts(TRAIN_SEED), 5000)), folder)
     torch.manual_seed(0)
-    (folder / "config.json").write_text(json.dumps({"model_type": args.family}))  # until save writes it all
+    (folder / "config.json").write_text(json.dumps({"model_type": family}))  # until save writes it all
     tokenizer = tokenize.load(folder)
     model = recipe.model_class(recipe.config(tokenizer)).init_weights()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")
-    losses = train(recipe, model, tokenizer, args.steps or recipe.steps)
-
+    losses = train(recipe, model, tokenizer, steps)
     model.generation_config = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
     weights.save(model.half(), folder)
     model = weights.load(recipe.model_class, folder, dtype=torch.float32)  # what a user gets: rounded once
@@ -159,7 +170,7 @@ def main() -> None:
     facts = {"held_out_loss": loss, "held_out_texts": HELD_OUT, "steps": len(losses)}
     (folder / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
     draw(losses, loss, folder / "loss.png")
-    print(f"held-out loss {loss:.4f} per token; {time.time() - start:.0f} s; {folder}")
+    print(f"held-out loss {loss:.4f} per token; {time.time() - start:.0f} s")
 
 
 if __name__ == "__main__":

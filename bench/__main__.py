@@ -1,0 +1,260 @@
+"""Ours and Transformers side by side, on the same random weights, in one run.
+
+    python -m bench                 # all rows, a quarter of an hour on two cores; a table on standard output
+    python -m bench --quick         # two layers only, two minutes: does it run?
+    python -m bench --write         # the table into README.md too, and the numbers into bench/results.json
+
+Every row alternates the two (ours, theirs, ours, ...) and gives medians and their ratio, because the speed of
+a shared machine drifts. Weights and the caches that decoding starts from are random: time does not depend on
+them. Beforehand the two must give the same logits.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from decoders import gpt_neo, weights
+
+README = Path(__file__).parent.parent / "README.md"
+RESULTS = Path(__file__).parent / "results.json"
+BEGIN, END = "<!-- benchmark: python -m bench --write -->", "<!-- end of benchmark -->"
+TOKENIZER = Path(__file__).parent.parent / "checkpoints" / "tiny-gpt-neo"  # any: its ids fit every vocabulary
+
+# EleutherAI/gpt-neo-1.3B
+CONFIG = {"vocab_size": 50257, "hidden_size": 2048, "num_layers": 24, "num_heads": 16, "window_size": 256,
+          "max_position_embeddings": 2048, "attention_types": [[["global", "local"], 12]]}
+
+FIRST_TOKEN = {
+    "ours": """
+from decoders import gpt_neo, tokenize, weights
+import torch
+tokenizer, folder = tokenize.load({tokenizer!r}), {folder!r}
+model = weights.load(gpt_neo.GPTNeoForCausalLM, folder)
+print(model.generate(torch.tensor([tokenizer.encode("Once upon a time")]), max_new_tokens=1)[0, -1].item())
+""",
+    "theirs": """
+from transformers import AutoTokenizer, GPTNeoForCausalLM
+import torch
+tokenizer, folder = AutoTokenizer.from_pretrained({tokenizer!r}), {folder!r}
+model = GPTNeoForCausalLM.from_pretrained(folder, dtype="auto")
+ids = tokenizer("Once upon a time", return_tensors="pt")
+print(model.generate(**ids, max_new_tokens=1, do_sample=False)[0, -1].item())
+""",
+}
+LOAD = {
+    "ours": ("from decoders import gpt_neo, weights; import torch",
+             "model = weights.load(gpt_neo.GPTNeoForCausalLM, {folder!r})"),
+    "theirs": ("from transformers import GPTNeoForCausalLM; import torch",
+               "model = GPTNeoForCausalLM.from_pretrained({folder!r}, dtype='auto')"),
+}
+MEASURED_LOAD = """
+import time, torch
+from decoders.__main__ import peak_memory
+torch_alone = peak_memory()
+{imports}
+start = time.perf_counter()
+{load}
+loaded = time.perf_counter() - start
+model.eval()
+with torch.no_grad():
+    model(torch.zeros(1, 1, dtype=torch.long))
+print(loaded, time.perf_counter() - start, peak_memory() - torch_alone)
+"""
+
+
+Pair = tuple[float, float, float]  # ours, theirs, ratio
+
+
+def alternate(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> Pair:
+    """Medians of both, and the median of the ratios theirs / ours, pair by pair. One round more warms up."""
+    pairs = [(ours(), theirs()) for _ in tqdm(range(rounds + 1), leave=False, disable=None)][1:]
+    a, b = (statistics.median(column) for column in zip(*pairs, strict=True))
+    return a, b, statistics.median(y / x for x, y in pairs)
+
+
+def seconds(run: Callable[[], object]) -> Callable[[], float]:
+    def timed() -> float:
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+
+    return timed
+
+
+def python(code: str) -> str:
+    """What a fresh Python prints."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    if found.returncode:
+        raise SystemExit(f"a benchmark process failed:\n{found.stderr}")
+    return found.stdout
+
+
+def read_speed() -> float:
+    """GB/s of memory that this machine reads: the fastest of three ways to go through 2 GB, medians."""
+    data = torch.ones(500_000_000)
+    row, table = torch.ones(1, 5000), data.view(-1, 5000)
+    product = torch.ops.mkldnn._linear_pointwise
+    ways = (data.sum, data.amax, lambda: product(row, table, None, "none", [], ""))
+    return max(2.0 / statistics.median(seconds(way)() for _ in range(7)) for way in ways)
+
+
+def make_folder(folder: Path, layers: int) -> None:
+    """A checkpoint of the real width in bfloat16."""
+    kinds = [[["global", "local"], layers // 2]]
+    config = gpt_neo.GPTNeoConfig(**{**CONFIG, "num_layers": layers, "attention_types": kinds})
+    torch.manual_seed(0)
+    weights.save(gpt_neo.GPTNeoForCausalLM(config).to(torch.bfloat16).init_weights(), folder)
+
+
+def both(folder: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Ours, and Transformers' on the very same tensors."""
+    from transformers import GPTNeoForCausalLM
+
+    ours = weights.load(gpt_neo.GPTNeoForCausalLM, folder, dtype=dtype)
+    theirs = GPTNeoForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    theirs.load_state_dict(ours.state_dict(), assign=True)
+    theirs.tie_weights()
+    ids = torch.randint(0, 50257, (1, 40))
+    with torch.no_grad():
+        difference = (ours(ids).logits - theirs.eval()(ids).logits).abs().max().item()
+    if difference > (0.3 if dtype == torch.bfloat16 else 1e-2):
+        raise SystemExit(f"not the same model: logits differ by {difference}")
+    return ours, theirs
+
+
+def decoding(model: torch.nn.Module, cache: object, batch: int, steps: int) -> None:
+    token = torch.zeros(batch, 1, dtype=torch.long)
+    for _ in range(steps):
+        token = model(token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+
+
+def decode_row(pair: tuple, batch: int, context: int, rounds: int, steps: int = 4) -> Pair:
+    """Tokens per second of both, and the ratio."""
+    from transformers import DynamicCache
+
+    ours, theirs = pair
+    config, dtype = ours.config, ours.lm_head.weight.dtype
+    size = (batch, config.num_heads, context, config.hidden_size // config.num_heads)
+    past = [(torch.randn(size).to(dtype), torch.randn(size).to(dtype)) for _ in range(config.num_layers)]
+    mine, other = gpt_neo.KVCache(past), DynamicCache(past)
+    decoding(ours, mine, batch, 1)  # the buffers grow once, as after a prompt
+
+    def rewound_ours() -> float:
+        mine.lengths = [context] * config.num_layers
+        return seconds(lambda: decoding(ours, mine, batch, steps))()
+
+    def rewound_theirs() -> float:
+        taken = seconds(lambda: decoding(theirs, other, batch, steps))()
+        other.crop(-steps)
+        return taken
+
+    a, b, ratio = alternate(rewound_ours, rewound_theirs, rounds)
+    return batch * steps / a, batch * steps / b, ratio
+
+
+def rows(folder: Path, small: Path, speed: float, rounds: int, layers: int) -> Iterator[dict]:
+    places = {"folder": str(folder), "tokenizer": str(TOKENIZER)}
+    size = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+    a, b, ratio = alternate(*(seconds(lambda code=code: python(code.format(**places)))
+                              for code in FIRST_TOKEN.values()), rounds)
+    yield {"row": "fresh process to its first token", "unit": "s", "ours": a, "theirs": b, "ratio": ratio}
+
+    measured: dict[str, list] = {"ours": [], "theirs": []}
+    for _ in range(rounds):
+        for name, (imports, load) in LOAD.items():
+            code = MEASURED_LOAD.format(imports=imports, load=load.format(**places))
+            measured[name].append([float(x) for x in python(code).split()])
+    columns = {name: [statistics.median(column) for column in zip(*runs, strict=True)]
+               for name, runs in measured.items()}
+    for i, (row, unit, scale) in enumerate([
+        ("loading a folder", "s", 1), ("loading and one token", "s", 1),
+        ("peak memory of that, above PyTorch", "x checkpoint", size),
+    ]):
+        a, b = columns["ours"][i] / scale, columns["theirs"][i] / scale
+        yield {"row": row, "unit": unit, "ours": a, "theirs": b, "ratio": b / a}
+
+    for batch, where, count in ((1, folder, layers), (8, small, min(layers, 8))):
+        for dtype in (torch.bfloat16, torch.float32):
+            name = f"batch {batch}, {str(dtype)[6:]}, {count} layers"
+            with torch.no_grad():
+                pair = both(where, dtype)
+                read = sum(p.nbytes for n, p in pair[0].named_parameters() if "wpe" not in n)
+                for context in (128, 512, 1900):
+                    a, b, ratio = decode_row(pair, batch, context, rounds)
+                    yield {"row": f"decode at {context}, {name}", "unit": "tok/s", "ours": a, "theirs": b,
+                           "ratio": ratio, "bandwidth": a / batch * read / 1e9 / speed}
+                for length in (512, 1900) if batch == 1 else ():
+                    ids = torch.randint(0, 50257, (1, length))
+                    runs = (seconds(lambda m=m, i=ids: m(i, logits_to_keep=1, use_cache=True)) for m in pair)
+                    a, b, ratio = alternate(*runs, max(2, rounds // 2))
+                    yield {"row": f"prefill of {length}, {name}", "unit": "tok/s", "ours": length / a,
+                           "theirs": length / b, "ratio": ratio}
+                del pair
+
+
+def machine() -> str:
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":")[1] for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0].strip() if names else model
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def table(result: dict) -> str:
+    """Markdown. A ratio above 1 means that ours is faster, or smaller."""
+    lines = [
+        f"{result['machine']}; reads {result['read_speed']:.0f} GB/s; PyTorch {result['torch']}, "
+        f"Transformers {result['transformers']}; {result['model']}.", "",
+        "| | ours | Transformers | ratio | of the memory bandwidth |", "|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        share = f"{row['bandwidth']:.0%}" if "bandwidth" in row else ""
+        numbers = f"{row['ours']:.3g} {row['unit']} | {row['theirs']:.3g} {row['unit']} | {row['ratio']:.2f}"
+        lines.append(f"| {row['row']} | {numbers} | {share} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="two layers and two rounds")
+    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    layers, rounds = (2, 2) if args.quick else (CONFIG["num_layers"], args.rounds)
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    result = {
+        "machine": machine(), "read_speed": read_speed(), "torch": torch.__version__,
+        "transformers": transformers.__version__, "model": f"gpt-neo-1.3B's width, {layers} layers",
+        "rows": [],
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, small = Path(temporary) / "large", Path(temporary) / "small"
+        make_folder(folder, layers)
+        make_folder(small, min(layers, 8))
+        for row in rows(folder, small, result["read_speed"], rounds, layers):
+            result["rows"].append(row)
+            print(table({**result, "rows": [row]}).splitlines()[-1], file=sys.stderr, flush=True)
+    print(table(result))
+    if args.write:
+        RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+        before, rest = README.read_text("utf-8").split(BEGIN)
+        README.write_text(f"{before}{BEGIN}\n{table(result)}\n{END}{rest.split(END)[1]}", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

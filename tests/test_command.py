@@ -1,0 +1,166 @@
+"""The command line as a user meets it: streams, exit codes, one-line errors."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from decoders import weights
+from tests import folders
+from tests.conftest import ROOT
+from tests.families import GPT_NEO
+
+TINY = "checkpoints/tiny-gpt-neo"
+
+
+def run(*arguments, input=None, **options):
+    return subprocess.run([sys.executable, "-m", "decoders", *arguments], capture_output=True, text=True, cwd=ROOT,
+                          input=input, **options)  # fmt: skip
+
+
+def test_generate_prints_the_story_and_nothing_else():
+    found = run("generate", TINY, "Once upon a time")
+    assert found.returncode == 0
+    assert found.stdout.startswith("Once upon a time ") and found.stdout.endswith(".\n")
+    assert "<|endoftext|>" not in found.stdout and found.stdout.count("\n") == 1
+    assert "tokens/s" in found.stderr and "peak memory" in found.stderr and found.stderr.count("\n") == 1
+
+
+def test_temperature_0_is_greedy():
+    texts = {run("generate", TINY, "One day", *options).stdout for options in ((), ("--temperature", "0", "--top-k", "9"))}
+    assert len(texts) == 1
+
+
+def test_prompt_from_standard_input_and_json():
+    plain = run("generate", TINY, "Once upon a time", "--max-new-tokens", "9")
+    found = run("generate", TINY, "-", "--json", "--max-new-tokens", "9", input="Once upon a time")
+    answer = json.loads(found.stdout)
+    assert answer["prompt"] + answer["text"] == plain.stdout.rstrip("\n")
+    assert len(answer["ids"]) == 9 and len(answer["prompt_ids"]) == 4
+
+
+def test_sampling_repeats_with_the_same_seed():
+    options = ("--temperature", "1.2", "--top-k", "50", "--top-p", "0.95", "--repetition-penalty", "1.1")
+    texts = [run("generate", TINY, "One day", *options, "--seed", seed).stdout for seed in "112"]
+    assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_dtypes(dtype):
+    assert run("generate", TINY, "Once upon", "--dtype", dtype, "--max-new-tokens", "3").returncode == 0
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["generate", "no/such/folder", "x"], "there is no folder no/such/folder"),
+    (["generate", "README.md", "x"], "README.md is a file"),
+    (["generate", TINY, ""], "the prompt is empty"),
+    (["generate", TINY, "word " * 400], "400 prompt|401 prompt|do not fit into 256 positions"),
+    (["generate", TINY, "x", "--image", "bus.png"], "takes no pictures"),
+    (["generate", TINY, "x", "--chat"], "no chat format"),
+    (["generate", TINY, "x", "--temperature", "-1"], "temperature must be above 0"),
+    (["generate", TINY, "x", "--top-p", "2"], "top_p must be"),
+    (["generate", TINY, "x", "--max-new-tokens", "-3"], "max_new_tokens is -3"),
+    (["generate", TINY, "x", "--device", "cuda:77"], "--device cuda:77 is not usable here"),
+    (["generate", TINY, "x", "--device", "abacus"], "--device abacus is not usable here"),
+    (["inspect", "tests"], "config.json is missing"),
+])  # fmt: skip
+def test_unusable_input_is_one_line_and_exit_2(arguments, message):
+    found = run(*arguments)
+    assert found.returncode == 2 and found.stdout == "" and found.stderr.startswith("error: ")
+    assert found.stderr.count("\n") == 1
+    assert any(part in found.stderr for part in message.split("|"))
+
+
+@pytest.mark.parametrize("arguments", [[], ["generate"], ["generate", TINY], ["dance"], ["generate", TINY, "x", "--top-k", "a"]])
+def test_usage_is_exit_2(arguments):
+    found = run(*arguments)
+    assert found.returncode == 2 and "usage:" in found.stderr
+
+
+def test_more_tokens_than_positions_are_cut_with_a_note():
+    found = run("generate", TINY, "Once upon a time", "--max-new-tokens", "100000")
+    assert found.returncode == 0 and "note: 253 new tokens fit after a prompt of 4 (256 positions)" in found.stderr
+
+
+def test_a_closed_pipe_is_no_error():
+    found = subprocess.run(f"{sys.executable} -m decoders generate {TINY} 'Once upon' | head -c 5", shell=True,
+                           capture_output=True, text=True, cwd=ROOT)  # fmt: skip
+    assert found.stdout == "Once " and "Traceback" not in found.stderr and "BrokenPipe" not in found.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_is_said():
+    with open("/dev/full", "w") as full:
+        found = subprocess.run([sys.executable, "-m", "decoders", "generate", TINY, "Once"], stdout=full,
+                               stderr=subprocess.PIPE, text=True, cwd=ROOT)  # fmt: skip
+    assert found.returncode == 2 and "error: " in found.stderr and "Traceback" not in found.stderr
+
+
+def test_interrupted_is_exit_130(tmp_path):
+    sizes = {"max_position_embeddings": 2048, "vocab_size": 922, "hidden_size": 512, "eos_token_id": 921, "bos_token_id": 0}
+    weights.save(GPT_NEO.model(**sizes), tmp_path)
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).write_bytes((ROOT / TINY / name).read_bytes())
+    process = subprocess.Popen([sys.executable, "-m", "decoders", "generate", str(tmp_path), "Once", "--max-new-tokens", "2000"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)  # fmt: skip
+    process.stdout.read(30)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err
+
+
+# ---- inspect
+
+
+def test_inspect_tells_what_is_there():
+    found = run("inspect", TINY)
+    assert found.returncode == 0 and found.stderr == ""
+    for part in ("gpt_neo", "559,488", "float16", "256 tokens", "transformer.h.0-3.attn.attention.q_proj.weight"):
+        assert part in found.stdout
+    facts = json.loads(run("inspect", TINY, "--json").stdout)
+    assert facts["parameters"] == 559_488 and len(facts["tensors"]) == 56 and facts["problems"] == []
+
+
+def test_inspect_shows_how_names_map_and_what_does_not_fit(tmp_path):
+    folder = folders.write_config(tmp_path, GPT_NEO)
+    state = {n.removeprefix("transformer."): t for n, t in folders.weights_of(GPT_NEO).items() if "ln_f" not in n}
+    folders.safetensors_whole(folder, {**state, "score.weight": torch.zeros(2, 48), "h.0.extra": torch.zeros(1)})
+    found = run("inspect", str(tmp_path))
+    assert found.returncode == 1
+    assert "h.0-2.mlp.c_fc.weight -> transformer.h.0-2.mlp.c_fc.weight  (80, 48) float32" in found.stdout
+    assert "PROBLEM missing: transformer.ln_f.weight (48,), transformer.ln_f.bias (48,)" in found.stdout
+    assert "PROBLEM unexpected: transformer.h.0.extra (1,)" in found.stdout
+    assert "not used by GPTNeoForCausalLM: score.weight" in found.stdout
+
+
+def test_inspect_reads_headers_only(tmp_path):
+    """A folder of 15 GB (sparse files: nothing is on the disk) takes about the time of importing PyTorch."""
+    config = {**GPT_NEO.tiny, "hidden_size": 8192, "num_layers": 9, "num_heads": 64, "vocab_size": 50257,
+              "intermediate_size": 32768, "attention_layers": ["global"] * 9}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with torch.device("meta"):
+        state = GPT_NEO.cls()(GPT_NEO.cls("Config").from_dict(config)).state_dict()
+    state.pop("lm_head.weight")
+    header, offset = {}, 0
+    for name, tensor in state.items():
+        size = tensor.numel() * 2
+        header[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(folders.raw_safetensors(header, b""))
+    os.truncate(file, file.stat().st_size + offset)
+    assert offset > 15e9
+    start = time.perf_counter()
+    imported = subprocess.run([sys.executable, "-c", "import torch"], check=True, cwd=ROOT)
+    base = time.perf_counter() - start
+    start = time.perf_counter()
+    found = run("inspect", str(tmp_path))
+    spent = time.perf_counter() - start
+    assert imported.returncode == found.returncode == 0 and "15.3 GB" in found.stdout or "GB for the weights" in found.stdout
+    assert spent < base + 5, f"{spent:.1f} s, of which {base:.1f} s are PyTorch"  # a guard against reading it all
