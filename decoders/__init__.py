@@ -16,13 +16,15 @@ __version__ = "0.1.0"
 # model_type in config.json -> (module, the class that generates text)
 FAMILIES = {
     "gpt_neo": ("gpt_neo", "GPTNeoForCausalLM"),
+    "openai-gpt": ("openai_gpt", "OpenAIGPTLMHeadModel"),
 }
 
-SMALL_FILES = ("*.json", "merges.txt", "*.model")  # configs, indexes, tokenizers
+SMALL_FILES = ("*.json", "merges.txt", "*.model", "*.bpe")  # configs, indexes, tokenizers
 WEIGHT_FILES = (  # of a hub repository the first kind that it has is fetched
     ("model.safetensors", "model-*-of-*.safetensors"),
     ("pytorch_model.bin", "pytorch_model-*-of-*.bin"),
     ("flax_model.msgpack",),
+    ("tf_model.h5",),
 )
 
 
@@ -91,6 +93,19 @@ def read_json(path: Path) -> dict:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not an object of names and values")
     return content
+
+
+def read_config(folder: Path) -> dict:
+    """`config.json`; of OpenAI's release of GPT-1, which has none, what its list of shapes tells."""
+    shapes = folder / "params_shapes.json"
+    if (folder / "config.json").exists() or not shapes.exists():
+        return read_json(folder / "config.json")
+    try:
+        (positions, width), (rows, _), *layers = json.loads(check_file(shapes).read_text("utf-8"))
+        sizes = {"vocab_size": rows, "n_positions": positions, "n_embd": width, "n_layer": len(layers) // 12}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{shapes} is not the list of shapes of OpenAI's release: {error}") from None
+    return {"model_type": "openai-gpt", **sizes, "n_head": max(1, width // 64)}  # heads of size 64
 
 
 def family(config: dict) -> str:

@@ -6,6 +6,7 @@ Exit status: 0 success, 1 a check that found a difference, 2 unusable input, 130
 
 import argparse
 import json
+import math
 import os
 import re
 import resource
@@ -33,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     option("model", help="checkpoint folder or hub id")
     option("prompt", help="text to continue; - reads it from standard input")
     option("--max-new-tokens", type=int, default=200, metavar="N", help="at most N (default: 200)")
-    option("--temperature", type=float, metavar="T", help="sample; below 1 is safer, above is bolder; 0 is greedy")
+    option("--temperature", type=float, metavar="T", help="sample; below 1 safer, above bolder; 0 is greedy")
     option("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens")
     option("--top-p", type=float, metavar="P", help="sample from the likeliest tokens of total chance P")
     option("--repetition-penalty", type=float, metavar="R", help="above 1: avoid tokens seen before")
@@ -56,10 +57,10 @@ def parser() -> argparse.ArgumentParser:
 def generate(args: argparse.Namespace) -> int:
     import torch
 
-    from decoders import FAMILIES, family, find, model_class, read_json, tokenize, weights
+    from decoders import FAMILIES, family, find, model_class, read_config, tokenize, weights
 
     folder = find(args.model)
-    config = read_json(folder / "config.json")
+    config = read_config(folder)
     family(config)
     tokenizer = tokenize.load(folder)
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
@@ -79,7 +80,8 @@ def generate(args: argparse.Namespace) -> int:
     room = args.max_new_tokens if model.max_positions is None else model.max_positions - len(ids) + 1
     if args.max_new_tokens > room > 0:
         say(f"note: {room} new tokens fit after a prompt of {len(ids)} ({model.max_positions} positions)")
-    sampling = args.temperature != 0 and any(x is not None for x in (args.temperature, args.top_k, args.top_p))
+    asked = any(option is not None for option in (args.temperature, args.top_k, args.top_p))
+    sampling = asked and args.temperature != 0
     if args.seed is not None:
         torch.manual_seed(args.seed)
     show = (lambda text: None) if args.json else write
@@ -164,10 +166,10 @@ def human(n: float) -> str:
 
 
 def inspect(args: argparse.Namespace) -> int:
-    from decoders import family, find, model_class, read_json, weights
+    from decoders import family, find, model_class, read_config, weights
 
     folder = find(args.model)
-    config = read_json(folder / "config.json")
+    config = read_config(folder)
     model = weights.on_meta(model_class(config), folder)
     found = weights.tensors(folder)
     matched = weights.match(model, found)
@@ -180,7 +182,7 @@ def inspect(args: argparse.Namespace) -> int:
         "parameters": parameters,
         "dtype": str(dtype).removeprefix("torch."),
         "memory": parameters * dtype.itemsize,
-        "cache per token": cache_bytes(model.config, dtype.itemsize),
+        "cache per token": 2 * math.prod(model.config.cache_shape) * dtype.itemsize,
         "context": getattr(model, "max_positions", None),
         "new": matched.new,
         "unused": matched.unused,
@@ -195,10 +197,6 @@ def inspect(args: argparse.Namespace) -> int:
     else:
         write(as_table(facts, found, weights))
     return EXIT_DIFFERENT if matched.problems else 0
-
-
-def cache_bytes(config: Any, itemsize: int) -> int:
-    return 2 * config.num_layers * config.hidden_size * itemsize
 
 
 def as_table(facts: dict, found: Any, weights: Any) -> str:

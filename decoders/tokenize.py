@@ -13,11 +13,14 @@ if __name__ == "tokenize":  # Python was started in this folder, and torch wants
 
 import codecs
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache
+from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
+from unicodedata import category
 
 import tiktoken
 
@@ -51,14 +54,7 @@ LONG_RUN = re.compile(r"\s{100000}")
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-# ---- Byte-level BPE ----------------------------------------------------------------------------------------
-
-
-def byte_letters() -> dict[str, int]:
-    """The letter that stands for each byte in vocabulary files. Example: a space is 'Ġ', 'a' is 'a'."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in plain]
-    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
+# ---- What all tokenizers share --------------------------------------------------------------------------------
 
 
 class AddedToken(NamedTuple):
@@ -72,28 +68,12 @@ class AddedToken(NamedTuple):
 
 
 class Tokenizer:
-    """Byte-level BPE with added tokens. `vocab_size` counts the vocabulary, `len()` the added tokens too."""
+    """Text to ids and back. `vocab_size` counts the vocabulary, `len()` the added tokens too."""
 
-    def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]], added: Iterable[AddedToken],
-                 pattern: str):
-        added = list(added)
-        letters, contents = byte_letters(), {token.content for token in added}
-        results = [a + b for a, b in merges]
-        ids = [vocab.get(result) for result in results]
-        if None in ids:
-            raise ValueError(f"the vocabulary lacks {results[ids.index(None)]!r}, the result of a merge")
-        if any(a >= b for a, b in pairwise(ids)):
-            raise ValueError("ids do not ascend in the order of the merges, as in a GPT-2 style vocabulary")
-        if missing := [letter for letter in letters if letter not in vocab]:
-            raise ValueError(f"the vocabulary lacks {len(missing)} of the 256 bytes: it is not byte-level")
-        # tiktoken merges by the rank of the result, so only what merges can make may have one
-        self.ranks = {bytes(letters[c] for c in word): vocab[word] for word in [*letters, *results]}
-        self.bpe = tiktoken.Encoding("bpe", pat_str=pattern, mergeable_ranks=self.ranks, special_tokens={})
-        self.pattern, self.vocab_size = pattern, len(vocab)
-        self.bytes_of = {
-            id: bytes(letters[c] for c in word) if letters.keys() >= set(word) else word.encode()
-            for word, id in vocab.items() if word not in contents
-        }
+    decoder: type  # made with (bytes_of, hidden ids); feed(ids) gives text as it is complete, flush() the rest
+
+    def __init__(self, bytes_of: dict[int, bytes], vocab_size: int, added: Iterable[AddedToken]):
+        self.bytes_of, self.vocab_size = bytes_of, vocab_size
         self.added: dict[str, AddedToken] = {}
         self._add(added)
         self.bos_token_id: int | None = None
@@ -128,8 +108,6 @@ class Tokenizer:
         ids = [id for id, text in self.bytes_of.items() if text == content.encode()]
         return AddedToken(ids[0], content) if ids else None
 
-    # ---- Text to ids
-
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Ids of `text`, added tokens in it included. These families put nothing around the text."""
         if SURROGATE.search(text):  # pairs become the character they mean, lone ones U+FFFD
@@ -157,33 +135,19 @@ class Tokenizer:
         yield text[done:]
 
     def _encode_ordinary(self, text: str) -> list[int]:
-        if not LONG_RUN.search(text):
-            return self.bpe.encode_ordinary(text)
-        # tiktoken's regex engine overflows on a run of a million blanks: the `regex` package does not
-        import regex
-
-        pieces = regex.findall(self.pattern.replace(r"\s", r"\p{White_Space}"), text)
-        return [id for piece in pieces for id in self.one_piece.encode_ordinary(piece)]
-
-    @cached_property
-    def one_piece(self) -> tiktoken.Encoding:
-        """The same merges without splitting."""
-        return tiktoken.Encoding("piece", pat_str="(?s:.+)", mergeable_ranks=self.ranks, special_tokens={})
-
-    # ---- Ids to text
+        """Ids of text without added tokens."""
+        raise NotImplementedError
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """Text of `ids`, a list or (T,) tensor. Ids without a token give nothing, broken UTF-8 U+FFFD."""
-        return b"".join(self.token_bytes(ids, skip_special_tokens)).decode("utf-8", "replace")
-
-    def token_bytes(self, ids: Iterable[int], skip_special_tokens: bool) -> Iterator[bytes]:
-        special = {token.id for token in self.added.values() if token.special} if skip_special_tokens else ()
-        return (self.bytes_of.get(int(id), b"") for id in ids if int(id) not in special)
+        stream = self.stream(None, skip_special_tokens)
+        return stream.put([int(id) for id in ids]) + stream.end()
 
     def stream(self, write: Callable[[str], Any] | None = None,
                skip_special_tokens: bool = False) -> "Stream":
         """A decoder that is fed ids as they come, and a `streamer` for `generate`. `write` gets all text."""
-        return Stream(self, write, skip_special_tokens)
+        special = {token.id for token in self.added.values() if token.special} if skip_special_tokens else set()
+        return Stream(self.decoder(self.bytes_of, special), write)
 
     def chat(self, messages: list[dict[str, str]]) -> list[int]:
         """Ids of a conversation, up to where the answer begins. ValueError where there is no chat format."""
@@ -193,9 +157,8 @@ class Tokenizer:
 class Stream:
     """Ids in, text out, never half a character: the pieces joined equal `decode` of all ids."""
 
-    def __init__(self, tokenizer: Tokenizer, write: Callable[[str], Any] | None, skip_special_tokens: bool):
-        self.tokenizer, self.write, self.skip = tokenizer, write, skip_special_tokens
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    def __init__(self, decoder: Any, write: Callable[[str], Any] | None):
+        self.decoder, self.write = decoder, write
 
     def put(self, ids: Any) -> str:
         """Text that is complete after `ids`, an int, list or tensor. A (1, T) tensor is a prompt: skipped."""
@@ -204,12 +167,11 @@ class Stream:
             raise ValueError(f"a stream follows one text, not a batch of {shape[0]}")
         if len(shape) == 2:
             return ""
-        pieces = self.tokenizer.token_bytes([ids] if isinstance(ids, int) else ids, self.skip)
-        return self._give(self.decoder.decode(b"".join(pieces)))
+        return self._give(self.decoder.feed([ids] if isinstance(ids, int) else [int(id) for id in ids]))
 
     def end(self) -> str:
         """What is left: U+FFFD for a character that was never completed."""
-        return self._give(self.decoder.decode(b"", final=True))
+        return self._give(self.decoder.flush())
 
     def _give(self, text: str) -> str:
         if text and self.write is not None:
@@ -223,36 +185,220 @@ def blanks_before(text: str, end: int) -> int:
     return end
 
 
+# ---- Byte-level BPE: GPT-Neo, Phi, Phi-4 ----------------------------------------------------------------------
+
+
+def byte_letters() -> dict[str, int]:
+    """The letter that stands for each byte in vocabulary files. Example: a space is 'Ġ', 'a' is 'a'."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+class ByteDecoder:
+    """A token may end inside a character: text comes when the character is whole."""
+
+    def __init__(self, bytes_of: dict[int, bytes], hidden: set[int]):
+        self.bytes_of, self.hidden = bytes_of, hidden
+        self.utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, ids: list[int]) -> str:
+        return self.utf8.decode(b"".join(self.bytes_of.get(id, b"") for id in ids if id not in self.hidden))
+
+    def flush(self) -> str:
+        return self.utf8.decode(b"", final=True)
+
+
+class ByteLevelTokenizer(Tokenizer):
+    decoder = ByteDecoder
+
+    def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]], added: Iterable[AddedToken],
+                 pattern: str):
+        added = list(added)
+        letters, contents = byte_letters(), {token.content for token in added}
+        results = [a + b for a, b in merges]
+        ids = [vocab.get(result) for result in results]
+        if None in ids:
+            raise ValueError(f"the vocabulary lacks {results[ids.index(None)]!r}, the result of a merge")
+        if any(a >= b for a, b in pairwise(ids)):
+            raise ValueError("ids do not ascend in the order of the merges, as in a GPT-2 style vocabulary")
+        if missing := [letter for letter in letters if letter not in vocab]:
+            raise ValueError(f"the vocabulary lacks {len(missing)} of the 256 bytes: it is not byte-level")
+        # tiktoken merges by the rank of the result, so only what merges can make may have one
+        self.ranks = {bytes(letters[c] for c in word): vocab[word] for word in [*letters, *results]}
+        self.bpe = tiktoken.Encoding("bpe", pat_str=pattern, mergeable_ranks=self.ranks, special_tokens={})
+        self.pattern = pattern
+        bytes_of = {
+            id: bytes(letters[c] for c in word) if letters.keys() >= set(word) else word.encode()
+            for word, id in vocab.items() if word not in contents
+        }
+        super().__init__(bytes_of, len(vocab), added)
+
+    def _encode_ordinary(self, text: str) -> list[int]:
+        if not LONG_RUN.search(text):
+            return self.bpe.encode_ordinary(text)
+        # tiktoken's regex engine overflows on a run of a million blanks: the `regex` package does not
+        import regex
+
+        pieces = regex.findall(self.pattern.replace(r"\s", r"\p{White_Space}"), text)
+        return [id for piece in pieces for id in self.one_piece.encode_ordinary(piece)]
+
+    @cached_property
+    def one_piece(self) -> tiktoken.Encoding:
+        """The same merges without splitting."""
+        return tiktoken.Encoding("piece", pat_str="(?s:.+)", mergeable_ranks=self.ranks, special_tokens={})
+
+
+# ---- GPT-1's own BPE ------------------------------------------------------------------------------------------
+
+END_OF_WORD = "</w>"
+WORD_BREAKS = re.compile("[\t\n\r \xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
+CJK = re.compile("([\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002ceaf"
+                 "\U0002f800-\U0002fa1f])")
+
+
+def is_punctuation(char: str) -> bool:
+    """ASCII's marks all count, also those that Unicode calls symbols: $ + < = > ^ ` | ~"""
+    return category(char)[0] == "P" or char in "$+<=>^`|~"
+
+
+def plain_words(text: str) -> list[str]:
+    """What `AutoTokenizer` makes of a text without blanks: no control characters, no accents, lower case, and every
+    punctuation mark and ideograph a word of its own. Example: "Café-Bar!" -> cafe - bar !"""
+    text = "".join(c for c in text if category(c)[0] != "C" and c != "\ufffd")
+    text = unicodedata.normalize("NFD", CJK.sub(r" \1 ", text))
+    text = "".join(f" {c} " if is_punctuation(c) else c.lower() for c in text if category(c) != "Mn")
+    return [word for word in WORD_BREAKS.split(text) if word]
+
+
+def merge(symbols: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
+    """Join neighbours, the pair of the lowest rank first and of equal ones the leftmost, until no pair has a rank.
+
+    A heap over a linked list: n log n, also for one word of a million letters.
+    """
+    n = len(symbols)
+    parts: list[str | None] = list(symbols)
+    before, after = list(range(-1, n - 1)), list(range(1, n + 1))
+    heap = [(ranks[pair], i) for i, pair in enumerate(pairwise(symbols)) if pair in ranks]
+    heapify(heap)
+    while heap:
+        rank, i = heappop(heap)
+        j = after[i]
+        if parts[i] is None or j >= n or ranks.get((parts[i], parts[j])) != rank:
+            continue  # one of the two was joined to another neighbour meanwhile
+        parts[i], parts[j] = parts[i] + parts[j], None
+        after[i] = after[j]
+        if after[i] < n:
+            before[after[i]] = i
+        for left in (before[i], i):
+            pair = (parts[left], parts[after[left]]) if left >= 0 and after[left] < n else None
+            if pair in ranks:
+                heappush(heap, (ranks[pair], left))
+    return [part for part in parts if part is not None]
+
+
+class WordDecoder:
+    """The end of a word becomes a space when another token follows."""
+
+    def __init__(self, bytes_of: dict[int, bytes], hidden: set[int]):
+        self.bytes_of, self.hidden, self.space = bytes_of, hidden, ""
+
+    def feed(self, ids: list[int]) -> str:
+        text = ""
+        for id in ids:
+            if id in self.bytes_of and id not in self.hidden:
+                token = self.bytes_of[id].decode()
+                text += self.space + token.removesuffix(END_OF_WORD)
+                self.space = " " if token.endswith(END_OF_WORD) else ""
+        return text
+
+    def flush(self) -> str:
+        return ""
+
+
+class WordTokenizer(Tokenizer):
+    """GPT-1: lower-case words whose last symbol carries `</w>`; symbols outside the vocabulary become `<unk>`.
+
+    `original` prepares the text as the paper did (ftfy, OpenAI's standardisation, spaCy): that is what the model
+    was trained on, and keeps accents, quotes and line breaks. Without it the ids are those of `AutoTokenizer`.
+    """
+
+    decoder = WordDecoder
+
+    def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]], added: Iterable[AddedToken],
+                 original: bool = False):
+        if "<unk>" not in vocab:
+            raise ValueError("the vocabulary lacks <unk>")
+        added = [token for token in added if token.content != "<unk>" or not original]  # plain text in the paper
+        super().__init__({id: word.encode() for word, id in vocab.items()}, len(vocab), added)
+        self.vocab, self.ranks = vocab, {pair: rank for rank, pair in enumerate(merges)}
+        self.word_ids = lru_cache(2**16)(self._word_ids)
+        self.plain_ids = lru_cache(2**16)(self._plain_ids)
+        self.standardise = original_words() if original else None
+
+    def _encode_ordinary(self, text: str) -> list[int]:
+        if self.standardise is not None:
+            return [id for word in self.standardise(text) for id in self.word_ids(word)]
+        return [id for chunk in WORD_BREAKS.split(text) for id in self.plain_ids(chunk)]
+
+    def _plain_ids(self, chunk: str) -> list[int]:
+        return [id for word in plain_words(chunk) for id in self.word_ids(word)]
+
+    def _word_ids(self, word: str) -> list[int]:
+        symbols = merge([*word[:-1], word[-1] + END_OF_WORD], self.ranks)
+        return [self.vocab.get(symbol, self.vocab["<unk>"]) for symbol in symbols]
+
+
+def original_words() -> Callable[[str], list[str]]:
+    """OpenAI's preparation of a text: repaired, standardised, split by spaCy, and lower-cased only then."""
+    try:
+        import ftfy
+        import spacy
+    except ImportError as error:
+        hint = "pip install 'decoders[original]'"
+        raise ImportError(f"original=True needs ftfy and spaCy, and {error.name} is missing: {hint}") from None
+    split = spacy.blank("en").tokenizer
+    renamed = str.maketrans({"—": "-", "–": "-", "―": "-", "…": "...", "´": "'"})
+
+    def words(text: str) -> list[str]:
+        text = ftfy.fix_text(text).translate(renamed)
+        text = re.sub(r"(([-~!\";?+,()\\/*\[\]}{|_])\2*)", r" \1 ", text)  # runs of one mark stand alone
+        text = re.sub(r"[^\S\n]+", " ", re.sub(r"\s*\n\s*", " \n ", text)).strip()
+        return [token.text.lower() for token in split(text) if token.text != " "]
+
+    return words
+
+
 # ---- Reading a folder --------------------------------------------------------------------------------------
 
 
-def load(path_or_id: str | Path) -> Tokenizer:
+def load(path_or_id: str | Path, original: bool = False) -> Tokenizer:
     """The tokenizer of a checkpoint folder or hub id, from `tokenizer.json` or `vocab.json` and `merges.txt`.
 
-    OSError where files are missing; ValueError, naming the file, where they are broken or of another kind.
+    `original` is for GPT-1: see WordTokenizer. OSError where files are missing, ImportError where a package is;
+    ValueError, naming the file, where they are broken or of another kind.
     """
     folder = find(path_or_id, weights=False)
     config, names = (
         read_json(folder / file) if (folder / file).exists() else {}
         for file in ("tokenizer_config.json", "special_tokens_map.json")
     )
-    whole, vocab_file = folder / "tokenizer.json", folder / "vocab.json"
-    source = whole if whole.exists() else vocab_file
-    if not source.exists():
-        raise FileNotFoundError(f"{folder} holds neither tokenizer.json nor vocab.json and merges.txt")
+    source, vocab, merges, listed, pattern = read_files(folder)
     try:
-        if whole.exists():
-            vocab, merges, listed, pattern = read_whole(whole)
-        else:
-            vocab, merges = read_json(vocab_file), read_merges(folder / "merges.txt")
-            listed, pattern = {}, PATTERN_BY_ROWS.get(rows(folder), GPT2)
         if config.get("add_prefix_space"):
             raise ValueError("add_prefix_space is not supported")
+        if is_word_level := any(word.endswith(END_OF_WORD) for word in vocab):
+            names.setdefault("unk_token", "<unk>")
         added = added_tokens(folder, vocab, listed, {**config, **names})
-        tokenizer = Tokenizer(vocab, merges, added, pattern)
+        if is_word_level:
+            tokenizer: Tokenizer = WordTokenizer(vocab, merges, added, original)
+        else:
+            pattern = pattern or PATTERN_BY_ROWS.get(rows(folder), GPT2)
+            tokenizer = ByteLevelTokenizer(vocab, merges, added, pattern)
+        if original and not is_word_level:
+            raise ValueError("original=True is for GPT-1, and this is a byte-level vocabulary")
     except (KeyError, TypeError, AttributeError, IndexError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{source} is not a byte-level tokenizer ({reason})") from None
+        raise ValueError(f"{source} is not a tokenizer ({type(error).__name__}: {error})") from None
     except ValueError as error:
         raise error if str(folder) in str(error) else ValueError(f"{source}: {error}") from None
     for role in ("bos", "eos", "pad"):
@@ -263,18 +409,40 @@ def load(path_or_id: str | Path) -> Tokenizer:
     return tokenizer
 
 
-def read_whole(file: Path) -> tuple[dict[str, int], list[tuple[str, str]], dict[int, AddedToken], str]:
+Files = tuple[Path, dict[str, int], list[tuple[str, str]], dict[int, AddedToken], str | None]
+
+
+def read_files(folder: Path) -> Files:
+    """The file to blame, vocabulary, merges, added tokens and pattern, from whichever files the folder has."""
+    whole = folder / "tokenizer.json"
+    if whole.exists():
+        try:
+            return whole, *read_whole(whole)
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ValueError(f"{whole} is not a tokenizer ({type(error).__name__}: {error})") from None
+    for vocab, merges in (("vocab.json", "merges.txt"), ("encoder_bpe_40000.json", "vocab_40000.bpe")):
+        if (folder / vocab).exists():
+            return folder / vocab, read_json(folder / vocab), read_merges(folder / merges), {}, None
+    raise FileNotFoundError(f"{folder} holds neither tokenizer.json nor vocab.json and merges.txt")
+
+
+def read_whole(file: Path) -> tuple[dict[str, int], list[tuple[str, str]], dict[int, AddedToken], str | None]:
     """Vocabulary, merges, added tokens and pattern of `tokenizer.json`. Merges are "a b" or pairs."""
     content = read_json(file)
     model, before = content["model"], content["pre_tokenizer"]
-    if model.get("type", "BPE") != "BPE" or model.get("byte_fallback") or content.get("normalizer"):
-        raise ValueError("only byte-level BPE is supported, and this is another kind")
+    word_level = model.get("end_of_word_suffix") == END_OF_WORD
+    foreign = model.get("type", "BPE") != "BPE" or model.get("byte_fallback")
+    if foreign or (content.get("normalizer") and not word_level):
+        raise ValueError(f"{file}: only byte-level and GPT-1's BPE are supported, and this is another kind")
+    merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
+    added = {token["id"]: flagged(token["id"], token) for token in content["added_tokens"]}
+    if word_level:
+        return model["vocab"], merges, added, None
     steps = before.get("pretokenizers", [before])
     published = [step["pattern"]["Regex"] for step in steps if step["type"] == "Split"]
     if {step["type"] for step in steps} - {"Split", "ByteLevel"} or not PUBLISHED.keys() >= set(published):
-        raise ValueError(f"the pre_tokenizer is none of GPT-2's, cl100k's and o200k's: {published or before}")
-    merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
-    added = {token["id"]: flagged(token["id"], token) for token in content["added_tokens"]}
+        told = published or before
+        raise ValueError(f"{file}: the pre_tokenizer is none of GPT-2's, cl100k's and o200k's: {told}")
     return model["vocab"], merges, added, PUBLISHED[published[0]] if published else GPT2
 
 

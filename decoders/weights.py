@@ -10,6 +10,7 @@ ValueError, missing or unreadable files OSError, with one line that says which f
 """
 
 import json
+import math
 import os
 import pickle
 import re
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from decoders import check_file, family, find, read_json
+from decoders import check_file, family, find, read_config, read_json
 
 # ---- What each family calls its tensors --------------------------------------------------------------------
 
@@ -40,8 +41,9 @@ class Layout(NamedTuple):
 
 LAYOUTS = {
     "gpt_neo": Layout("transformer", r"\.attn\.attention\.(bias|masked_bias)"),
+    "openai-gpt": Layout("transformer", r"\.h\.\d+\.attn\.bias"),
 }
-HEADS = ("lm_head.", "score.", "classifier.", "qa_outputs.")
+HEADS = ("lm_head.", "score.", "classifier.", "qa_outputs.", "multiple_choice_head.")
 NEW_HEADS = HEADS[1:]  # may be absent: they are what a user adds to a base checkpoint
 
 
@@ -55,7 +57,7 @@ class Tensors(dict):
 def tensors(path: str | Path) -> Tensors:
     """All tensors of a checkpoint folder, memory-mapped where the format allows: read when they are used."""
     folder = find(path)
-    layout, found = LAYOUTS[family(read_json(folder / "config.json"))], Tensors()
+    layout, found = LAYOUTS[family(read_config(folder))], Tensors()
     for file, stored, tensor in stored_tensors(folder):
         name = stored
         if not name.startswith((layout.prefix + ".", *HEADS)):
@@ -181,6 +183,59 @@ def read_flax(file: Path) -> dict[str, Tensor]:
     return found
 
 
+def read_tensorflow(file: Path) -> dict[str, Tensor]:
+    """Keras' HDF5 of GPT-1. Its projections are [in, out] as ours; only the heads' matrices are turned round."""
+    try:
+        import h5py
+    except ImportError:
+        raise ImportError(f"{file} needs one more package: pip install 'decoders[tensorflow]'") from None
+    leaves = {"gamma": "weight", "beta": "bias", "embeddings": "weight", "kernel": "weight"}
+    found = {}
+
+    def visit(path: str, item: object) -> None:
+        if not isinstance(item, h5py.Dataset):
+            return
+        name = path.removesuffix(":0").replace("h_._", "h.")
+        head = re.search(r"(multiple_choice_head|score)/.*$", name)
+        *parts, leaf = (head[0] if head else name.rsplit("transformer/", 1)[-1]).split("/")
+        tensor = torch.from_numpy(item[()])
+        tensor = tensor.t().contiguous() if leaf == "kernel" else tensor.squeeze(0) if leaf == "bias" else tensor
+        found[".".join([*parts, leaves.get(leaf, leaf)])] = tensor
+
+    try:
+        with h5py.File(file) as content:
+            content.visititems(visit)
+    except Exception as error:  # h5py raises OSError, KeyError, RuntimeError ... for damaged files
+        raise ValueError(f"{file} is not a sound HDF5 file: {first_line(error)}") from None
+    return found
+
+
+def read_openai(shapes: Path) -> dict[str, Tensor]:
+    """OpenAI's release of GPT-1: one vector in ten files, cut into 146 arrays whose shapes a list gives."""
+    try:
+        import numpy
+    except ImportError:
+        raise ImportError(f"{shapes} needs one more package: pip install 'decoders[openai]'") from None
+    layers = read_config(shapes.parent)["n_layer"]
+    parts = [f"{part}.{leaf}" for part in ("attn.c_attn", "attn.c_proj", "ln_1", "mlp.c_fc", "mlp.c_proj", "ln_2")
+             for leaf in ("weight", "bias")]
+    names = ["positions_embed.weight", "tokens_embed.weight", *(f"h.{i}.{p}" for i in range(layers) for p in parts)]
+    cuts = [(math.prod(shape), [n for n in shape if n != 1] or [1]) for shape in json.loads(shapes.read_text())]
+    vectors = []
+    for i in range(10):
+        file = check_file(shapes.parent / f"params_{i}.npy")
+        try:
+            vectors.append(torch.from_numpy(numpy.load(file, allow_pickle=False)).flatten())
+        except Exception as error:  # numpy: ValueError, EOFError, UnicodeDecodeError ...
+            raise ValueError(f"{file} is not a sound numpy file: {first_line(error)}") from None
+    whole, total = torch.cat(vectors), sum(size for size, _ in cuts)
+    if len(cuts) != len(names) or len(whole) != total:
+        raise ValueError(f"{shapes} lists {len(cuts)} arrays of {total} numbers in all, for {len(names)} tensors; "
+                         f"params_0.npy to params_9.npy hold {len(whole)} numbers")
+    pieces = whole.split([size for size, _ in cuts])
+    return {name: piece.view(shape) for name, piece, (_, shape) in zip(names, pieces, cuts, strict=True)}
+
+
 def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).split("\n")[0]
 
@@ -189,6 +244,8 @@ FORMATS = {
     "model.safetensors": read_safetensors,
     "pytorch_model.bin": read_pickle,
     "flax_model.msgpack": read_flax,
+    "tf_model.h5": read_tensorflow,
+    "params_shapes.json": read_openai,
 }
 
 # ---- Into a model ------------------------------------------------------------------------------------------
@@ -305,9 +362,9 @@ def on_meta(model_class: type, folder: Path, **overrides) -> nn.Module:
     config_class = model_class.config_class
     if unknown := overrides.keys() - config_class.__dataclass_fields__.keys():
         raise TypeError(f"{config_class.__name__} has no field {', '.join(sorted(unknown))}")
-    config = {**read_json(folder / "config.json"), **overrides}
+    stored = read_config(folder)
     try:
-        config = config_class.from_dict(config)
+        config = config_class.from_dict({**stored, **overrides})
     except (ValueError, TypeError) as error:
         raise ValueError(f"{folder / 'config.json'}: {first_line(error)}") from None
     with torch.device("meta"), Undrawn():
@@ -327,6 +384,28 @@ def stored_dtype(folder: Path, stored: Iterable[Tensor]) -> torch.dtype:
     for other in others:
         first = torch.promote_types(first, other)
     return first
+
+
+def resize_embeddings(model: nn.Module, n: int) -> None:
+    """Make the token table, and the output layer, n rows long, in place. New rows are the mean of the old ones, so
+    that a new token is neither likely nor unlikely until it is trained. ValueError if n is not positive."""
+    if n < 1:
+        raise ValueError(f"a token table of {n} rows is not possible")
+    old = model.config.vocab_size
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m.num_embeddings == old][:1]
+    outputs = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == old]
+    for module in tables + outputs:
+        for name, p in list(module.named_parameters()):
+            grown = torch.cat([p.data[:n], p.data.mean(0, keepdim=True).expand(max(0, n - old), *p.shape[1:])])
+            setattr(module, name, nn.Parameter(grown, requires_grad=p.requires_grad))
+    for table in tables:
+        table.num_embeddings = n
+    for output in outputs:
+        output.out_features = n
+    model.config.vocab_size = n
+    for part in model.modules():
+        if hasattr(part, "tie_weights"):
+            part.tie_weights()
 
 
 # ---- And back ----------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from decoders import gpt_neo, tokenize, weights
+from decoders import gpt_neo, openai_gpt, tokenize, weights
 from examples.stories import stories
 
 TRAIN_SEED, HELD_OUT_SEED, HELD_OUT = 1, 2, 200
@@ -62,6 +62,26 @@ def byte_level_bpe(texts: list[str], folder: Path, vocab_size: int = 1000) -> No
     (folder / "special_tokens_map.json").write_text(json.dumps(names, indent=2) + "\n")
 
 
+def lower_case_bpe(texts: list[str], folder: Path, vocab_size: int = 1000) -> None:
+    """GPT-1's layout: <unk>, then symbols, the same at the end of a word, and the merges."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    bpe = Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
+    bpe.normalizer = normalizers.BertNormalizer(lowercase=True)
+    bpe.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    bpe.decoder = decoders.BPEDecoder(suffix="</w>")
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=vocab_size - 1, special_tokens=["<unk>"], end_of_word_suffix="</w>", show_progress=False))
+    model = json.loads(bpe.to_str())["model"]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, model["merges"]), ""]), "utf-8")
+    vocab = {**model["vocab"], END: len(model["vocab"])}  # GPT-1 itself has no end: it was trained on books
+    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), "utf-8")
+    names = {"unk_token": "<unk>", "eos_token": END}
+    settings = {"tokenizer_class": "OpenAIGPTTokenizer", "model_max_length": 256}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, **names}, indent=2) + "\n")
+    (folder / "special_tokens_map.json").write_text(json.dumps(names, indent=2) + "\n")
+
+
 def tiny_gpt_neo(tokenizer: tokenize.Tokenizer) -> gpt_neo.GPTNeoConfig:
     end = tokenizer.eos_token_id
     return gpt_neo.GPTNeoConfig(
@@ -70,8 +90,17 @@ def tiny_gpt_neo(tokenizer: tokenize.Tokenizer) -> gpt_neo.GPTNeoConfig:
     )
 
 
+def tiny_openai_gpt(tokenizer: tokenize.Tokenizer) -> openai_gpt.OpenAIGPTConfig:
+    return openai_gpt.OpenAIGPTConfig(
+        vocab_size=len(tokenizer), n_positions=256, n_embd=96, n_layer=4, n_head=6, eos_token_id=tokenizer.eos_token_id,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,  # there is no end of stories to overfit to
+    )
+
+
 RECIPES = {
     "gpt_neo": Recipe(gpt_neo.GPTNeoForCausalLM, tiny_gpt_neo, stories, byte_level_bpe),
+    "openai_gpt": Recipe(openai_gpt.OpenAIGPTLMHeadModel, tiny_openai_gpt, stories, lower_case_bpe,
+                         learning_rate=2e-3),
 }
 
 
@@ -147,18 +176,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as temporary:  # the old stays until the new is whole
         folder = Path(temporary) / target.name
         folder.mkdir()
-        make(recipe, args.family, args.steps or recipe.steps, folder)
+        make(recipe, args.steps or recipe.steps, folder)
         shutil.rmtree(target, ignore_errors=True)
         folder.rename(target)
     print(f"written to {target}")
 
 
-def make(recipe: Recipe, family: str, steps: int, folder: Path) -> None:
+def make(recipe: Recipe, steps: int, folder: Path) -> None:
     """Tokenizer, model, held-out loss and picture, all in `folder`."""
     start = time.time()
     recipe.train_tokenizer(list(islice(recipe.texts(TRAIN_SEED), 5000)), folder)
     torch.manual_seed(0)
-    (folder / "config.json").write_text(json.dumps({"model_type": family}))  # until save writes it all
+    (folder / "config.json").write_text(json.dumps(recipe.model_class.config_class().to_dict()))  # until save writes it all
     tokenizer = tokenize.load(folder)
     model = recipe.model_class(recipe.config(tokenizer)).init_weights()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")

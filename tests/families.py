@@ -10,7 +10,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from decoders import gpt_neo
+from decoders import gpt_neo, openai_gpt
 
 BATCH, LENGTH, PADDED = 2, 23, 4  # the length exceeds every window; PADDED tokens of row 0 are padding
 
@@ -25,12 +25,18 @@ class Family:
     dead: dict  # buffers that old checkpoints hold
     mutations: dict[str, Callable] = field(default_factory=dict)  # each takes (model, monkeypatch) and breaks it
     heads: tuple[str, ...] = ()
+    causal: str = "ForCausalLM"  # how the class with a language model head is called
+    table: str = "transformer.wte"  # the token table
+    scores: tuple[str, ...] = ("q_proj", "k_proj")  # what makes scores large
 
     def __repr__(self) -> str:
         return self.name
 
     def cls(self, head: str = "ForCausalLM") -> type:
-        return getattr(self.module, self.prefix + head)
+        return getattr(self.module, self.class_name(head))
+
+    def class_name(self, head: str = "ForCausalLM") -> str:
+        return self.prefix + (self.causal if head == "ForCausalLM" else head)
 
     def config(self, **changes):
         return self.cls("Config").from_dict({**self.tiny, **changes})
@@ -44,7 +50,7 @@ class Family:
         transformers = pytest.importorskip("transformers")
         config = {**self.tiny, **changes}
         config_class = type(transformers.AutoConfig.for_model(config.pop("model_type")))
-        theirs_class = getattr(transformers, self.prefix + head)
+        theirs_class = getattr(transformers, self.class_name(head))
         theirs = theirs_class._from_config(config_class(**config), attn_implementation="eager")
         redraw(theirs, seed)
         ours = self.cls(head)(self.config(**changes))
@@ -60,10 +66,11 @@ def redraw(model: nn.Module, seed: int = 0) -> nn.Module:
     a doubled rotary fraction then pass any tolerance.
     """
     generator = torch.Generator().manual_seed(seed)
+    stored_in_out = {name for name, m in model.named_modules() if type(m).__name__ == "Conv1D"}
     for name, p in sorted(model.named_parameters()):
         noise = torch.randn(p.shape, generator=generator)
         if p.dim() > 1:
-            p.copy_(noise / math.sqrt(p.shape[1]))
+            p.copy_(noise / math.sqrt(p.shape[0 if name.rpartition(".")[0] in stored_in_out else 1]))
         else:
             p.copy_(0.3 * noise + (0.0 if name.endswith("bias") else 1.0))
     return model
@@ -169,4 +176,61 @@ GPT_NEO = Family(
     },
 )
 
-FAMILIES = [GPT_NEO]
+# ---- OpenAI GPT -------------------------------------------------------------------------------------------
+
+
+def roll_positions(model, monkeypatch):
+    table = model.transformer.positions_embed.weight
+    table.data = table.data.roll(1, 0)
+
+
+def norm_first(model, monkeypatch):
+    """Pre-LayerNorm, as in GPT-2."""
+
+    def forward(self, x, *attention_inputs):
+        y, weights = self.attn(self.ln_1(x), *attention_inputs)
+        x = x + y
+        return x + self.mlp(self.ln_2(x)), weights
+
+    monkeypatch.setattr(openai_gpt.OpenAIGPTBlock, "forward", forward)
+
+
+def permute_heads(model, monkeypatch):
+    """q, k and v interleaved by head instead of one after the other."""
+    for block in model.transformer.h:
+        p = block.attn.c_attn.weight
+        p.data = p.data.view(48, 3, 4, 12).transpose(1, 2).reshape(48, 144)
+
+
+def other_scale(model, monkeypatch):
+    plain = openai_gpt.fast_attention
+    monkeypatch.setattr(openai_gpt, "fast_attention", lambda q, k, v, mask, scale, dropout: plain(q, k, v, mask, 1.0, dropout))
+
+
+OPENAI_GPT = Family(
+    name="openai-gpt",
+    module=openai_gpt,
+    prefix="OpenAIGPT",
+    causal="LMHeadModel",
+    tiny={"model_type": "openai-gpt", "vocab_size": 101, "n_positions": 67, "n_embd": 48, "n_layer": 3, "n_head": 4},
+    base="transformer",
+    table="transformer.tokens_embed",
+    scores=("c_attn",),
+    dead={f"transformer.h.{i}.attn.bias": torch.ones(1, 1, 67, 67).tril() for i in range(3)},
+    heads=("ForSequenceClassification",),
+    mutations={
+        "exact GELU": change_modules(openai_gpt.OpenAIGPTMLP, act=F.gelu),
+        "norms first": norm_first,
+        "norms swapped": swap("ln_1", "ln_2"),
+        "norm epsilon 1e-6": change_modules(nn.LayerNorm, eps=1e-6),
+        "scores not divided": other_scale,
+        "heads interleaved": permute_heads,
+        "positions off by one": roll_positions,
+        "q, k and v bias dropped": drop_bias("c_attn.bias"),
+        "output bias dropped": drop_bias("attn.c_proj.bias"),
+        "MLP bias dropped": drop_bias("mlp.c_fc.bias"),
+        "norm bias dropped": drop_bias("ln_2.bias"),
+    },
+)
+
+FAMILIES = [GPT_NEO, OPENAI_GPT]

@@ -19,7 +19,7 @@ def weights_of(family: Family, head: str = "ForCausalLM", dtype=torch.float32) -
 
 def write_config(folder: Path, family: Family, **changes) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"architectures": [family.prefix + "ForCausalLM"], **family.tiny, **changes}
+    config = {"architectures": [family.class_name()], **family.tiny, **changes}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 

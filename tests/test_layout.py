@@ -92,7 +92,7 @@ import sys, torch
 assert not any("decoders" in path for path in sys.path)
 import {module} as m
 config = m.{prefix}Config.from_dict({tiny})
-model = m.{prefix}ForCausalLM(config).eval()
+model = m.{cls}(config).eval()
 missing, unexpected = model.load_state_dict(torch.load("pytorch_model.bin"), strict=False)
 assert set(missing) <= {{"lm_head.weight"}}, missing
 print(model.generate(torch.arange(6)[None], max_new_tokens=8, eos_token_id=None).tolist())
@@ -104,7 +104,7 @@ def test_each_model_file_works_when_copied_alone(family, tmp_path):
     file = PACKAGE / f"{family.module.__name__.split('.')[-1]}.py"
     shutil.copy(file, tmp_path)
     folders.pickle_whole(tmp_path, folders.weights_of(family))
-    (tmp_path / "run.py").write_text(ALONE.format(module=file.stem, prefix=family.prefix, tiny=family.tiny))
+    (tmp_path / "run.py").write_text(ALONE.format(module=file.stem, prefix=family.prefix, cls=family.class_name(), tiny=family.tiny))
     found = subprocess.run([sys.executable, "-P", "-c", "import sys; sys.path.insert(0, ''); exec(open('run.py').read())"],
                            capture_output=True, text=True, cwd=tmp_path, env={"PATH": "/usr/bin"})  # fmt: skip
     assert found.returncode == 0, found.stderr

@@ -48,6 +48,8 @@ def test_many_draws_agree(family, seed):
 @torch.no_grad()
 def test_padding_rows_agree_too(family):
     """A row that sees nothing but padding spreads evenly over it, as the eager reference does, on both paths."""
+    if family.name == "openai-gpt":
+        pytest.skip("there the reference lets such rows look at the future; the others agree")
     ours, theirs = family.pair()
     ids, mask = inputs(101, padded=True)
     expected = theirs(ids, attention_mask=mask).logits
@@ -69,8 +71,11 @@ def test_half_precision_is_no_further_from_the_truth(family, dtype, fast):
         for name, model in (("ours", ours), ("theirs", theirs)):
             options = {"output_attentions": not fast} if model is ours else {}
             errors[name].append((model(ids, **options).logits.double() - exact).abs().mean())
-            past = model(ids[:, :-1], use_cache=True, **options).past_key_values
-            step = model(ids[:, -1:], past_key_values=past, use_cache=True, **options).logits[:, -1]
+            if model is theirs and family.name == "openai-gpt":  # no cache
+                step = model(ids).logits[:, -1]
+            else:
+                past = model(ids[:, :-1], use_cache=True, **options).past_key_values
+                step = model(ids[:, -1:], past_key_values=past, use_cache=True, **options).logits[:, -1]
             errors["our step" if model is ours else "their step"].append((step.double() - exact[:, -1]).abs().mean())
     mean = {name: torch.stack(values).mean().item() for name, values in errors.items()}
     assert mean["ours"] <= mean["theirs"] and mean["our step"] <= 1.02 * mean["their step"], mean
@@ -88,7 +93,7 @@ def test_positions_and_embeddings_given_by_hand(family):
 
 
 def test_token_types_go_through_the_token_table(family):
-    if family.name not in ("gpt_neo", "openai_gpt"):
+    if family.name not in ("gpt_neo", "openai-gpt"):
         pytest.skip("no token types in this family")
     ours, theirs = family.pair()
     ids, _ = inputs(101)
@@ -100,7 +105,8 @@ def test_token_types_go_through_the_token_table(family):
 def test_logits_to_keep(family, keep):
     ours, theirs = family.pair()
     ids, _ = inputs(101)
-    assert largest(ours(ids, logits_to_keep=keep).logits, theirs(ids, logits_to_keep=keep).logits) < 2e-5
+    kept = slice(-keep, None) if isinstance(keep, int) else keep
+    assert largest(ours(ids, logits_to_keep=keep).logits, theirs(ids).logits[:, kept]) < 2e-5
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
@@ -129,6 +135,8 @@ def test_all_labels_ignored_is_nan(family):
 
 
 def test_cache_has_the_reference_layout(family):
+    if family.name == "openai-gpt":
+        pytest.skip("no other implementation of GPT-1 has a cache")
     ours, theirs = family.pair()
     ids, _ = inputs(101)
     a, b = ours(ids).past_key_values, theirs(ids, use_cache=True).past_key_values
@@ -215,6 +223,8 @@ def test_sequence_classification_needs_a_pad_id_for_batches(family):
 
 
 def test_token_classification(family):
+    if "ForTokenClassification" not in family.heads:
+        pytest.skip("no such head in this family")
     ours, theirs = family.pair("ForTokenClassification", num_labels=3)
     ids, _ = inputs(101)
     labels = ids % 3
@@ -243,6 +253,8 @@ def test_dropouts_act_in_training_only(family):
     rates = {key: 0.5 for key in family.config().to_dict() if key.endswith(("_dropout", "_pdrop"))}
     for rate in rates:
         model = family.model(**{**dict.fromkeys(rates, 0.0), rate: 0.5})
+        if rate.startswith("summary_"):
+            continue  # of the double heads: test_openai_gpt.py
         if rate == "classifier_dropout":
             model = family.model("ForTokenClassification", **{**dict.fromkeys(rates, 0.0), rate: 0.5})
         ids, _ = inputs(101)
@@ -252,13 +264,15 @@ def test_dropouts_act_in_training_only(family):
 
 
 def test_attention_dropout_is_in_the_weights_returned(family):
-    ours = family.model(attention_dropout=0.5).train()
+    rate = "attention_dropout" if hasattr(family.config(), "attention_dropout") else "attn_pdrop"
+    ours = family.model(**{rate: 0.5}).train()
     rows = ours(inputs(101)[0], output_attentions=True).attentions[0][..., -1, :]
     assert set((rows > 0).unique().tolist()) == {False, True} and not torch.allclose(rows.sum(-1), torch.ones(()))
 
 
 def test_training_mode_without_dropout_agrees(family):
-    ours, theirs = family.pair()
+    none = {key: 0.0 for key in family.config().to_dict() if key.endswith(("_dropout", "_pdrop"))}
+    ours, theirs = family.pair(**none)
     ids, _ = inputs(101)
     assert largest(ours.train()(ids).logits, theirs.train()(ids).logits) < 2e-5
 

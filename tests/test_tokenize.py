@@ -238,3 +238,110 @@ def test_vocabularies_whose_ids_do_not_follow_the_merges_are_refused(tmp_path):
     (folder / "merges.txt").write_text("\n".join(lines))
     with pytest.raises(ValueError, match="do not ascend"):
         tokenize.load(folder)
+
+
+# ---- GPT-1
+
+
+@pytest.fixture(scope="session")
+def gpt1(data):
+    transformers = pytest.importorskip("transformers")
+    folder = data / "hub" / "openai-gpt"
+    return loaded(folder), transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def test_gpt1_recorded_vectors(data):
+    tokenizer = loaded(data / "hub" / "openai-gpt")
+    for row in json.loads((data / "vectors" / "openai-gpt.json").read_text())["rows"]:
+        assert tokenizer.encode(row["text"]) == row["ids"], row["text"]
+        assert tokenizer.decode(row["ids"]) == row["decoded"]
+        assert tokenizer.decode(row["ids"], skip_special_tokens=True) == row["decoded_skip_special"]
+
+
+def test_gpt1_glued_fragments_equal_the_fast_tokenizer(gpt1):
+    ours, theirs = gpt1
+    rng = random.Random(1)
+    words = [word.decode().removesuffix("</w>") for word in ours.bytes_of.values()]
+    atoms = [*ODD, "<unk>", "<unk", "</w>", "“", "—", "…", "Ｆ", "ﬁ", "Å", "İ", "Σ", "ΑΣ", "\xad", "\u2029", "$", "^", "~"]
+    for _ in range(6000):
+        parts = [rng.choice(atoms if rng.random() < 0.6 else words) for _ in range(rng.randint(1, 12))]
+        text = "".join(parts)
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False), ascii(text)
+        ids = [rng.randrange(len(ours) + 20) for _ in range(10)]
+        for skip in (False, True):
+            assert ours.decode(ids, skip) == theirs.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False), ids
+
+
+@RELAXED
+@given(text=st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=60))
+def test_gpt1_any_text_equals_the_fast_tokenizer(gpt1, text):
+    ours, theirs = gpt1
+    assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(ids=st.lists(st.integers(0, 500), max_size=30), size=st.integers(1, 4))
+def test_gpt1_streamed_pieces_join_to_the_decoded_text(data, ids, size):
+    tokenizer = loaded(data / "hub" / "openai-gpt")
+    stream = tokenizer.stream()
+    pieces = [stream.put(ids[i : i + size]) for i in range(0, len(ids), size)] + [stream.end()]
+    assert "".join(pieces) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("kind", ["prose", "one letter", "random letters", "blanks", "marks"])
+def test_gpt1_encodes_a_megabyte_in_seconds(data, kind):
+    rng = random.Random(0)
+    text = {
+        "prose": " ".join(rng.choice((ROOT / "README.md").read_text().split()) for _ in range(150_000)),
+        "one letter": "a" * 1_000_000,
+        "random letters": "".join(rng.choice("etaoinshrdlu") for _ in range(300_000)),
+        "blanks": " \n" * 500_000,
+        "marks": "!?" * 200_000,
+    }[kind]
+    tokenizer = tokenize.load(data / "hub" / "openai-gpt")
+    start = time.process_time()
+    tokenizer.encode(text)
+    assert time.process_time() - start < 20  # a guard against quadratic time; a second or two is usual
+
+
+def test_merging_takes_the_lowest_rank_first_and_then_the_leftmost():
+    ranks = {("a", "b"): 0, ("b", "c"): 1, ("ab", "c"): 2, ("a", "a"): 3}
+    assert tokenize.merge(list("abcabaaa"), ranks) == ["abc", "ab", "aa", "a"]
+
+    def slowly(parts):
+        while pairs := [(ranks[p], i) for i, p in enumerate(zip(parts, parts[1:], strict=False)) if p in ranks]:
+            _, i = min(pairs)
+            parts = [*parts[:i], parts[i] + parts[i + 1], *parts[i + 2 :]]
+        return parts
+
+    rng = random.Random(2)
+    for _ in range(500):
+        word = [rng.choice("abc") for _ in range(rng.randint(1, 30))]
+        assert tokenize.merge(word, ranks) == slowly(word)
+
+
+def test_gpt1_original_preparation(data):
+    """What the paper did, and AutoTokenizer does not: accents, quotes, contractions, line breaks."""
+    pytest.importorskip("ftfy")
+    pytest.importorskip("spacy")
+    ours = tokenize.load(data / "hub" / "openai-gpt", original=True)
+    words = ours.standardise
+    assert words("Mr. Smith DON'T…") == ["mr.", "smith", "do", "n't", "..."] or "mr." in words("Mr. Smith")
+    assert words("a\n\n b") == ["a", "\n", "b"] and words("café—bar") == ["café", "-", "bar"]
+    assert ours.encode("a\nb")[1] == 40477 and ours.decode(ours.encode("a\nb")) == "a \n b"
+    assert 0 not in ours.encode("“quoted” don't")
+
+
+def test_gpt1_original_names_what_is_missing(data, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ftfy", None)
+    with pytest.raises(ImportError, match=r"ftfy is missing: pip install 'decoders\[original\]'"):
+        tokenize.load(data / "hub" / "openai-gpt", original=True)
+    with pytest.raises(ValueError, match="original=True is for GPT-1"):
+        tokenize.load(TINY, original=True)
+
+
+def test_gpt1_files_of_openais_release(data, tmp_path):
+    hub = data / "hub" / "openai-gpt"
+    (tmp_path / "encoder_bpe_40000.json").write_bytes((hub / "vocab.json").read_bytes())
+    (tmp_path / "vocab_40000.bpe").write_bytes((hub / "merges.txt").read_bytes())
+    assert tokenize.load(tmp_path).encode("Hello world") == [3570, 1276]

@@ -1,0 +1,677 @@
+"""OpenAI GPT, the first one, all of it in this file: torch and the standard library are enough to copy it away.
+
+What is unusual about GPT-1
+- The norms come after the residual sums (post-LayerNorm), and there is none at the end.
+- Projections are stored [in, out], as TensorFlow does: `Conv1D`, and q, k, v in one matrix.
+- "gelu" means the tanh approximation, not the exact one; `gelu_new`, which the documentation offers and
+  Transformers refuses, is the same.
+- Dropouts of 0.1 act in training. Positions are learned, the output layer is tied to the token table, and so
+  are the token types: they have no table of their own.
+- It was published without a key/value cache, and no other implementation gives it one. This file does.
+
+Source: Radford et al., Improving Language Understanding by Generative Pre-Training (2018). Checkpoint:
+openai-community/openai-gpt, and OpenAI's own release (`weights.py` reads it).
+Agrees with Transformers 4.37.2, 4.50.3 and 5.23.0 (eager attention); comments tell where these differ.
+
+Letters: B batch, T new tokens, S keys (cached + new), H heads, D head size, C width, V vocabulary, M choices.
+The hub's files hold masks beside the weights, and no `lm_head.weight`: `load_state_dict(..., strict=False)`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+# ---- Config -------------------------------------------------------------------------------------------------
+
+gelu_tanh = partial(F.gelu, approximate="tanh")  # one kernel; in half precision more exact than step by step
+ACTIVATIONS = {
+    "gelu": gelu_tanh, "gelu_new": gelu_tanh, "relu": F.relu, "silu": F.silu, "swish": F.silu,
+    "sigmoid": torch.sigmoid, "tanh": torch.tanh,  # these two for summary_activation
+}
+PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
+
+
+def check_fields(fields: dict, sizes: Sequence[str], rates: Sequence[str], choices: dict) -> None:
+    """ValueError with key and value unless sizes are positive integers, rates in [0, 1], choices known."""
+    for key in sizes:
+        if type(fields[key]) is not int or fields[key] < 1:
+            raise ValueError(f"{key} must be a positive integer, not {fields[key]!r}")
+    for key in rates:
+        if type(fields[key]) not in (int, float) or not 0 <= fields[key] <= 1:
+            raise ValueError(f"{key} must be a number from 0 to 1, not {fields[key]!r}")
+    for key, known in choices.items():
+        if fields[key] not in list(known):
+            raise ValueError(f"{key} {fields[key]!r} is not one of {', '.join(map(str, known))}")
+
+
+@dataclass
+class OpenAIGPTConfig:
+    """The fields of `config.json` that decide the numbers, with the documented defaults."""
+
+    vocab_size: int = 40478
+    n_positions: int = 512
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    afn: str = "gelu"
+    resid_pdrop: float = 0.1
+    embd_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    summary_type: str = "cls_index"  # which token stands for a choice: cls_index, last, first, or the mean
+    summary_use_proj: bool = True
+    summary_activation: str | None = None
+    summary_proj_to_labels: bool = True
+    summary_first_dropout: float = 0.1  # before the projection; the documentation says after
+    summary_last_dropout: float = 0.0
+    use_cache: bool = True
+    tie_word_embeddings: bool = True
+    num_labels: int = 2
+    problem_type: str | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self):
+        sizes = ["vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "num_labels"]
+        rates = ["resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout", "summary_last_dropout",
+                 "layer_norm_epsilon", "initializer_range"]
+        choices = {"afn": ACTIVATIONS, "summary_activation": (None, *ACTIVATIONS), "problem_type": PROBLEM_TYPES,
+                   "summary_type": ("cls_index", "last", "first", "mean")}
+        check_fields(vars(self), sizes, rates, choices)
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_head {self.n_head} does not divide n_embd {self.n_embd}")
+
+    @classmethod
+    def from_dict(cls, d: dict) -> "OpenAIGPTConfig":
+        """From a `config.json` of any era. ValueError for what is missing or cannot be honoured."""
+        renamed = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
+                   "max_position_embeddings": "n_positions"}
+        d = {renamed.get(key, key): value for key, value in d.items()}
+        if d.get("model_type", "openai-gpt") != "openai-gpt":  # the oldest files have none
+            raise ValueError(f"model_type {d['model_type']!r} is not openai-gpt")
+        if d.get("quantization_config"):
+            raise ValueError("quantization_config: quantised weights are not supported")
+        needed = ["vocab_size", "n_positions", "n_embd", "n_layer", "n_head"]
+        if missing := [key for key in needed if key not in d]:
+            raise ValueError(f"the config lacks {', '.join(missing)}")
+        if "num_labels" not in d and d.get("id2label"):
+            d["num_labels"] = len(d["id2label"])
+        return cls(**{key: d[key] for key in cls.__dataclass_fields__ if key in d})
+
+    def to_dict(self) -> dict:
+        return {"model_type": "openai-gpt", **asdict(self)}
+
+    @property
+    def cache_shape(self) -> tuple[int, int, int]:
+        """(layers, heads, head size) of the keys, and of the values."""
+        return self.n_layer, self.n_head, self.n_embd // self.n_head
+
+
+# ---- Linear -------------------------------------------------------------------------------------------------
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear`, which on a CPU and without autograd takes the kernel that reads the weights fastest.
+
+    For float32 PyTorch calls MKL; oneDNN takes half its time for few rows, and less for many (measured on an
+    AMD EPYC). For bfloat16 it calls oneDNN; its own product takes half the time of that for a single row.
+    """
+    onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    if not (x.is_cpu and onednn) or torch.is_grad_enabled():
+        return F.linear(x, weight, bias)
+    if x.dtype == torch.float32:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    torch.backends.mkldnn.enabled = x.numel() > x.shape[-1]  # off for one row
+    try:
+        return F.linear(x, weight, bias)
+    finally:
+        torch.backends.mkldnn.enabled = True
+
+
+class Linear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+class Conv1D(nn.Module):
+    """A linear layer whose matrix is stored [in, out]."""
+
+    def __init__(self, n_in: int, n_out: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_in, n_out))
+        self.bias = nn.Parameter(torch.empty(n_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight.t(), self.bias)
+
+
+# ---- Key/value cache ----------------------------------------------------------------------------------------
+
+
+def append(buffer: Tensor, new: Tensor, start: int) -> Tensor:
+    """`buffer` with `new` written at position `start`: the same one, or if full one of twice the length."""
+    B, K, T, D = new.shape
+    if new.requires_grad:  # autograd needs the past as it was
+        return torch.cat([buffer[:, :, :start], new], dim=2)
+    if start + T > buffer.shape[2]:
+        grown = new.new_empty(B, K, max(2 * start, start + T), D)
+        grown[:, :, :start] = buffer[:, :, :start]
+        buffer = grown
+    buffer[:, :, start : start + T] = new
+    return buffer
+
+
+class KVCache:
+    """Keys and values of every layer. `cache[i]` is layer i's `(k, v)`, (B, K, S, D) each; `len(cache)` is S.
+
+    It grows by doubling, so that no step copies the past. `past`, a tuple of `(k, v)`, stays as it is.
+    """
+
+    def __init__(self, past: Sequence[tuple[Tensor, Tensor]] = ()):
+        self.buffers = [(k, v) for k, v in past]  # may be longer than what has been written
+        self.lengths = [k.shape[2] for k, v in past]
+
+    def __len__(self) -> int:
+        return self.lengths[0] if self.lengths else 0
+
+    def __getitem__(self, layer: int) -> tuple[Tensor, Tensor]:
+        k, v = self.buffers[layer]
+        return k[:, :, : self.lengths[layer]], v[:, :, : self.lengths[layer]]
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append new keys and values, `(B, K, T, D)`; returns views of all S."""
+        if layer == len(self.buffers):
+            self.buffers.append((k, v))
+            self.lengths.append(k.shape[2])
+            return k, v
+        start, (past_k, past_v) = self.lengths[layer], self.buffers[layer]
+        self.buffers[layer] = append(past_k, k, start), append(past_v, v, start)
+        self.lengths[layer] = start + k.shape[2]
+        return self[layer]
+
+    def truncate(self, n: int) -> None:
+        """Forget all but the first n positions."""
+        self.buffers = [(k[:, :, :n], v[:, :, :n]) for k, v in self]
+        self.lengths = [min(n, length) for length in self.lengths]
+
+    def reorder(self, index: Tensor) -> None:
+        """Row i becomes what row `index[i]` was, as beam search needs it."""
+        self.buffers = [(k[index], v[index]) for k, v in self]
+
+
+# ---- Attention ----------------------------------------------------------------------------------------------
+
+
+def causal_mask(T: int, S: int, padding: Tensor | None, like: Tensor, whole: bool) -> Tensor | None:
+    """(1 or B, 1, T, S) to add to the scores of the last T of S positions. None: plain causal, or one query.
+
+    The reference puts -1e4 on future keys and the lowest number on padding, so that a row that sees only padding
+    looks at the future instead. Here the future is -inf for every row; no row of a real token differs.
+    """
+    if padding is None and not whole and (T == 1 or T == S):
+        return None
+    rows = torch.arange(S - T, S, device=like.device)
+    future = torch.arange(S, device=like.device) > rows[:, None]
+    mask = like.new_zeros(1, 1, T, S).masked_fill(future, -math.inf)
+    return mask if padding is None else mask + padding
+
+
+def padding_bias(attention_mask: Tensor | None, S: int, dtype: torch.dtype) -> Tensor | None:
+    """(B, 1, 1, S) to add to the scores: the lowest finite number at padding. None if there is no padding."""
+    if attention_mask is None:
+        return None
+    if attention_mask.dim() != 2 or attention_mask.shape[1] != S:
+        shape = tuple(attention_mask.shape)
+        raise ValueError(f"attention_mask must be (batch, {S}), with the cached tokens, not {shape}")
+    padding = attention_mask == 0
+    if not padding.any():
+        return None
+    return torch.zeros_like(padding, dtype=dtype).masked_fill(padding, torch.finfo(dtype).min)[:, None, None]
+
+
+def spelled_out_attention(q, k, v, mask, scale, dropout=0.0, head_mask=None) -> tuple[Tensor, Tensor]:
+    """The formula: (B, H, T, D), and the weights (B, H, T, S) as they multiply v."""
+    wide = torch.promote_types(q.dtype, torch.float32)  # scores of half-precision q and k overflow float16
+    scores = q.to(wide) @ k.to(wide).transpose(2, 3) * scale  # (B, H, T, S)
+    weights = (scores if mask is None else scores + mask).softmax(-1)
+    weights = F.dropout(weights, dropout)
+    if head_mask is not None:
+        weights = weights * head_mask.view(-1, 1, 1)
+    return (weights @ v.to(wide)).to(q.dtype), weights.to(q.dtype)
+
+
+def fast_attention(q, k, v, mask, scale, dropout=0.0) -> Tensor:
+    """What `spelled_out_attention` computes, by PyTorch's fused kernel."""
+    T = q.shape[2]
+    if T > 1 or not q.is_cpu or q.dtype.itemsize > 2:
+        causal = mask is None and T > 1  # aligned to the top left: right, as there is no past then
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal, scale=scale)
+    # For one half-precision query on a CPU the fused kernel takes three times as long as the formula. A few
+    # heads at a time, so that the float32 copies stay in the cache and the allocator keeps their memory.
+    heads = max(1, 2**19 // k[0, 0].numel())
+    masks = [None] * len(q) if mask is None else mask.split(1)
+    rows = []
+    for *row, row_mask in zip(q.split(1), k.split(1), v.split(1), masks, strict=True):
+        parts = zip(*(x.split(heads, dim=1) for x in row), strict=True)
+        rows.append(torch.cat([spelled_out_attention(*p, row_mask, scale, dropout)[0] for p in parts], dim=1))
+    return torch.cat(rows)
+
+
+class OpenAIGPTAttention(nn.Module):
+    def __init__(self, config: OpenAIGPTConfig, layer: int):
+        super().__init__()
+        self.layer, self.num_heads = layer, config.n_head
+        self.c_attn = Conv1D(config.n_embd, 3 * config.n_embd)  # q | k | v
+        self.c_proj = Conv1D(config.n_embd, config.n_embd)
+        self.attn_pdrop = config.attn_pdrop
+        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache, head_mask: Tensor | None, whole: bool):
+        B, T, C = x.shape
+        D = C // self.num_heads
+        q, k, v = (
+            part.view(B, T, self.num_heads, D).transpose(1, 2)  # (B, H, T, D)
+            for part in self.c_attn(x).split(C, dim=2)
+        )
+        k, v = cache.update(self.layer, k, v)  # (B, H, S, D)
+        dropout, weights = self.attn_pdrop if self.training else 0.0, None
+        if whole:
+            y, weights = spelled_out_attention(q, k, v, mask, D**-0.5, dropout, head_mask)
+        else:
+            y = fast_attention(q, k, v, mask, D**-0.5, dropout)
+        return self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, C))), weights
+
+
+# ---- MLP and layer ------------------------------------------------------------------------------------------
+
+
+class OpenAIGPTMLP(nn.Module):
+    def __init__(self, config: OpenAIGPTConfig):
+        super().__init__()
+        self.c_fc = Conv1D(config.n_embd, 4 * config.n_embd)
+        self.c_proj = Conv1D(4 * config.n_embd, config.n_embd)
+        self.act = ACTIVATIONS[config.afn]
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.c_proj(self.act(self.c_fc(x))))
+
+
+class OpenAIGPTBlock(nn.Module):
+    def __init__(self, config: OpenAIGPTConfig, layer: int):
+        super().__init__()
+        self.attn = OpenAIGPTAttention(config, layer)
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = OpenAIGPTMLP(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+
+    def forward(self, x: Tensor, *attention_inputs) -> tuple[Tensor, Tensor | None]:
+        y, weights = self.attn(x, *attention_inputs)
+        x = self.ln_1(x + y)
+        return self.ln_2(x + self.mlp(x)), weights
+
+
+# ---- Model --------------------------------------------------------------------------------------------------
+
+
+class ModelOutput(NamedTuple):
+    last_hidden_state: Tensor  # (B, T, C), after the final norm
+    past_key_values: KVCache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None  # embeddings, each layer's output; the last is normed
+    attentions: tuple[Tensor, ...] | None = None  # (B, H, T, S) per layer, after dropout and head_mask
+
+
+class PreTrainedModel(nn.Module):
+    """What all models share: how weights start, what is tied, what the checkpoint says about generation."""
+
+    def __init__(self, config: Any):
+        super().__init__()
+        self.config = config
+        self.generation_config: dict[str, Any] = {}  # the content of generation_config.json
+
+    def tie_weights(self) -> None:
+        """Make tied tensors one again; needed after `load_state_dict(..., assign=True)`."""
+
+    @torch.no_grad()
+    def init_weights(self, part: nn.Module | None = None) -> "PreTrainedModel":
+        """Draw all weights or those of `part`: matrices N(0, initializer_range), biases 0, norms 1."""
+        for name, p in (part or self).named_parameters():
+            if p.dim() > 1:
+                p.normal_(0.0, self.config.initializer_range)
+            else:
+                p.fill_(0.0 if name.endswith("bias") else 1.0)
+        return self
+
+
+class OpenAIGPTModel(PreTrainedModel):
+    config_class = OpenAIGPTConfig
+
+    def __init__(self, config: OpenAIGPTConfig):
+        super().__init__(config)
+        self.tokens_embed = nn.Embedding(config.vocab_size, config.n_embd)
+        self.positions_embed = nn.Embedding(config.n_positions, config.n_embd)
+        self.drop = nn.Dropout(config.embd_pdrop)
+        self.h = nn.ModuleList(OpenAIGPTBlock(config, layer) for layer in range(config.n_layer))
+
+    def forward(self, input_ids: Tensor | None = None, *, attention_mask: Tensor | None = None,
+                token_type_ids: Tensor | None = None, position_ids: Tensor | None = None,
+                head_mask: Tensor | None = None, inputs_embeds: Tensor | None = None,
+                past_key_values: KVCache | Sequence[tuple[Tensor, Tensor]] | None = None,
+                use_cache: bool | None = None, output_attentions: bool = False,
+                output_hidden_states: bool = False) -> ModelOutput:
+        """Hidden states of `input_ids` (B, T), or of `inputs_embeds` (B, T, C).
+
+        `attention_mask` (B, S) is 1 for tokens and 0 for padding. `position_ids` (B, T), left out, go on from
+        the cache's length whatever the mask says. `head_mask` (H,) or (layers, H) multiplies the weights.
+        ValueError where shapes disagree or the text is longer than `n_positions`.
+        """
+        x = embed(self.tokens_embed, input_ids, inputs_embeds)
+        cache = past_key_values if isinstance(past_key_values, KVCache) else KVCache(past_key_values or ())
+        T, S, positions = x.shape[1], len(cache) + x.shape[1], self.config.n_positions
+        if S > positions:
+            raise ValueError(f"{S} tokens, but the model has {positions} positions")
+        if position_ids is None:
+            position_ids = torch.arange(S - T, S, device=x.device)
+        x = x + self.positions_embed(position_ids)
+        if token_type_ids is not None:
+            x = x + self.tokens_embed(token_type_ids)
+        x = self.drop(x)
+
+        padding = padding_bias(attention_mask, S, x.dtype)
+        # Spelled out where weights are asked for; and in training on left padding, since the fused kernel's
+        # gradients are wrong for rows that see only padding: log(n) drowns in the mask's lowest number.
+        whole = output_attentions or head_mask is not None
+        whole = whole or (torch.is_grad_enabled() and padding is not None and bool(padding[..., 0].any()))
+        mask = causal_mask(T, S, padding, x, whole)
+        hidden_states, attentions = [x], []
+        for i, layer in enumerate(self.h):
+            layer_heads = head_mask if head_mask is None or head_mask.dim() == 1 else head_mask[i]
+            x, weights = layer(x, mask, cache, layer_heads, whole)
+            hidden_states.append(x)
+            attentions.append(weights)
+        cached = self.config.use_cache if use_cache is None else use_cache
+        return ModelOutput(
+            last_hidden_state=x,
+            past_key_values=cache if cached else None,
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
+
+
+def embed(table: nn.Embedding, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    """(B, T, C) of whichever was given."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("give either input_ids or inputs_embeds")
+    if input_ids is None:
+        return inputs_embeds
+    if input_ids.dim() != 2:
+        raise ValueError(f"input_ids must be (batch, tokens), not {tuple(input_ids.shape)}")
+    return table(input_ids)
+
+
+# ---- Causal language model ----------------------------------------------------------------------------------
+
+
+class CausalLMOutput(NamedTuple):
+    loss: Tensor | None
+    logits: Tensor  # (B, T, V), of the positions that logits_to_keep asks for; (B, labels) from a classifier
+    past_key_values: KVCache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+def check_generation(T, positions, max_new_tokens, temperature, top_k, top_p, repetition_penalty) -> None:
+    if T < 1 or max_new_tokens < 0:
+        raise ValueError(f"the prompt has {T} tokens, max_new_tokens is {max_new_tokens}: 1 and 0 at least")
+    if positions is not None and T + max_new_tokens - 1 > positions:  # the last new token is not fed
+        raise ValueError(f"{T} prompt + {max_new_tokens} new tokens do not fit into {positions} positions")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, not {temperature}; for greedy text do_sample=False")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, not {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}")
+    if repetition_penalty is not None and not repetition_penalty > 0:
+        raise ValueError(f"repetition_penalty must be above 0, not {repetition_penalty}")
+
+
+def next_token(seen, logits, do_sample, temperature, top_k, top_p, repetition_penalty, generator) -> Tensor:
+    """(B,) ids from (B, V) float32 logits, in Transformers' order: a seed draws the same tokens there."""
+    if repetition_penalty is not None:
+        old = logits.gather(1, seen)
+        old = torch.where(old < 0, old * repetition_penalty, old / repetition_penalty)
+        logits = logits.scatter(1, seen, old)
+    if not do_sample:
+        return logits.argmax(-1)
+    logits = logits / temperature
+    if top_k is not None:
+        lowest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < lowest, -math.inf)
+    if top_p is not None and top_p < 1:
+        ascending, order = logits.sort()
+        unlikely = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
+        unlikely[:, -1] = False  # the likeliest token always stays
+        logits = logits.masked_fill(unlikely.scatter(1, order, unlikely), -math.inf)
+    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+
+
+class GenerationMixin:
+    """`generate`, for a model with logits, a cache and `max_positions` (None: no limit)."""
+
+    @torch.no_grad()
+    def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, max_new_tokens: int,
+                 do_sample: bool = False, temperature: float = 1.0, top_k: int | None = None,
+                 top_p: float | None = None, repetition_penalty: float | None = None,
+                 eos_token_id: int | Sequence[int] | str | None = "checkpoint",
+                 pad_token_id: int | None = None, generator: torch.Generator | None = None,
+                 streamer: Any = None, logits_processor: Sequence[Callable] = (),
+                 stopping_criteria: Sequence[Callable] = (), use_cache: bool = True) -> Tensor:
+        """(B, T + new) ids: the prompts (B, T), shorter ones padded on the left, and what follows them.
+
+        `eos_token_id`: an id or several; left out it is the checkpoint's own, None never stops. Finished rows
+        are filled with `pad_token_id`. Each processor maps (ids, float32 logits) to logits, each criterion to
+        True or (B,) booleans where to stop. `streamer` gets `put(prompts)`, `put(new ids)` a step, `end()`.
+        """
+        check_generation(input_ids.shape[1], self.max_positions, max_new_tokens, temperature, top_k, top_p,
+                         repetition_penalty)
+        eos, pad = self.special_ids(eos_token_id, pad_token_id, input_ids.device)
+        ids, mask = input_ids, torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
+        running = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+        cache = KVCache() if use_cache else None
+        if streamer is not None:
+            streamer.put(ids.cpu())
+        for _ in range(max_new_tokens):
+            new = ids[:, len(cache) :] if use_cache else ids  # the whole prompt first, then one token a step
+            places = (mask.cumsum(-1) - 1).clamp(min=0)[:, -new.shape[1] :]
+            logits = self(new, attention_mask=mask, position_ids=places, past_key_values=cache,
+                          use_cache=use_cache, logits_to_keep=1).logits[:, -1].float()
+            for processor in logits_processor:
+                logits = processor(ids, logits)
+            seen = ids.where(mask.bool(), ids[:, -1:])  # padding earns no penalty, as in Transformers 5
+            token = next_token(seen, logits, do_sample, temperature, top_k, top_p, repetition_penalty,
+                               generator)
+            token = torch.where(running, token, pad)
+            ids, mask = torch.cat([ids, token[:, None]], 1), F.pad(mask, (0, 1), value=1)
+            if streamer is not None:
+                streamer.put(token.cpu())
+            running &= ~torch.isin(token, eos)
+            for criterion in stopping_criteria:
+                running &= ~torch.as_tensor(criterion(ids, logits), device=ids.device)
+            if not running.any():
+                break
+        if streamer is not None:
+            streamer.end()
+        return ids
+
+    def special_ids(self, eos, pad: int | None, device) -> tuple[Tensor, int]:
+        """The ids to stop at (n,), and the filler: `pad`, else the checkpoint's, else the first stop id."""
+        if eos == "checkpoint":
+            eos = self.generation_config.get("eos_token_id", self.config.eos_token_id)
+        eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+        fillers = (pad, self.generation_config.get("pad_token_id"), self.config.pad_token_id, *eos, 0)
+        return torch.tensor(eos, dtype=torch.long, device=device), next(i for i in fillers if i is not None)
+
+
+class OpenAIGPTLMHeadModel(PreTrainedModel, GenerationMixin):
+    config_class = OpenAIGPTConfig
+
+    def __init__(self, config: OpenAIGPTConfig):
+        super().__init__(config)
+        self.transformer = OpenAIGPTModel(config)
+        self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
+        self.max_positions = config.n_positions
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.transformer.tokens_embed.weight
+
+    def forward(self, input_ids: Tensor | None = None, *, labels: Tensor | None = None,
+                logits_to_keep: int | Tensor = 0, **inputs) -> CausalLMOutput:
+        """Logits (B, T, V) after `OpenAIGPTModel.forward`; with `labels` (B, T) the loss of the next tokens too.
+
+        Labels are not shifted, -100 is left out. `logits_to_keep`: how many last ones (0: all), or which.
+        """
+        output = self.transformer(input_ids, **inputs)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(output.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:  # in float32, as Transformers 5; 4.x rounds it to the logits' dtype
+            loss = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten())
+        return CausalLMOutput(loss, logits, *output[1:])
+
+
+# ---- Heads --------------------------------------------------------------------------------------------------
+
+
+class DoubleHeadsOutput(NamedTuple):
+    loss: Tensor | None
+    mc_loss: Tensor | None
+    logits: Tensor  # (B, M, T, V)
+    mc_logits: Tensor  # (B, M)
+    past_key_values: KVCache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None  # (B, M, T, C) each
+    attentions: tuple[Tensor, ...] | None = None  # (B * M, H, T, S) per layer
+
+
+class OpenAIGPTSummary(nn.Module):
+    """One vector or number per choice: pick or pool tokens, dropout, project, activate, dropout."""
+
+    def __init__(self, config: OpenAIGPTConfig):
+        super().__init__()
+        self.summary_type = config.summary_type
+        self.first_dropout = nn.Dropout(config.summary_first_dropout)
+        self.summary = Linear(config.n_embd, 1)
+        self.activation = ACTIVATIONS[config.summary_activation] if config.summary_activation else nn.Identity()
+        self.last_dropout = nn.Dropout(config.summary_last_dropout)
+
+    def forward(self, x: Tensor, mc_token_ids: Tensor | None) -> Tensor:
+        """(B, M) from (B, M, T, C). `mc_token_ids` (B, M): which token to take; left out, the last."""
+        # last, first and mean go over the tokens of each choice. Transformers takes axis 1, which here are the
+        # choices: its mc_logits come out (B, T), and the loss compares tokens instead of choices.
+        if self.summary_type == "mean":
+            x = x.mean(2)
+        elif self.summary_type == "first":
+            x = x[:, :, 0]
+        elif self.summary_type == "last" or mc_token_ids is None:
+            x = x[:, :, -1]
+        else:
+            x = x.gather(2, mc_token_ids[..., None, None].expand(-1, -1, 1, x.shape[-1])).squeeze(2)
+        return self.last_dropout(self.activation(self.summary(self.first_dropout(x)))).squeeze(-1)
+
+
+class OpenAIGPTDoubleHeadsModel(PreTrainedModel):
+    """A language model and a multiple choice head over the same text."""
+
+    config_class = OpenAIGPTConfig
+
+    def __init__(self, config: OpenAIGPTConfig):
+        super().__init__(config)
+        if not (config.summary_use_proj and config.summary_proj_to_labels):
+            raise ValueError("summary_use_proj and summary_proj_to_labels must be true: a choice gets one number")
+        self.transformer = OpenAIGPTModel(config)
+        self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
+        self.multiple_choice_head = OpenAIGPTSummary(config)
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.transformer.tokens_embed.weight
+
+    def forward(self, input_ids: Tensor, *, attention_mask: Tensor | None = None,
+                token_type_ids: Tensor | None = None, position_ids: Tensor | None = None,
+                mc_token_ids: Tensor | None = None, labels: Tensor | None = None,
+                mc_labels: Tensor | None = None, **inputs) -> DoubleHeadsOutput:
+        """Logits of M choices per item; ids, mask, types, positions and `labels` are (B, M, T).
+
+        `mc_token_ids` (B, M) says which token of each choice is read, `mc_labels` (B,) which choice is right.
+        The two losses are not added up.
+        """
+        if input_ids.dim() != 3:
+            raise ValueError(f"input_ids must be (batch, choices, tokens), not {tuple(input_ids.shape)}")
+        B, M, T = input_ids.shape
+        flat = [None if x is None else x.view(B * M, -1) for x in (attention_mask, token_type_ids, position_ids)]
+        output = self.transformer(input_ids.view(B * M, T), attention_mask=flat[0], token_type_ids=flat[1],
+                                  position_ids=flat[2], **inputs)
+        x = output.last_hidden_state.view(B, M, T, -1)
+        logits, mc_logits = self.lm_head(x), self.multiple_choice_head(x, mc_token_ids)
+        hidden_states = output.hidden_states and tuple(h.view(B, M, T, -1) for h in output.hidden_states)
+        loss = mc_loss = None  # in float32, as of the model without a second head; Transformers rounds these two
+        if labels is not None:
+            loss = F.cross_entropy(logits[..., :-1, :].float().flatten(0, 2), labels[..., 1:].flatten())
+        if mc_labels is not None:
+            mc_loss = F.cross_entropy(mc_logits.float(), mc_labels.view(-1))
+        return DoubleHeadsOutput(loss, mc_loss, logits, mc_logits, output.past_key_values, hidden_states,
+                                 output.attentions)
+
+
+def last_token(input_ids: Tensor | None, x: Tensor, pad_token_id: int | None) -> Tensor | int:
+    """(B,) index of each row's last token that is not padding, as Transformers 4.50 and 5. 4.37 looks for the
+    first pad id instead, and so cuts a text that contains it. The mask has no say in any version."""
+    B, T, _ = x.shape
+    if pad_token_id is None and B > 1:
+        raise ValueError(f"a batch of {B} needs config.pad_token_id to find the end of each row")
+    if pad_token_id is None or input_ids is None:
+        return T - 1
+    return (torch.arange(T, device=x.device) * (input_ids != pad_token_id)).argmax(-1)
+
+
+def classification_loss(logits: Tensor, labels: Tensor, problem_type: str | None) -> Tensor:
+    """Regression, one label or several: as `problem_type` says, else as the labels suggest."""
+    num_labels = logits.shape[-1]
+    if problem_type is None:
+        kind = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+        problem_type = "regression" if num_labels == 1 else kind
+    if problem_type == "regression":
+        return F.mse_loss(logits.squeeze(), labels.squeeze().to(logits.dtype))
+    if problem_type == "single_label_classification":
+        return F.cross_entropy(logits, labels.view(-1))
+    return F.binary_cross_entropy_with_logits(logits, labels)
+
+
+class OpenAIGPTForSequenceClassification(PreTrainedModel):
+    config_class = OpenAIGPTConfig
+
+    def __init__(self, config: OpenAIGPTConfig):
+        super().__init__(config)
+        self.transformer = OpenAIGPTModel(config)
+        self.score = Linear(config.n_embd, config.num_labels, bias=False)
+
+    def forward(self, input_ids: Tensor | None = None, *, labels: Tensor | None = None,
+                **inputs) -> CausalLMOutput:
+        """Logits (B, num_labels) at each row's last token; `labels` (B,), or (B, num_labels) of floats."""
+        output = self.transformer(input_ids, **inputs)
+        x = output.last_hidden_state
+        last = last_token(input_ids, x, self.config.pad_token_id)
+        logits = self.score(x[torch.arange(len(x), device=x.device), last])
+        loss = None if labels is None else classification_loss(logits, labels, self.config.problem_type)
+        return CausalLMOutput(loss, logits, *output[1:])

@@ -1,0 +1,36 @@
+"""Run by any Python that has Transformers, of any version: python tests/reference.py IN.pt OUT.pt
+
+IN holds cases: class name, config, weights, calls (keyword arguments of forward). OUT gets what that version returns.
+It imports nothing from this project, so that it runs where only Transformers is installed.
+"""
+
+import sys
+
+import torch
+import transformers
+
+VALUES = ("loss", "logits", "hidden_states", "attentions", "start_logits", "end_logits")
+
+
+@torch.no_grad()
+def main(source: str, target: str) -> None:
+    results = []
+    for case in torch.load(source, weights_only=False):
+        config = dict(case["config"])
+        config = type(transformers.AutoConfig.for_model(config.pop("model_type")))(**config)
+        build = getattr(transformers, case["class"])._from_config
+        try:
+            model = build(config, attn_implementation="eager")
+        except TypeError:  # 4.37 has no such argument here, and eager is what it does
+            model = getattr(transformers, case["class"])(config)
+        missing, unexpected = model.load_state_dict(case["weights"], strict=False)
+        left = [name for name in missing if not name.endswith((".bias", ".masked_bias", "lm_head.weight"))]
+        assert not left and not unexpected, (left, unexpected)
+        model.eval().to(case["dtype"])
+        outputs = [model(**call, return_dict=True) for call in case["calls"]]
+        results.append([{key: output[key] for key in VALUES if key in output} for output in outputs])
+    torch.save({"version": transformers.__version__, "results": results}, target)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,120 @@
+"""Older versions of Transformers, where these differ or where the newest has forgotten something.
+
+Set DECODERS_REFERENCES to the Python executables of environments with other versions, separated by colons:
+    python -m venv old && old/bin/pip install torch==2.13.0 transformers==4.37.2 'numpy<2'
+"""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.families import GPT_NEO, inputs
+
+REFERENCES = [path for path in os.environ.get("DECODERS_REFERENCES", "").split(":") if path]
+FILE = Path(__file__).with_name("reference.py")
+
+
+def ask(python: str, tmp_path, cases: list[dict]) -> tuple[str, list]:
+    """(version, results) of another Transformers."""
+    torch.save(cases, tmp_path / "in.pt")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    found = subprocess.run([python, str(FILE), str(tmp_path / "in.pt"), str(tmp_path / "out.pt")],
+                           capture_output=True, text=True, env=environment)  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    answer = torch.load(tmp_path / "out.pt", weights_only=False)
+    return answer["version"], answer["results"]
+
+
+@pytest.fixture(params=REFERENCES or [None])
+def other(request, tmp_path):
+    if request.param is None:
+        pytest.skip("DECODERS_REFERENCES is not set: no older Transformers to compare with")
+    return lambda cases: ask(request.param, tmp_path, cases)
+
+
+def case(family, model, calls, head="ForCausalLM", dtype=torch.float32):
+    return {"class": family.class_name(head), "config": {**family.tiny, **model.changes}, "weights": model.state_dict(),
+            "calls": calls, "dtype": dtype}  # fmt: skip
+
+
+def built(family, head="ForCausalLM", dtype=torch.float32, **changes):
+    model = family.model(head, dtype=dtype, **changes)
+    model.changes = changes
+    return model
+
+
+@torch.no_grad()
+def test_every_layer_agrees_with_older_versions(family, other):
+    ids, mask = inputs(101, padded=True)
+    calls = [{"input_ids": ids, "attention_mask": m, "output_hidden_states": True, "output_attentions": True}
+             for m in (torch.ones_like(mask), mask)]  # fmt: skip
+    model = built(family)
+    version, [results] = other([case(family, model, calls)])
+    for call, theirs in zip(calls, results, strict=True):
+        real = call["attention_mask"].bool()
+        ours = model(**call)
+        for layer, (x, y) in enumerate(zip(ours.hidden_states, theirs["hidden_states"], strict=True)):
+            assert (x - y)[real].abs().max() < 2e-5, f"Transformers {version}, hidden state {layer}"
+        assert (ours.logits - theirs["logits"])[real].abs().max() < 2e-5, version
+        for x, y in zip(ours.attentions, theirs["attentions"], strict=True):
+            assert (x - y).transpose(1, 2)[real].abs().max() < 2e-5, version
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("head_mask", [torch.tensor([1.0, 0, 0.5, 1]), torch.rand(3, 4)], ids=["heads", "layers and heads"])
+def test_head_mask_agrees_with_versions_that_have_it(other, head_mask):
+    """Transformers 5 accepts head_mask and ignores it; 4.x multiplies the weights after dropout."""
+    ids, _ = inputs(101)
+    calls = [{"input_ids": ids, "head_mask": head_mask}, {"input_ids": ids}]
+    model = built(GPT_NEO)
+    version, [[masked, plain]] = other([case(GPT_NEO, model, calls)])
+    if version.startswith("5"):
+        assert torch.equal(masked["logits"], plain["logits"])
+        return
+    assert (model(**calls[0]).logits - masked["logits"]).abs().max() < 2e-5
+    assert (masked["logits"] - plain["logits"]).abs().max() > 0.1
+
+
+@torch.no_grad()
+def test_heads_agree_with_older_versions(other):
+    ids, _ = inputs(101)
+    labels = torch.tensor([2, 0])
+    sequence = built(GPT_NEO, "ForSequenceClassification", num_labels=3, pad_token_id=7)
+    token = built(GPT_NEO, "ForTokenClassification", num_labels=3)
+    answers = built(GPT_NEO, "ForQuestionAnswering")
+    calls = [[{"input_ids": ids.masked_fill(ids == 7, 8), "labels": labels}], [{"input_ids": ids, "labels": ids % 3}],
+             [{"input_ids": ids, "start_positions": labels, "end_positions": labels + 22}]]  # fmt: skip
+    models = [(sequence, "ForSequenceClassification"), (token, "ForTokenClassification"), (answers, "ForQuestionAnswering")]
+    _, results = other([case(GPT_NEO, m, c, head) for (m, head), c in zip(models, calls, strict=True)])
+    for (model, _), call, theirs in zip(models, calls, results, strict=True):
+        ours = model(**call[0])._asdict()
+        for key, value in theirs[0].items():
+            assert (ours[key] - value).abs().max() < 2e-5, key
+
+
+@torch.no_grad()
+def test_a_pad_id_inside_the_text_does_not_cut_it(other):
+    """4.37 pools before the first pad id, wherever it is; 4.50 and 5 take the last token that is not padding."""
+    ids, _ = inputs(101)
+    ids = ids.masked_fill(ids == 7, 8)
+    ids[0, 10] = 7
+    model = built(GPT_NEO, "ForSequenceClassification", num_labels=3, pad_token_id=7)
+    version, [[theirs]] = other([case(GPT_NEO, model, [{"input_ids": ids}], "ForSequenceClassification")])
+    difference = (model(ids).logits - theirs["logits"]).abs().max()
+    assert difference > 0.1 if version.startswith("4.37") else difference < 2e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_loss_is_float32_in_half_precision(other, dtype):
+    """4.x rounds it to the dtype of the logits; 5 does not, nor do we."""
+    ids, _ = inputs(101)
+    model = built(GPT_NEO, dtype=dtype)
+    version, [[theirs]] = other([case(GPT_NEO, model, [{"input_ids": ids, "labels": ids}], dtype=dtype)])
+    ours = model(ids, labels=ids).loss
+    assert ours.dtype == torch.float32
+    assert theirs["loss"].dtype == (torch.float32 if version.startswith("5") else dtype)
+    assert abs(ours - theirs["loss"]) < 0.05
