@@ -3,9 +3,10 @@ BIN := .venv/bin
 
 .PHONY: run test bench lint clean
 
-# Make .venv, install what is pinned, tell a story.
+# Make .venv, install what is pinned, tell a story with every model.
 run: .venv/run
 	$(BIN)/python -m decoders generate checkpoints/tiny-gpt-neo "Once upon a time"
+	$(BIN)/python -m decoders generate checkpoints/tiny-openai-gpt "Once upon a time"
 
 # Everything: parity with Transformers, properties, broken folders, the command line.
 test: .venv/test

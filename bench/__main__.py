@@ -10,6 +10,7 @@ them. Beforehand the two must give the same logits.
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -24,7 +25,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from decoders import gpt_neo, weights
+from decoders import gpt_neo, openai_gpt, weights
 
 README = Path(__file__).parent.parent / "README.md"
 RESULTS = Path(__file__).parent / "results.json"
@@ -206,6 +207,25 @@ def rows(folder: Path, small: Path, speed: float, rounds: int, layers: int) -> I
                 del pair
 
 
+def gpt1_row(rounds: int) -> dict:
+    """200 tokens after 256 at GPT-1's size. Transformers has no cache for it: it recomputes everything."""
+    from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
+
+    ours = openai_gpt.OpenAIGPTLMHeadModel(openai_gpt.OpenAIGPTConfig()).init_weights().eval()
+    theirs = OpenAIGPTLMHeadModel(OpenAIGPTConfig()).eval()
+    theirs.load_state_dict(ours.state_dict())
+    ids = torch.randint(0, 40478, (1, 256))
+    texts = []
+    a, b, ratio = alternate(
+        seconds(lambda: texts.append(ours.generate(ids, max_new_tokens=200, eos_token_id=None))),
+        seconds(lambda: texts.append(theirs.generate(ids, max_new_tokens=200, do_sample=False, pad_token_id=0,
+                                                     attention_mask=torch.ones_like(ids)))), rounds)
+    if texts[0].tolist() != texts[1].tolist():
+        raise SystemExit("GPT-1: the two generate different texts")
+    row = "GPT-1, float32: 200 tokens after 256"
+    return {"row": row, "unit": "tok/s", "ours": 200 / a, "theirs": 200 / b, "ratio": ratio}
+
+
 def machine() -> str:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
@@ -248,7 +268,8 @@ def main() -> None:
         folder, small = Path(temporary) / "large", Path(temporary) / "small"
         make_folder(folder, layers)
         make_folder(small, min(layers, 8))
-        for row in rows(folder, small, result["read_speed"], rounds, layers):
+        everything = rows(folder, small, result["read_speed"], rounds, layers)
+        for row in itertools.chain(everything, [gpt1_row(1)]):
             result["rows"].append(row)
             print(table({**result, "rows": [row]}).splitlines()[-1], file=sys.stderr, flush=True)
     print(table(result))

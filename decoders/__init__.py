@@ -102,6 +102,8 @@ def read_config(folder: Path) -> dict:
         return read_json(folder / "config.json")
     try:
         (positions, width), (rows, _), *layers = json.loads(check_file(shapes).read_text("utf-8"))
+        if not layers or len(layers) % 12:
+            raise ValueError(f"{len(layers)} arrays of layers, not 12 for each")
         sizes = {"vocab_size": rows, "n_positions": positions, "n_embd": width, "n_layer": len(layers) // 12}
     except (ValueError, TypeError) as error:
         raise ValueError(f"{shapes} is not the list of shapes of OpenAI's release: {error}") from None

@@ -84,7 +84,8 @@ def generate(args: argparse.Namespace) -> int:
     sampling = asked and args.temperature != 0
     if args.seed is not None:
         torch.manual_seed(args.seed)
-    show = (lambda text: None) if args.json else write
+    pieces: list[str] = []
+    show = pieces.append if args.json else write
     watch = Watch(prompt, show, tokenizer.stream(show, skip_special_tokens=True))
     result = model.generate(
         torch.tensor([ids], device=device),
@@ -98,8 +99,8 @@ def generate(args: argparse.Namespace) -> int:
     )
     if args.json:
         new = result[0, len(ids) :].tolist()
-        text = tokenizer.decode(new, skip_special_tokens=True)
-        write(json.dumps({"prompt": prompt, "text": text, "prompt_ids": ids, "ids": new}, ensure_ascii=False))
+        answer = {"prompt": prompt, "text": "".join(pieces[1:]), "prompt_ids": ids, "ids": new}
+        write(json.dumps(answer, ensure_ascii=False))
     write("\n")
     say(f"{watch.report(len(ids))}, loaded in {loaded - start:.2f} s, peak memory {human(peak_memory())}")
     return 0

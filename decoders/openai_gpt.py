@@ -1,4 +1,4 @@
-"""OpenAI GPT, the first one, all of it in this file: torch and the standard library are enough to copy it away.
+"""OpenAI GPT, the first one, all of it in this file: torch and the standard library are enough to copy it.
 
 What is unusual about GPT-1
 - The norms come after the residual sums (post-LayerNorm), and there is none at the end.
@@ -28,7 +28,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-# ---- Config -------------------------------------------------------------------------------------------------
+# ---- Config ------------------------------------------------------------------------------------------------
 
 gelu_tanh = partial(F.gelu, approximate="tanh")  # one kernel; in half precision more exact than step by step
 ACTIVATIONS = {
@@ -84,8 +84,8 @@ class OpenAIGPTConfig:
         sizes = ["vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "num_labels"]
         rates = ["resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout", "summary_last_dropout",
                  "layer_norm_epsilon", "initializer_range"]
-        choices = {"afn": ACTIVATIONS, "summary_activation": (None, *ACTIVATIONS), "problem_type": PROBLEM_TYPES,
-                   "summary_type": ("cls_index", "last", "first", "mean")}
+        choices = {"afn": ACTIVATIONS, "summary_activation": (None, *ACTIVATIONS),
+                   "summary_type": ("cls_index", "last", "first", "mean"), "problem_type": PROBLEM_TYPES}
         check_fields(vars(self), sizes, rates, choices)
         if self.n_embd % self.n_head:
             raise ValueError(f"n_head {self.n_head} does not divide n_embd {self.n_embd}")
@@ -116,7 +116,7 @@ class OpenAIGPTConfig:
         return self.n_layer, self.n_head, self.n_embd // self.n_head
 
 
-# ---- Linear -------------------------------------------------------------------------------------------------
+# ---- Linear ------------------------------------------------------------------------------------------------
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -154,7 +154,7 @@ class Conv1D(nn.Module):
         return linear(x, self.weight.t(), self.bias)
 
 
-# ---- Key/value cache ----------------------------------------------------------------------------------------
+# ---- Key/value cache ---------------------------------------------------------------------------------------
 
 
 def append(buffer: Tensor, new: Tensor, start: int) -> Tensor:
@@ -208,14 +208,14 @@ class KVCache:
         self.buffers = [(k[index], v[index]) for k, v in self]
 
 
-# ---- Attention ----------------------------------------------------------------------------------------------
+# ---- Attention ---------------------------------------------------------------------------------------------
 
 
 def causal_mask(T: int, S: int, padding: Tensor | None, like: Tensor, whole: bool) -> Tensor | None:
     """(1 or B, 1, T, S) to add to the scores of the last T of S positions. None: plain causal, or one query.
 
-    The reference puts -1e4 on future keys and the lowest number on padding, so that a row that sees only padding
-    looks at the future instead. Here the future is -inf for every row; no row of a real token differs.
+    The reference puts -1e4 on future keys and the lowest number on padding, so that a row that sees only
+    padding looks at the future instead. Here the future is -inf for every row; no real token's row differs.
     """
     if padding is None and not whole and (T == 1 or T == S):
         return None
@@ -291,7 +291,7 @@ class OpenAIGPTAttention(nn.Module):
         return self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, C))), weights
 
 
-# ---- MLP and layer ------------------------------------------------------------------------------------------
+# ---- MLP and layer -----------------------------------------------------------------------------------------
 
 
 class OpenAIGPTMLP(nn.Module):
@@ -320,7 +320,7 @@ class OpenAIGPTBlock(nn.Module):
         return self.ln_2(x + self.mlp(x)), weights
 
 
-# ---- Model --------------------------------------------------------------------------------------------------
+# ---- Model -------------------------------------------------------------------------------------------------
 
 
 class ModelOutput(NamedTuple):
@@ -418,7 +418,7 @@ def embed(table: nn.Embedding, input_ids: Tensor | None, inputs_embeds: Tensor |
     return table(input_ids)
 
 
-# ---- Causal language model ----------------------------------------------------------------------------------
+# ---- Causal language model ---------------------------------------------------------------------------------
 
 
 class CausalLMOutput(NamedTuple):
@@ -537,7 +537,7 @@ class OpenAIGPTLMHeadModel(PreTrainedModel, GenerationMixin):
 
     def forward(self, input_ids: Tensor | None = None, *, labels: Tensor | None = None,
                 logits_to_keep: int | Tensor = 0, **inputs) -> CausalLMOutput:
-        """Logits (B, T, V) after `OpenAIGPTModel.forward`; with `labels` (B, T) the loss of the next tokens too.
+        """Logits (B, T, V) after `OpenAIGPTModel.forward`; with `labels` (B, T) the loss of the next tokens.
 
         Labels are not shifted, -100 is left out. `logits_to_keep`: how many last ones (0: all), or which.
         """
@@ -550,7 +550,7 @@ class OpenAIGPTLMHeadModel(PreTrainedModel, GenerationMixin):
         return CausalLMOutput(loss, logits, *output[1:])
 
 
-# ---- Heads --------------------------------------------------------------------------------------------------
+# ---- Heads -------------------------------------------------------------------------------------------------
 
 
 class DoubleHeadsOutput(NamedTuple):
@@ -571,13 +571,13 @@ class OpenAIGPTSummary(nn.Module):
         self.summary_type = config.summary_type
         self.first_dropout = nn.Dropout(config.summary_first_dropout)
         self.summary = Linear(config.n_embd, 1)
-        self.activation = ACTIVATIONS[config.summary_activation] if config.summary_activation else nn.Identity()
+        self.activation = ACTIVATIONS.get(config.summary_activation, nn.Identity())
         self.last_dropout = nn.Dropout(config.summary_last_dropout)
 
     def forward(self, x: Tensor, mc_token_ids: Tensor | None) -> Tensor:
         """(B, M) from (B, M, T, C). `mc_token_ids` (B, M): which token to take; left out, the last."""
-        # last, first and mean go over the tokens of each choice. Transformers takes axis 1, which here are the
-        # choices: its mc_logits come out (B, T), and the loss compares tokens instead of choices.
+        # last, first and mean go over the tokens of each choice. Transformers takes axis 1, the choices: its
+        # mc_logits come out (B, T), and the loss compares tokens instead of choices.
         if self.summary_type == "mean":
             x = x.mean(2)
         elif self.summary_type == "first":
@@ -597,7 +597,7 @@ class OpenAIGPTDoubleHeadsModel(PreTrainedModel):
     def __init__(self, config: OpenAIGPTConfig):
         super().__init__(config)
         if not (config.summary_use_proj and config.summary_proj_to_labels):
-            raise ValueError("summary_use_proj and summary_proj_to_labels must be true: a choice gets one number")
+            raise ValueError("summary_use_proj and summary_proj_to_labels must be true: one number a choice")
         self.transformer = OpenAIGPTModel(config)
         self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
         self.multiple_choice_head = OpenAIGPTSummary(config)
@@ -619,13 +619,14 @@ class OpenAIGPTDoubleHeadsModel(PreTrainedModel):
         if input_ids.dim() != 3:
             raise ValueError(f"input_ids must be (batch, choices, tokens), not {tuple(input_ids.shape)}")
         B, M, T = input_ids.shape
-        flat = [None if x is None else x.view(B * M, -1) for x in (attention_mask, token_type_ids, position_ids)]
-        output = self.transformer(input_ids.view(B * M, T), attention_mask=flat[0], token_type_ids=flat[1],
-                                  position_ids=flat[2], **inputs)
+        by_token = {"attention_mask": attention_mask, "token_type_ids": token_type_ids,
+                    "position_ids": position_ids}
+        flat = {name: None if x is None else x.view(B * M, -1) for name, x in by_token.items()}
+        output = self.transformer(input_ids.view(B * M, T), **flat, **inputs)
         x = output.last_hidden_state.view(B, M, T, -1)
         logits, mc_logits = self.lm_head(x), self.multiple_choice_head(x, mc_token_ids)
         hidden_states = output.hidden_states and tuple(h.view(B, M, T, -1) for h in output.hidden_states)
-        loss = mc_loss = None  # in float32, as of the model without a second head; Transformers rounds these two
+        loss = mc_loss = None  # in float32, as without a second head; Transformers rounds these two
         if labels is not None:
             loss = F.cross_entropy(logits[..., :-1, :].float().flatten(0, 2), labels[..., 1:].flatten())
         if mc_labels is not None:

@@ -4,7 +4,7 @@
     tokenizer.encode("Hello world")                  # [15496, 995]
 
 Three things differ, on purpose: nothing is "cleaned up" when decoding (that would change code and quotes), a
-lone surrogate becomes U+FFFD rather than an error, and added tokens with letters like é decode to themselves.
+lone surrogate becomes U+FFFD rather than an error, and added tokens with letters as é decode to themselves.
 """
 
 if __name__ == "tokenize":  # Python was started in this folder, and torch wants the standard library's
@@ -54,7 +54,7 @@ LONG_RUN = re.compile(r"\s{100000}")
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-# ---- What all tokenizers share --------------------------------------------------------------------------------
+# ---- What all tokenizers share -----------------------------------------------------------------------------
 
 
 class AddedToken(NamedTuple):
@@ -70,7 +70,7 @@ class AddedToken(NamedTuple):
 class Tokenizer:
     """Text to ids and back. `vocab_size` counts the vocabulary, `len()` the added tokens too."""
 
-    decoder: type  # made with (bytes_of, hidden ids); feed(ids) gives text as it is complete, flush() the rest
+    decoder: type  # of (bytes_of, hidden ids); feed(ids) gives text as it is complete, flush() the rest
 
     def __init__(self, bytes_of: dict[int, bytes], vocab_size: int, added: Iterable[AddedToken]):
         self.bytes_of, self.vocab_size = bytes_of, vocab_size
@@ -146,8 +146,8 @@ class Tokenizer:
     def stream(self, write: Callable[[str], Any] | None = None,
                skip_special_tokens: bool = False) -> "Stream":
         """A decoder that is fed ids as they come, and a `streamer` for `generate`. `write` gets all text."""
-        special = {token.id for token in self.added.values() if token.special} if skip_special_tokens else set()
-        return Stream(self.decoder(self.bytes_of, special), write)
+        hidden = {token.id for token in self.added.values() if token.special and skip_special_tokens}
+        return Stream(self.decoder(self.bytes_of, hidden), write)
 
     def chat(self, messages: list[dict[str, str]]) -> list[int]:
         """Ids of a conversation, up to where the answer begins. ValueError where there is no chat format."""
@@ -161,11 +161,12 @@ class Stream:
         self.decoder, self.write = decoder, write
 
     def put(self, ids: Any) -> str:
-        """Text that is complete after `ids`, an int, list or tensor. A (1, T) tensor is a prompt: skipped."""
+        """Text that is complete after `ids`, an int, list or tensor. Nothing for a prompt, a (1, T) tensor."""
         shape = getattr(ids, "shape", ())
         if shape and shape[0] != 1:
             raise ValueError(f"a stream follows one text, not a batch of {shape[0]}")
-        if len(shape) == 2:
+        if len(shape) == 2:  # but remembered: what follows may begin with the space that ends its last word
+            self.decoder.feed(ids[0].tolist())
             return ""
         return self._give(self.decoder.feed([ids] if isinstance(ids, int) else [int(id) for id in ids]))
 
@@ -185,7 +186,7 @@ def blanks_before(text: str, end: int) -> int:
     return end
 
 
-# ---- Byte-level BPE: GPT-Neo, Phi, Phi-4 ----------------------------------------------------------------------
+# ---- Byte-level BPE: GPT-Neo, Phi, Phi-4 -------------------------------------------------------------------
 
 
 def byte_letters() -> dict[str, int]:
@@ -249,7 +250,7 @@ class ByteLevelTokenizer(Tokenizer):
         return tiktoken.Encoding("piece", pat_str="(?s:.+)", mergeable_ranks=self.ranks, special_tokens={})
 
 
-# ---- GPT-1's own BPE ------------------------------------------------------------------------------------------
+# ---- GPT-1's own BPE ---------------------------------------------------------------------------------------
 
 END_OF_WORD = "</w>"
 WORD_BREAKS = re.compile("[\t\n\r \xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
@@ -263,7 +264,7 @@ def is_punctuation(char: str) -> bool:
 
 
 def plain_words(text: str) -> list[str]:
-    """What `AutoTokenizer` makes of a text without blanks: no control characters, no accents, lower case, and every
+    """What `AutoTokenizer` makes of a text without blanks: no control characters or accents, lower case, every
     punctuation mark and ideograph a word of its own. Example: "Café-Bar!" -> cafe - bar !"""
     text = "".join(c for c in text if category(c)[0] != "C" and c != "\ufffd")
     text = unicodedata.normalize("NFD", CJK.sub(r" \1 ", text))
@@ -272,7 +273,7 @@ def plain_words(text: str) -> list[str]:
 
 
 def merge(symbols: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
-    """Join neighbours, the pair of the lowest rank first and of equal ones the leftmost, until no pair has a rank.
+    """Join neighbours, the pair of the lowest rank first, of equal ones the leftmost, until none has a rank.
 
     A heap over a linked list: n log n, also for one word of a million letters.
     """
@@ -317,10 +318,10 @@ class WordDecoder:
 
 
 class WordTokenizer(Tokenizer):
-    """GPT-1: lower-case words whose last symbol carries `</w>`; symbols outside the vocabulary become `<unk>`.
+    """GPT-1: lower-case words whose last symbol carries `</w>`; symbols not in the vocabulary become `<unk>`.
 
-    `original` prepares the text as the paper did (ftfy, OpenAI's standardisation, spaCy): that is what the model
-    was trained on, and keeps accents, quotes and line breaks. Without it the ids are those of `AutoTokenizer`.
+    `original` prepares the text as the paper did (ftfy, OpenAI's standardisation, spaCy): that is what the
+    model was trained on; it keeps accents, quotes, line breaks. Without it the ids are `AutoTokenizer`'s.
     """
 
     decoder = WordDecoder
@@ -329,7 +330,8 @@ class WordTokenizer(Tokenizer):
                  original: bool = False):
         if "<unk>" not in vocab:
             raise ValueError("the vocabulary lacks <unk>")
-        added = [token for token in added if token.content != "<unk>" or not original]  # plain text in the paper
+        if original:  # where <unk> is text like any other
+            added = [token for token in added if token.content != "<unk>"]
         super().__init__({id: word.encode() for word, id in vocab.items()}, len(vocab), added)
         self.vocab, self.ranks = vocab, {pair: rank for rank, pair in enumerate(merges)}
         self.word_ids = lru_cache(2**16)(self._word_ids)
@@ -355,8 +357,8 @@ def original_words() -> Callable[[str], list[str]]:
         import ftfy
         import spacy
     except ImportError as error:
-        hint = "pip install 'decoders[original]'"
-        raise ImportError(f"original=True needs ftfy and spaCy, and {error.name} is missing: {hint}") from None
+        hint = f"{error.name} is missing: pip install 'decoders[original]'"
+        raise ImportError(f"original=True needs ftfy and spaCy, and {hint}") from None
     split = spacy.blank("en").tokenizer
     renamed = str.maketrans({"—": "-", "–": "-", "―": "-", "…": "...", "´": "'"})
 
@@ -364,7 +366,7 @@ def original_words() -> Callable[[str], list[str]]:
         text = ftfy.fix_text(text).translate(renamed)
         text = re.sub(r"(([-~!\";?+,()\\/*\[\]}{|_])\2*)", r" \1 ", text)  # runs of one mark stand alone
         text = re.sub(r"[^\S\n]+", " ", re.sub(r"\s*\n\s*", " \n ", text)).strip()
-        return [token.text.lower() for token in split(text) if token.text != " "]
+        return [word for token in split(text) if (word := token.text.lower().strip(" "))]
 
     return words
 
@@ -375,8 +377,8 @@ def original_words() -> Callable[[str], list[str]]:
 def load(path_or_id: str | Path, original: bool = False) -> Tokenizer:
     """The tokenizer of a checkpoint folder or hub id, from `tokenizer.json` or `vocab.json` and `merges.txt`.
 
-    `original` is for GPT-1: see WordTokenizer. OSError where files are missing, ImportError where a package is;
-    ValueError, naming the file, where they are broken or of another kind.
+    `original` is for GPT-1: see WordTokenizer. OSError where files are missing, ImportError where a package
+    is; ValueError, naming the file, where they are broken or of another kind.
     """
     folder = find(path_or_id, weights=False)
     config, names = (
@@ -413,7 +415,7 @@ Files = tuple[Path, dict[str, int], list[tuple[str, str]], dict[int, AddedToken]
 
 
 def read_files(folder: Path) -> Files:
-    """The file to blame, vocabulary, merges, added tokens and pattern, from whichever files the folder has."""
+    """The file to blame, vocabulary, merges, added tokens, pattern: from whichever files the folder has."""
     whole = folder / "tokenizer.json"
     if whole.exists():
         try:

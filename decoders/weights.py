@@ -184,7 +184,7 @@ def read_flax(file: Path) -> dict[str, Tensor]:
 
 
 def read_tensorflow(file: Path) -> dict[str, Tensor]:
-    """Keras' HDF5 of GPT-1. Its projections are [in, out] as ours; only the heads' matrices are turned round."""
+    """Keras' HDF5 of GPT-1. Projections are [in, out] as ours; only the heads' matrices are turned."""
     try:
         import h5py
     except ImportError:
@@ -196,10 +196,13 @@ def read_tensorflow(file: Path) -> dict[str, Tensor]:
         if not isinstance(item, h5py.Dataset):
             return
         name = path.removesuffix(":0").replace("h_._", "h.")
-        head = re.search(r"(multiple_choice_head|score)/.*$", name)
-        *parts, leaf = (head[0] if head else name.rsplit("transformer/", 1)[-1]).split("/")
+        head = re.search(r".*\b((multiple_choice_head|score)/.*)", name)  # the last of several
+        *parts, leaf = (head[1] if head else name.rsplit("transformer/", 1)[-1]).split("/")
         tensor = torch.from_numpy(item[()])
-        tensor = tensor.t().contiguous() if leaf == "kernel" else tensor.squeeze(0) if leaf == "bias" else tensor
+        if leaf == "kernel":
+            tensor = tensor.t().contiguous()
+        elif leaf == "bias":
+            tensor = tensor.flatten()
         found[".".join([*parts, leaves.get(leaf, leaf)])] = tensor
 
     try:
@@ -217,10 +220,11 @@ def read_openai(shapes: Path) -> dict[str, Tensor]:
     except ImportError:
         raise ImportError(f"{shapes} needs one more package: pip install 'decoders[openai]'") from None
     layers = read_config(shapes.parent)["n_layer"]
-    parts = [f"{part}.{leaf}" for part in ("attn.c_attn", "attn.c_proj", "ln_1", "mlp.c_fc", "mlp.c_proj", "ln_2")
-             for leaf in ("weight", "bias")]
-    names = ["positions_embed.weight", "tokens_embed.weight", *(f"h.{i}.{p}" for i in range(layers) for p in parts)]
-    cuts = [(math.prod(shape), [n for n in shape if n != 1] or [1]) for shape in json.loads(shapes.read_text())]
+    modules = ("attn.c_attn", "attn.c_proj", "ln_1", "mlp.c_fc", "mlp.c_proj", "ln_2")
+    names = ["positions_embed.weight", "tokens_embed.weight"]
+    names += [f"h.{i}.{m}.{leaf}" for i in range(layers) for m in modules for leaf in ("weight", "bias")]
+    listed = json.loads(shapes.read_text())
+    cuts = [(math.prod(shape), shape[1:] if len(shape) == 3 else shape) for shape in listed]  # [1, in, out]
     vectors = []
     for i in range(10):
         file = check_file(shapes.parent / f"params_{i}.npy")
@@ -230,8 +234,8 @@ def read_openai(shapes: Path) -> dict[str, Tensor]:
             raise ValueError(f"{file} is not a sound numpy file: {first_line(error)}") from None
     whole, total = torch.cat(vectors), sum(size for size, _ in cuts)
     if len(cuts) != len(names) or len(whole) != total:
-        raise ValueError(f"{shapes} lists {len(cuts)} arrays of {total} numbers in all, for {len(names)} tensors; "
-                         f"params_0.npy to params_9.npy hold {len(whole)} numbers")
+        told = f"{len(cuts)} arrays of {total} numbers in all, for {len(names)} tensors"
+        raise ValueError(f"{shapes} lists {told}; params_0.npy to params_9.npy hold {len(whole)} numbers")
     pieces = whole.split([size for size, _ in cuts])
     return {name: piece.view(shape) for name, piece, (_, shape) in zip(names, pieces, cuts, strict=True)}
 
@@ -387,8 +391,8 @@ def stored_dtype(folder: Path, stored: Iterable[Tensor]) -> torch.dtype:
 
 
 def resize_embeddings(model: nn.Module, n: int) -> None:
-    """Make the token table, and the output layer, n rows long, in place. New rows are the mean of the old ones, so
-    that a new token is neither likely nor unlikely until it is trained. ValueError if n is not positive."""
+    """Make the token table and the output layer n rows long, in place. New rows are the mean of the old: a new
+    token is neither likely nor unlikely until it is trained. ValueError if n is not positive."""
     if n < 1:
         raise ValueError(f"a token table of {n} rows is not possible")
     old = model.config.vocab_size
@@ -396,7 +400,8 @@ def resize_embeddings(model: nn.Module, n: int) -> None:
     outputs = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == old]
     for module in tables + outputs:
         for name, p in list(module.named_parameters()):
-            grown = torch.cat([p.data[:n], p.data.mean(0, keepdim=True).expand(max(0, n - old), *p.shape[1:])])
+            new = p.data.mean(0, keepdim=True).expand(max(0, n - old), *p.shape[1:])
+            grown = torch.cat([p.data[:n], new])
             setattr(module, name, nn.Parameter(grown, requires_grad=p.requires_grad))
     for table in tables:
         table.num_embeddings = n

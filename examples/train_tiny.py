@@ -73,7 +73,8 @@ def lower_case_bpe(texts: list[str], folder: Path, vocab_size: int = 1000) -> No
     bpe.train_from_iterator(texts, trainers.BpeTrainer(
         vocab_size=vocab_size - 1, special_tokens=["<unk>"], end_of_word_suffix="</w>", show_progress=False))
     model = json.loads(bpe.to_str())["model"]
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, model["merges"]), ""]), "utf-8")
+    merges = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]
+    (folder / "merges.txt").write_text("\n".join(merges) + "\n", "utf-8")
     vocab = {**model["vocab"], END: len(model["vocab"])}  # GPT-1 itself has no end: it was trained on books
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), "utf-8")
     names = {"unk_token": "<unk>", "eos_token": END}
@@ -92,7 +93,8 @@ def tiny_gpt_neo(tokenizer: tokenize.Tokenizer) -> gpt_neo.GPTNeoConfig:
 
 def tiny_openai_gpt(tokenizer: tokenize.Tokenizer) -> openai_gpt.OpenAIGPTConfig:
     return openai_gpt.OpenAIGPTConfig(
-        vocab_size=len(tokenizer), n_positions=256, n_embd=96, n_layer=4, n_head=6, eos_token_id=tokenizer.eos_token_id,
+        vocab_size=len(tokenizer), n_positions=256, n_embd=96, n_layer=4, n_head=6,
+        eos_token_id=tokenizer.eos_token_id,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,  # there is no end of stories to overfit to
     )
 
@@ -100,7 +102,7 @@ def tiny_openai_gpt(tokenizer: tokenize.Tokenizer) -> openai_gpt.OpenAIGPTConfig
 RECIPES = {
     "gpt_neo": Recipe(gpt_neo.GPTNeoForCausalLM, tiny_gpt_neo, stories, byte_level_bpe),
     "openai_gpt": Recipe(openai_gpt.OpenAIGPTLMHeadModel, tiny_openai_gpt, stories, lower_case_bpe,
-                         learning_rate=2e-3),
+                         steps=1800, learning_rate=2e-3),
 }
 
 
@@ -187,7 +189,8 @@ def make(recipe: Recipe, steps: int, folder: Path) -> None:
     start = time.time()
     recipe.train_tokenizer(list(islice(recipe.texts(TRAIN_SEED), 5000)), folder)
     torch.manual_seed(0)
-    (folder / "config.json").write_text(json.dumps(recipe.model_class.config_class().to_dict()))  # until save writes it all
+    placeholder = recipe.model_class.config_class().to_dict()  # until save writes the real one
+    (folder / "config.json").write_text(json.dumps(placeholder))
     tokenizer = tokenize.load(folder)
     model = recipe.model_class(recipe.config(tokenizer)).init_weights()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")

@@ -222,7 +222,7 @@ OPENAI_GPT = Family(
         "exact GELU": change_modules(openai_gpt.OpenAIGPTMLP, act=F.gelu),
         "norms first": norm_first,
         "norms swapped": swap("ln_1", "ln_2"),
-        "norm epsilon 1e-6": change_modules(nn.LayerNorm, eps=1e-6),
+        "norm epsilon 1e-4": change_modules(nn.LayerNorm, eps=1e-4),
         "scores not divided": other_scale,
         "heads interleaved": permute_heads,
         "positions off by one": roll_positions,

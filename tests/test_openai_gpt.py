@@ -41,7 +41,7 @@ def test_double_heads_agree(activation):
             assert (getattr(a, key) - b[key]).abs().max() < 2e-5, key
         for key in ("hidden_states", "attentions"):
             for x, y in zip(getattr(a, key), b[key], strict=True):
-                assert x.shape == y.shape and (x - y).abs().max() < 2e-5, key
+                assert (x - y.view_as(x)).abs().max() < 2e-5, key  # theirs: (B * M, T, C), and the last (B, M, T, C)
     (a.loss + a.mc_loss).backward()
     (b["loss"] + b["mc_loss"]).backward()
     gradients = dict(theirs.named_parameters())
@@ -75,7 +75,7 @@ def test_summary_dropouts_act_in_training_only():
 
 def test_double_heads_refuse_what_has_no_meaning():
     for key in ("summary_use_proj", "summary_proj_to_labels"):
-        with pytest.raises(ValueError, match="a choice gets one number"):
+        with pytest.raises(ValueError, match="one number a choice"):
             OPENAI_GPT.model(DOUBLE, **{key: False})
     with pytest.raises(ValueError, match="batch, choices, tokens"):
         OPENAI_GPT.model(DOUBLE)(torch.zeros(2, 3, dtype=torch.long))
@@ -139,7 +139,7 @@ def wide_state():
     """Heads of size 64, as OpenAI's release does not tell their number."""
     sizes = {"n_embd": 128, "n_head": 2, "vocab_size": 97, "n_positions": 31}
     model = redraw(openai_gpt.OpenAIGPTLMHeadModel(OPENAI_GPT.config(**sizes))).eval()
-    return model, {k: v for k, v in model.transformer.state_dict().items()}
+    return model, dict(model.transformer.state_dict())
 
 
 def write_release(folder, state, **spoil):
@@ -169,7 +169,7 @@ def test_openais_release_loads(tmp_path):
     (lambda f: (f / "params_2.npy").write_bytes(b"no numpy file"), "params_2.npy is not a sound numpy file"),
     (lambda f: (f / "params_3.npy").write_bytes((f / "params_4.npy").read_bytes()[:200]), "params_3.npy is not a sound"),
     (lambda f: __import__("numpy").save(f / "params_9.npy", __import__("numpy").zeros(3, "float32")), "numbers in all"),
-    (lambda f: (f / "params_shapes.json").write_text("[[31, 128], [97, 128], [5]]"), "lists 3 arrays"),
+    (lambda f: (f / "params_shapes.json").write_text("[[31, 128], [97, 128], [5]]"), "not the list of shapes"),
     (lambda f: (f / "params_shapes.json").write_text('{"a": 1}'), "not the list of shapes"),
     (lambda f: __import__("numpy").save(f / "params_1.npy", __import__("numpy").array([{}], dtype=object)), "not a sound numpy"),
 ])  # fmt: skip
@@ -191,8 +191,9 @@ def test_tensorflow_files_load(tmp_path, head):
         for name, tensor in model.state_dict().items():
             if name == "lm_head.weight":
                 continue
-            *parts, leaf = name.removeprefix("transformer.").replace("h.", "h_._").split(".")
-            parts = [*parts[:-1], parts[-1]]
+            *parts, leaf = name.removeprefix("transformer.").split(".")
+            if parts[0] == "h":
+                parts = [f"h_._{parts[1]}", *parts[2:]]
             if "ln_" in name:
                 leaf = {"weight": "gamma", "bias": "beta"}[leaf]
             elif "positions_embed" in name:

@@ -86,8 +86,8 @@ def test_positions_and_embeddings_given_by_hand(family):
     ours, theirs = family.pair()
     ids, mask = inputs(101, padded=True)
     places = (mask.cumsum(-1) - 1).clamp(min=0)
-    expected = theirs(ids, attention_mask=mask, position_ids=places).logits
-    assert largest(ours(ids, attention_mask=mask, position_ids=places).logits, expected) < TOLERANCE[torch.float32]
+    a, b = (model(ids, attention_mask=mask, position_ids=places).logits[mask.bool()] for model in (ours, theirs))
+    assert largest(a, b) < TOLERANCE[torch.float32]
     vectors = torch.randn(2, 9, 48)
     assert largest(ours(inputs_embeds=vectors).logits, theirs(inputs_embeds=vectors).logits) < 2e-5
 
@@ -115,7 +115,8 @@ def test_loss_and_gradients(family, padded):
     ours, theirs = family.pair()
     ids, _ = inputs(101)
     labels = ids.clone()
-    labels[0, :3] = -100
+    # In GPT-1 the reference lets a row that sees only padding look at the future: leave its prediction out
+    labels[0, : PADDED + 1 if family.name == "openai-gpt" else 3] = -100
     mask = inputs(101, padded)[1]
     a, b = (model(ids, attention_mask=mask, labels=labels) for model in (ours, theirs))
     assert abs(a.loss.item() - b.loss.item()) < 1e-6
@@ -175,9 +176,13 @@ def test_same_seed_draws_the_same_tokens(family, options):
 def test_stop_ids_and_padding_are_the_same(family):
     """Rows stop at different steps; both stop ids count, finished rows are filled."""
     ours, theirs = family.pair()
-    ids, mask = inputs(101)
-    free = ours.generate(ids, max_new_tokens=30, eos_token_id=None)[:, ids.shape[1] :]
-    stops = [free[0, 3].item(), next(t for t in free[1, 9:].tolist() if t not in free[0, :4])]
+    for seed in range(50):
+        ids, mask = inputs(101, seed=seed)
+        first, second = ours.generate(ids, max_new_tokens=30, eos_token_id=None)[:, ids.shape[1] :].tolist()
+        stops = [first[3], second[7]]
+        steps = [min(row.index(stop) for stop in stops if stop in row) for row in (first, second)]
+        if steps[0] != steps[1]:
+            break
     a = ours.generate(ids, max_new_tokens=30, eos_token_id=stops, pad_token_id=1)
     b = theirs.generate(ids, attention_mask=mask, max_new_tokens=30, do_sample=False, eos_token_id=stops, pad_token_id=1)
     assert a.tolist() == b.tolist() and (a == 1).any()

@@ -209,8 +209,8 @@ BROKEN = {
     "empty vocabulary": (lambda f: ((f / "tokenizer.json").unlink(), (f / "vocab.json").write_text("{}")), "vocab.json"),
     "not JSON": (lambda f: (f / "tokenizer.json").write_text("{"), "tokenizer.json is not JSON"),
     "another kind": (lambda f: (f / "tokenizer.json").write_text('{"model": {"type": "Unigram"}, "pre_tokenizer": {}}'),
-                     "only byte-level BPE"),
-    "no model": (lambda f: (f / "tokenizer.json").write_text("{}"), "not a byte-level tokenizer"),
+                     "only byte-level and GPT-1"),
+    "no model": (lambda f: (f / "tokenizer.json").write_text("{}"), "is not a tokenizer"),
     "LFS pointer": (lambda f: (f / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid x\n"),
                     "Git LFS pointer"),
     "bad merge": (lambda f: ((f / "tokenizer.json").unlink(), (f / "merges.txt").write_text("#version\na b c\n")),
@@ -326,7 +326,7 @@ def test_gpt1_original_preparation(data):
     pytest.importorskip("spacy")
     ours = tokenize.load(data / "hub" / "openai-gpt", original=True)
     words = ours.standardise
-    assert words("Mr. Smith DON'T…") == ["mr.", "smith", "do", "n't", "..."] or "mr." in words("Mr. Smith")
+    assert words("Mr. Smith…") == ["mr.", "smith", "..."] and words("don't DON'T") == ["do", "n't", "don't"]
     assert words("a\n\n b") == ["a", "\n", "b"] and words("café—bar") == ["café", "-", "bar"]
     assert ours.encode("a\nb")[1] == 40477 and ours.decode(ours.encode("a\nb")) == "a \n b"
     assert 0 not in ours.encode("“quoted” don't")
