@@ -3,6 +3,7 @@
     python -m bench                 # all rows, a quarter of an hour on two cores; a table on standard output
     python -m bench --quick         # two layers only, two minutes: does it run?
     python -m bench --write         # the table into README.md too, and the numbers into bench/results.json
+    python -m bench --family openai-gpt --write     # this family's rows only, the others as they were
 
 Every row alternates the two (ours, theirs, ours, ...) and gives medians and their ratio, because the speed of
 a shared machine drifts. Weights and the caches that decoding starts from are random: time does not depend on
@@ -10,7 +11,6 @@ them. Beforehand the two must give the same logits.
 """
 
 import argparse
-import itertools
 import json
 import os
 import platform
@@ -167,7 +167,17 @@ def decode_row(pair: tuple, batch: int, context: int, rounds: int, steps: int = 
     return batch * steps / a, batch * steps / b, ratio
 
 
-def rows(folder: Path, small: Path, speed: float, rounds: int, layers: int) -> Iterator[dict]:
+def gpt_neo_rows(speed: float, rounds: int, layers: int) -> Iterator[dict]:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, small = Path(temporary) / "large", Path(temporary) / "small"
+        make_folder(folder, layers)
+        make_folder(small, min(layers, 8))
+        yield from folder_rows(folder, rounds)
+        yield from forward_rows(folder, small, speed, rounds, layers)
+
+
+def folder_rows(folder: Path, rounds: int) -> Iterator[dict]:
+    """A fresh process, loading, memory."""
     places = {"folder": str(folder), "tokenizer": str(TOKENIZER)}
     size = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
     a, b, ratio = alternate(*(seconds(lambda code=code: python(code.format(**places)))
@@ -188,6 +198,9 @@ def rows(folder: Path, small: Path, speed: float, rounds: int, layers: int) -> I
         a, b = columns["ours"][i] / scale, columns["theirs"][i] / scale
         yield {"row": row, "unit": unit, "ours": a, "theirs": b, "ratio": b / a}
 
+
+def forward_rows(folder: Path, small: Path, speed: float, rounds: int, layers: int) -> Iterator[dict]:
+    """Decoding and prefill."""
     for batch, where, count in ((1, folder, layers), (8, small, min(layers, 8))):
         for dtype in (torch.bfloat16, torch.float32):
             name = f"batch {batch}, {str(dtype)[6:]}, {count} layers"
@@ -207,7 +220,7 @@ def rows(folder: Path, small: Path, speed: float, rounds: int, layers: int) -> I
                 del pair
 
 
-def gpt1_row(rounds: int) -> dict:
+def openai_gpt_rows(speed: float, rounds: int, layers: int) -> Iterator[dict]:
     """200 tokens after 256 at GPT-1's size. Transformers has no cache for it: it recomputes everything."""
     from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
@@ -219,11 +232,14 @@ def gpt1_row(rounds: int) -> dict:
     a, b, ratio = alternate(
         seconds(lambda: texts.append(ours.generate(ids, max_new_tokens=200, eos_token_id=None))),
         seconds(lambda: texts.append(theirs.generate(ids, max_new_tokens=200, do_sample=False, pad_token_id=0,
-                                                     attention_mask=torch.ones_like(ids)))), rounds)
+                                                     attention_mask=torch.ones_like(ids)))), 1)
     if texts[0].tolist() != texts[1].tolist():
         raise SystemExit("GPT-1: the two generate different texts")
     row = "GPT-1, float32: 200 tokens after 256"
-    return {"row": row, "unit": "tok/s", "ours": 200 / a, "theirs": 200 / b, "ratio": ratio}
+    yield {"row": row, "unit": "tok/s", "ours": 200 / a, "theirs": 200 / b, "ratio": ratio}
+
+
+FAMILIES = {"gpt_neo": gpt_neo_rows, "openai-gpt": openai_gpt_rows}
 
 
 def machine() -> str:
@@ -254,6 +270,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two layers and two rounds")
     parser.add_argument("--write", action="store_true", help="put the table into README.md")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--family", choices=FAMILIES, help="measure these rows only")
     args = parser.parse_args()
     layers, rounds = (2, 2) if args.quick else (CONFIG["num_layers"], args.rounds)
     import transformers
@@ -264,14 +281,14 @@ def main() -> None:
         "transformers": transformers.__version__, "model": f"gpt-neo-1.3B's width, {layers} layers",
         "rows": [],
     }
-    with tempfile.TemporaryDirectory() as temporary:
-        folder, small = Path(temporary) / "large", Path(temporary) / "small"
-        make_folder(folder, layers)
-        make_folder(small, min(layers, 8))
-        everything = rows(folder, small, result["read_speed"], rounds, layers)
-        for row in itertools.chain(everything, [gpt1_row(1)]):
-            result["rows"].append(row)
-            print(table({**result, "rows": [row]}).splitlines()[-1], file=sys.stderr, flush=True)
+    known = json.loads(RESULTS.read_text())["rows"] if args.family and RESULTS.exists() else []
+    for family, measure in FAMILIES.items():
+        if args.family in (None, family):
+            for row in measure(result["read_speed"], rounds, layers):
+                result["rows"].append({"family": family, **row})
+                print(table({**result, "rows": [row]}).splitlines()[-1], file=sys.stderr, flush=True)
+        else:
+            result["rows"] += [row for row in known if row["family"] == family]
     print(table(result))
     if args.write:
         RESULTS.write_text(json.dumps(result, indent=1) + "\n")

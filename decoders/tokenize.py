@@ -161,7 +161,7 @@ class Stream:
         self.decoder, self.write = decoder, write
 
     def put(self, ids: Any) -> str:
-        """Text that is complete after `ids`, an int, list or tensor. Nothing for a prompt, a (1, T) tensor."""
+        """Text that is complete after `ids`, an int, list or tensor. Of a prompt, a (1, T) tensor, none."""
         shape = getattr(ids, "shape", ())
         if shape and shape[0] != 1:
             raise ValueError(f"a stream follows one text, not a batch of {shape[0]}")
@@ -264,8 +264,8 @@ def is_punctuation(char: str) -> bool:
 
 
 def plain_words(text: str) -> list[str]:
-    """What `AutoTokenizer` makes of a text without blanks: no control characters or accents, lower case, every
-    punctuation mark and ideograph a word of its own. Example: "Café-Bar!" -> cafe - bar !"""
+    """What `AutoTokenizer` makes of a text without blanks: no control characters or accents, lower case,
+    every punctuation mark and ideograph a word of its own. Example: "Café-Bar!" -> cafe - bar !"""
     text = "".join(c for c in text if category(c)[0] != "C" and c != "\ufffd")
     text = unicodedata.normalize("NFD", CJK.sub(r" \1 ", text))
     text = "".join(f" {c} " if is_punctuation(c) else c.lower() for c in text if category(c) != "Mn")

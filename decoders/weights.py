@@ -391,8 +391,8 @@ def stored_dtype(folder: Path, stored: Iterable[Tensor]) -> torch.dtype:
 
 
 def resize_embeddings(model: nn.Module, n: int) -> None:
-    """Make the token table and the output layer n rows long, in place. New rows are the mean of the old: a new
-    token is neither likely nor unlikely until it is trained. ValueError if n is not positive."""
+    """Make the token table and the output layer n rows long, in place. New rows are the mean of the old: a
+    new token is neither likely nor unlikely until it is trained. ValueError if n is not positive."""
     if n < 1:
         raise ValueError(f"a token table of {n} rows is not possible")
     old = model.config.vocab_size
