@@ -7,6 +7,7 @@ BIN := .venv/bin
 run: .venv/run
 	$(BIN)/python -m decoders generate checkpoints/tiny-gpt-neo "Once upon a time"
 	$(BIN)/python -m decoders generate checkpoints/tiny-openai-gpt "Once upon a time"
+	$(BIN)/python -m decoders generate checkpoints/tiny-phi --chat "Tell me a story about Nora and an owl."
 
 # Everything: parity with Transformers, properties, broken folders, the command line.
 test: .venv/test

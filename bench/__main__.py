@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from decoders import gpt_neo, openai_gpt, weights
+from decoders import gpt_neo, openai_gpt, phi, weights
 
 README = Path(__file__).parent.parent / "README.md"
 RESULTS = Path(__file__).parent / "results.json"
@@ -148,14 +148,14 @@ def decode_row(pair: tuple, batch: int, context: int, rounds: int, steps: int = 
     from transformers import DynamicCache
 
     ours, theirs = pair
-    config, dtype = ours.config, ours.lm_head.weight.dtype
-    size = (batch, config.num_heads, context, config.hidden_size // config.num_heads)
-    past = [(torch.randn(size).to(dtype), torch.randn(size).to(dtype)) for _ in range(config.num_layers)]
+    dtype, (layers, heads, D) = ours.lm_head.weight.dtype, ours.config.cache_shape
+    size = (batch, heads, context, D)
+    past = [(torch.randn(size).to(dtype), torch.randn(size).to(dtype)) for _ in range(layers)]
     mine, other = gpt_neo.KVCache(past), DynamicCache(past)
     decoding(ours, mine, batch, 1)  # the buffers grow once, as after a prompt
 
     def rewound_ours() -> float:
-        mine.lengths = [context] * config.num_layers
+        mine.lengths = [context] * layers
         return seconds(lambda: decoding(ours, mine, batch, steps))()
 
     def rewound_theirs() -> float:
@@ -239,7 +239,52 @@ def openai_gpt_rows(speed: float, rounds: int, layers: int) -> Iterator[dict]:
     yield {"row": row, "unit": "tok/s", "ours": 200 / a, "theirs": 200 / b, "ratio": ratio}
 
 
-FAMILIES = {"gpt_neo": gpt_neo_rows, "openai-gpt": openai_gpt_rows}
+def bare_products(model: torch.nn.Module) -> float:
+    """Tokens per second if a token were nothing but one product with every weight matrix."""
+    matrices = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    rows = {m.in_features: torch.randn(1, 1, m.in_features).to(m.weight.dtype) for m in matrices}
+    run = seconds(lambda: [gpt_neo.linear(rows[m.in_features], m.weight, m.bias) for m in matrices])
+    return 1 / statistics.median(run() for _ in range(9))
+
+
+def phi_rows(speed: float, rounds: int, layers: int) -> Iterator[dict]:
+    """phi-1.5's real size in bfloat16, against the faster of Transformers' two attentions."""
+    from transformers import PhiConfig, PhiForCausalLM
+
+    ours = phi.PhiForCausalLM(phi.PhiConfig(num_hidden_layers=layers)).to(torch.bfloat16).init_weights().eval()
+    config, theirs = PhiConfig(num_hidden_layers=layers), {}
+    for attention in ("eager", "sdpa"):
+        with torch.device("meta"):
+            theirs[attention] = PhiForCausalLM._from_config(config, attn_implementation=attention).eval()
+        theirs[attention].load_state_dict(ours.state_dict(), assign=True)
+        theirs[attention].model.rotary_emb = type(theirs[attention].model.rotary_emb)(config)  # not a weight
+    ids = torch.randint(0, 51200, (1, 1900))
+    with torch.no_grad():
+        a, b = ours(ids[:, :40]).logits.float(), theirs["eager"](ids[:, :40]).logits.float()
+        if not (a - b).abs().mean() / b.std() < 0.1:
+            raise SystemExit("Phi: not the same model")
+        read = sum(p.nbytes for n, p in ours.named_parameters() if "embed_tokens" not in n)
+        for context in (512, 1900):
+            found = {name: decode_row((ours, model), 1, context, rounds) for name, model in theirs.items()}
+            name = min(found, key=lambda name: found[name][2])
+            a, b, ratio = found[name]
+            row = f"Phi-1.5: decode at {context}, bfloat16, against {name}"
+            yield {"row": row, "unit": "tok/s", "ours": a, "theirs": b, "ratio": ratio,
+                   "bandwidth": a * read / 1e9 / speed, "bare": a / bare_products(ours)}
+        for length in (512, 1900):
+            part = ids[:, :length]
+            found = {
+                name: alternate(*(seconds(lambda m=m, part=part: m(part, logits_to_keep=1, use_cache=True))
+                                  for m in (ours, model)), max(2, rounds // 2))
+                for name, model in theirs.items()
+            }
+            name = min(found, key=lambda name: found[name][2])
+            a, b, ratio = found[name]
+            yield {"row": f"Phi-1.5: prefill of {length}, bfloat16, against {name}",
+                   "unit": "tok/s", "ours": length / a, "theirs": length / b, "ratio": ratio}
+
+
+FAMILIES = {"gpt_neo": gpt_neo_rows, "openai-gpt": openai_gpt_rows, "phi": phi_rows}
 
 
 def machine() -> str:
@@ -260,6 +305,7 @@ def table(result: dict) -> str:
     ]
     for row in result["rows"]:
         share = f"{row['bandwidth']:.0%}" if "bandwidth" in row else ""
+        share += f"; {row['bare']:.0%} of the bare matrix products' speed" if "bare" in row else ""
         numbers = f"{row['ours']:.3g} {row['unit']} | {row['theirs']:.3g} {row['unit']} | {row['ratio']:.2f}"
         lines.append(f"| {row['row']} | {numbers} | {share} |")
     return "\n".join(lines)

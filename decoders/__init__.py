@@ -17,7 +17,9 @@ __version__ = "0.1.0"
 FAMILIES = {
     "gpt_neo": ("gpt_neo", "GPTNeoForCausalLM"),
     "openai-gpt": ("openai_gpt", "OpenAIGPTLMHeadModel"),
+    "phi": ("phi", "PhiForCausalLM"),
 }
+OLD_NAMES = {"phi-msft": "phi", "mixformer-sequential": "phi"}  # model_type of the time before Transformers
 
 SMALL_FILES = ("*.json", "merges.txt", "*.model", "*.bpe")  # configs, indexes, tokenizers
 WEIGHT_FILES = (  # of a hub repository the first kind that it has is fetched
@@ -112,7 +114,7 @@ def read_config(folder: Path) -> dict:
 
 def family(config: dict) -> str:
     """The key of FAMILIES for a config.json: its `model_type`, else by its `architectures`."""
-    model_type = config.get("model_type")
+    model_type = OLD_NAMES.get(config.get("model_type"), config.get("model_type"))
     if model_type is None:
         named = [key for key, (_, name) in FAMILIES.items() if name in (config.get("architectures") or ())]
         model_type = named[0] if named else None

@@ -95,6 +95,7 @@ def generate(args: argparse.Namespace) -> int:
         top_k=args.top_k,
         top_p=args.top_p,
         repetition_penalty=args.repetition_penalty,
+        eos_token_id=stop_ids(model, tokenizer),
         streamer=watch,
     )
     if args.json:
@@ -104,6 +105,12 @@ def generate(args: argparse.Namespace) -> int:
     write("\n")
     say(f"{watch.report(len(ids))}, loaded in {loaded - start:.2f} s, peak memory {human(peak_memory())}")
     return 0
+
+
+def stop_ids(model: Any, tokenizer: Any) -> list[int] | None:
+    """The checkpoint's own, or the tokenizer's where no config names any, as with phi-1 and phi-1.5."""
+    own = model.special_ids("checkpoint", None, "cpu")[0].tolist()
+    return own or ([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else None)
 
 
 class Watch:
@@ -184,7 +191,7 @@ def inspect(args: argparse.Namespace) -> int:
         "dtype": str(dtype).removeprefix("torch."),
         "memory": parameters * dtype.itemsize,
         "cache per token": 2 * math.prod(model.config.cache_shape) * dtype.itemsize,
-        "context": getattr(model, "max_positions", None),
+        "context": getattr(model, "max_positions", None) or config.get("max_position_embeddings"),
         "new": matched.new,
         "unused": matched.unused,
         "problems": matched.problems,

@@ -514,6 +514,8 @@ class GenerationMixin:
         if streamer is not None:
             streamer.put(ids.cpu())
         for _ in range(max_new_tokens):
+            if not self.cache_serves(ids.shape[1]):
+                cache = KVCache()
             new = ids[:, len(cache) :] if use_cache else ids  # the whole prompt first, then one token a step
             places = (mask.cumsum(-1) - 1).clamp(min=0)[:, -new.shape[1] :]
             logits = self(new, attention_mask=mask, position_ids=places, past_key_values=cache,
@@ -535,6 +537,10 @@ class GenerationMixin:
         if streamer is not None:
             streamer.end()
         return ids
+
+    def cache_serves(self, length: int) -> bool:
+        """Whether what is cached still holds for a text of this length; if not it is computed anew."""
+        return True
 
     def special_ids(self, eos, pad: int | None, device) -> tuple[Tensor, int]:
         """The ids to stop at (n,), and the filler: `pad`, else the checkpoint's, else the first stop id."""

@@ -212,10 +212,10 @@ class KVCache:
 
 
 def causal_mask(T: int, S: int, padding: Tensor | None, like: Tensor, whole: bool) -> Tensor | None:
-    """(1 or B, 1, T, S) to add to the scores of the last T of S positions. None: plain causal, or one query.
+    """(1 or B, 1, T, S) to add to scores of the last T of S positions. None: plain causal, or one query.
 
-    The reference puts -1e4 on future keys and the lowest number on padding, so that a row that sees only
-    padding looks at the future instead. Here the future is -inf for every row; no real token's row differs.
+    A row that sees only padding spreads over it. The reference lets such a row look at the future, since its
+    numbers for the future and for padding are both finite; no row of a real token differs.
     """
     if padding is None and not whole and (T == 1 or T == S):
         return None
@@ -490,6 +490,8 @@ class GenerationMixin:
         if streamer is not None:
             streamer.put(ids.cpu())
         for _ in range(max_new_tokens):
+            if not self.cache_serves(ids.shape[1]):
+                cache = KVCache()
             new = ids[:, len(cache) :] if use_cache else ids  # the whole prompt first, then one token a step
             places = (mask.cumsum(-1) - 1).clamp(min=0)[:, -new.shape[1] :]
             logits = self(new, attention_mask=mask, position_ids=places, past_key_values=cache,
@@ -511,6 +513,10 @@ class GenerationMixin:
         if streamer is not None:
             streamer.end()
         return ids
+
+    def cache_serves(self, length: int) -> bool:
+        """Whether what is cached still holds for a text of this length; if not it is computed anew."""
+        return True
 
     def special_ids(self, eos, pad: int | None, device) -> tuple[Tensor, int]:
         """The ids to stop at (n,), and the filler: `pad`, else the checkpoint's, else the first stop id."""

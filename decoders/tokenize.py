@@ -79,6 +79,7 @@ class Tokenizer:
         self.bos_token_id: int | None = None
         self.eos_token_id: int | None = None
         self.pad_token_id: int | None = None
+        self.chat_format: Callable[[Tokenizer, list[dict[str, str]]], list[int]] | None = None
 
     def __len__(self) -> int:
         return len(self.bytes_of)
@@ -87,8 +88,8 @@ class Tokenizer:
         for token in tokens:
             self.added[token.content] = token
             self.bytes_of[token.id] = token.content.encode()
-        longest_first = sorted(self.added, key=len, reverse=True)
-        self.splitter = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        self.splitter = splitter(self.added)
+        self.plain_splitter = splitter(content for content, token in self.added.items() if not token.special)
 
     def add_special_tokens(self, contents: Iterable[str]) -> int:
         """Give new tokens the next free ids, and make known ones special. Returns how many are new.
@@ -108,22 +109,26 @@ class Tokenizer:
         ids = [id for id, text in self.bytes_of.items() if text == content.encode()]
         return AddedToken(ids[0], content) if ids else None
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Ids of `text`, added tokens in it included. These families put nothing around the text."""
+    def encode(self, text: str, add_special_tokens: bool = True,
+               split_special_tokens: bool = False) -> list[int]:
+        """Ids of `text`, added tokens in it included. These families put nothing around the text.
+
+        `split_special_tokens` takes special tokens in the text for text, as it should with what users type.
+        """
         if SURROGATE.search(text):  # pairs become the character they mean, lone ones U+FFFD
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         ids: list[int] = []
-        for part in self._split(text):
+        for part in self._split(text, self.plain_splitter if split_special_tokens else self.splitter):
             if isinstance(part, int):
                 ids.append(part)
             elif part:
                 ids += self._encode_ordinary(part)
         return ids
 
-    def _split(self, text: str) -> Iterator[str | int]:
+    def _split(self, text: str, splitter: re.Pattern | None) -> Iterator[str | int]:
         """Text between added tokens, and the ids of these: the leftmost first, of several the longest."""
         done = 0
-        for found in self.splitter.finditer(text) if self.splitter else ():
+        for found in splitter.finditer(text) if splitter else ():
             token, (start, stop) = self.added[found[0]], found.span()
             if token.lstrip:
                 start = max(done, blanks_before(text, start))
@@ -150,8 +155,14 @@ class Tokenizer:
         return Stream(self.decoder(self.bytes_of, hidden), write)
 
     def chat(self, messages: list[dict[str, str]]) -> list[int]:
-        """Ids of a conversation, up to where the answer begins. ValueError where there is no chat format."""
-        raise ValueError("this checkpoint has no chat format: it continues plain text")
+        """Ids of a conversation up to where the answer begins: `[{"role": "user", "content": "Hello"}, ...]`.
+
+        Special tokens written in a message stay text. ValueError where there is no chat format, or for a role
+        that it does not have.
+        """
+        if self.chat_format is None:
+            raise ValueError("this checkpoint has no chat format: it continues plain text")
+        return self.chat_format(self, messages)
 
 
 class Stream:
@@ -178,6 +189,12 @@ class Stream:
         if text and self.write is not None:
             self.write(text)
         return text
+
+
+def splitter(contents: Iterable[str]) -> re.Pattern | None:
+    """What finds these added tokens, of several the longest."""
+    longest_first = sorted(contents, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 
 def blanks_before(text: str, end: int) -> int:
@@ -371,6 +388,23 @@ def original_words() -> Callable[[str], list[str]]:
     return words
 
 
+# ---- Chat formats ------------------------------------------------------------------------------------------
+
+
+def instruct_output(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> list[int]:
+    """phi-2's question and answer: "Instruct: ...\\nOutput:", where the answer begins with a space."""
+    names = {"user": "Instruct", "assistant": "Output"}
+    if unknown := [m.get("role") for m in messages if m.get("role") not in names]:
+        raise ValueError(f"phi-2's format has no role {unknown[0]!r}, only user and assistant")
+    if not messages or messages[-1]["role"] != "user":
+        raise ValueError("the last message must be the user's")
+    turns = [f"{names[message['role']]}: {message['content'].strip()}\n" for message in messages]
+    return tokenizer.encode("".join(turns) + "Output:", split_special_tokens=True)
+
+
+CHAT_FORMATS = {"phi": instruct_output, "phi-msft": instruct_output, "mixformer-sequential": instruct_output}
+
+
 # ---- Reading a folder --------------------------------------------------------------------------------------
 
 
@@ -386,6 +420,7 @@ def load(path_or_id: str | Path, original: bool = False) -> Tokenizer:
         for file in ("tokenizer_config.json", "special_tokens_map.json")
     )
     source, vocab, merges, listed, pattern = read_files(folder)
+    model = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     try:
         if config.get("add_prefix_space"):
             raise ValueError("add_prefix_space is not supported")
@@ -395,7 +430,7 @@ def load(path_or_id: str | Path, original: bool = False) -> Tokenizer:
         if is_word_level:
             tokenizer: Tokenizer = WordTokenizer(vocab, merges, added, original)
         else:
-            pattern = pattern or PATTERN_BY_ROWS.get(rows(folder), GPT2)
+            pattern = pattern or PATTERN_BY_ROWS.get(model.get("vocab_size"), GPT2)
             tokenizer = ByteLevelTokenizer(vocab, merges, added, pattern)
         if original and not is_word_level:
             raise ValueError("original=True is for GPT-1, and this is a byte-level vocabulary")
@@ -408,6 +443,7 @@ def load(path_or_id: str | Path, original: bool = False) -> Tokenizer:
         if content is not None:
             known = tokenizer.added.get(content)
             setattr(tokenizer, f"{role}_token_id", known.id if known else None)
+    tokenizer.chat_format = CHAT_FORMATS.get(model.get("model_type"))
     return tokenizer
 
 
@@ -455,11 +491,6 @@ def read_merges(file: Path) -> list[tuple[str, str]]:
     if bad := [pair for pair in pairs if len(pair) != 2]:
         raise ValueError(f"{file}: {' '.join(bad[0])!r} is not a merge of two")
     return pairs
-
-
-def rows(folder: Path) -> int | None:
-    config = folder / "config.json"
-    return read_json(config).get("vocab_size") if config.exists() else None
 
 
 def added_tokens(folder: Path, vocab: dict[str, int], listed: dict[int, AddedToken],

@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,14 +34,53 @@ from decoders import check_file, family, find, read_config, read_json
 # ---- What each family calls its tensors --------------------------------------------------------------------
 
 
+Named = Iterator[tuple[str, Tensor]]
+
+
+def as_it_is(name: str, tensor: Tensor, config: dict) -> Named:
+    yield name, tensor
+
+
+def modern_phi(name: str, tensor: Tensor, config: dict) -> Named:
+    """A tensor of 2023's three layouts under today's names; q, k and v of a joint matrix apart."""
+    name = re.sub(r"^transformer\.embd\.wte\.|^layers\.0\.wte\.", "model.embed_tokens.", name)
+    name = re.sub(r"^transformer\.h\.", "model.layers.", name)
+    if "n_layer" in config and (position := re.match(r"layers\.(\d+)\.", name)):  # one nn.Sequential
+        i, rest = int(position[1]), name[position.end() :]
+        name = f"lm_head.{rest}" if i > config["n_layer"] else f"model.layers.{i - 1}.{rest}"
+    name = name.replace("lm_head.linear.", "lm_head.").replace("lm_head.ln.", "model.final_layernorm.")
+    name = name.replace(".ln.", ".input_layernorm.").replace(".mixer.out_proj.", ".self_attn.dense.")
+    if ".mlp.fc_in." in name or ".mlp.fc_out." in name:
+        return  # stored a second time beside fc1 and fc2
+    if name.startswith("classifier."):
+        name = name.replace("classifier.", "score.")
+    heads = config.get("n_head", config.get("num_attention_heads"))
+    if ".mixer.Wqkv." in name:  # all of q, then k, then v
+        D = config["n_embd"] // heads
+        K = (config.get("n_head_kv") or heads) * D
+        parts = tensor.split([len(tensor) - 2 * K, K, K])
+        name = name.replace(".mixer.Wqkv.", ".self_attn.{}_proj.")
+    elif ".self_attn.query_key_value." in name:  # q, k and v of the first head, of the second ...
+        parts = tensor.view(heads, 3, -1, *tensor.shape[1:]).unbind(1)
+        parts = [part.reshape(-1, *tensor.shape[1:]) for part in parts]
+        name = name.replace("query_key_value", "{}_proj")
+    else:
+        yield name, tensor
+        return
+    for letter, part in zip("qkv", parts, strict=True):
+        yield name.format(letter), part
+
+
 class Layout(NamedTuple):
     prefix: str  # of every tensor but the heads'; files of the bare model lack it
-    dead: str  # pattern of buffers that old versions stored: masks, not weights
+    dead: str  # pattern of buffers that old versions stored: masks and tables, not weights
+    modern: Callable[[str, Tensor, dict], Named] = as_it_is
 
 
 LAYOUTS = {
     "gpt_neo": Layout("transformer", r"\.attn\.attention\.(bias|masked_bias)"),
     "openai-gpt": Layout("transformer", r"\.h\.\d+\.attn\.bias"),
+    "phi": Layout("model", r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)", modern_phi),
 }
 HEADS = ("lm_head.", "score.", "classifier.", "qa_outputs.", "multiple_choice_head.")
 NEW_HEADS = HEADS[1:]  # may be absent: they are what a user adds to a base checkpoint
@@ -57,16 +96,22 @@ class Tensors(dict):
 def tensors(path: str | Path) -> Tensors:
     """All tensors of a checkpoint folder, memory-mapped where the format allows: read when they are used."""
     folder = find(path)
-    layout, found = LAYOUTS[family(read_config(folder))], Tensors()
-    for file, stored, tensor in stored_tensors(folder):
-        name = stored
-        if not name.startswith((layout.prefix + ".", *HEADS)):
-            name = f"{layout.prefix}.{name}"
-        if re.search(layout.dead + "$", name):
+    config = read_config(folder)
+    layout, found = LAYOUTS[family(config)], Tensors()
+    for file, stored, whole in stored_tensors(folder):
+        if re.search(layout.dead + "$", f".{stored}"):
             continue
-        if name in found:
-            raise ValueError(f"{file} holds {stored}, which {found.origin[name][0].name} holds as well")
-        found[name], found.origin[name] = tensor, (file, stored)
+        try:
+            named = list(layout.modern(stored, whole, config))
+        except (RuntimeError, TypeError, KeyError, ZeroDivisionError) as error:
+            told = f"{stored} {tuple(whole.shape)} cannot be cut into q, k and v ({first_line(error)})"
+            raise ValueError(f"{file}: {told}") from None
+        for name, tensor in named:
+            if not name.startswith((layout.prefix + ".", *HEADS)):
+                name = f"{layout.prefix}.{name}"
+            if name in found:
+                raise ValueError(f"{file} holds {stored}, which {found.origin[name][0].name} holds as well")
+            found[name], found.origin[name] = tensor, (file, stored)
     return found
 
 

@@ -128,15 +128,24 @@ def ending(c: Cast) -> str:
     ) + " " + c.moral
 
 
-def story(rng: random.Random) -> str:
+def story(rng: random.Random) -> tuple[str, str]:
+    """A request and the story that answers it."""
     cast = Cast(rng)
     middle = rng.choice([lost, scared, storm, stuck])
     text = " ".join([beginning(cast), middle(cast), ending(cast)])
-    return re.sub(r"[.!] [a-z]", lambda found: found[0].upper(), text)
+    text = re.sub(r"[.!] [a-z]", lambda found: found[0].upper(), text)
+    return f"Tell me a story about {cast.hero} and {cast.an_animal}.", text
 
 
 def stories(seed: int) -> Iterator[str]:
     """Stories without end."""
+    rng = random.Random(seed)
+    while True:
+        yield story(rng)[1]
+
+
+def requests(seed: int) -> Iterator[tuple[str, str]]:
+    """Requests and the stories that answer them, without end."""
     rng = random.Random(seed)
     while True:
         yield story(rng)

@@ -21,8 +21,8 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from decoders import gpt_neo, openai_gpt, tokenize, weights
-from examples.stories import stories
+from decoders import gpt_neo, openai_gpt, phi, tokenize, weights
+from examples.stories import requests, stories
 
 TRAIN_SEED, HELD_OUT_SEED, HELD_OUT = 1, 2, 200
 END = "<|endoftext|>"
@@ -99,10 +99,41 @@ def tiny_openai_gpt(tokenizer: tokenize.Tokenizer) -> openai_gpt.OpenAIGPTConfig
     )
 
 
+def instructed(seed: int) -> Iterator[str]:
+    """Stories as answers, in phi-2's format."""
+    return (f"Instruct: {request}\nOutput: {answer}" for request, answer in requests(seed))
+
+
+def byte_level_bpe_with_blanks(texts: list[str], folder: Path) -> None:
+    """Phi's layout: GPT-2's, and runs of 31 to 2 spaces and of 9 to 2 tabs as tokens of their own."""
+    byte_level_bpe(texts, folder)
+    first = len(json.loads((folder / "vocab.json").read_text("utf-8")))
+    blanks = [" " * n for n in range(31, 1, -1)] + ["\t" * n for n in range(9, 1, -1)]
+    added = {content: first + i for i, content in enumerate(blanks)}
+    (folder / "added_tokens.json").write_text(json.dumps(added) + "\n")
+    whole = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+    whole["added_tokens"] += [{"id": id, "content": content, **flags} for content, id in added.items()]
+    (folder / "tokenizer.json").write_text(json.dumps(whole, ensure_ascii=False), "utf-8")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    known = {str(token.pop("id")): token for token in whole["added_tokens"]}
+    config |= {"tokenizer_class": "CodeGenTokenizer", "added_tokens_decoder": known}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def tiny_phi(tokenizer: tokenize.Tokenizer) -> phi.PhiConfig:
+    end = tokenizer.eos_token_id
+    return phi.PhiConfig(
+        vocab_size=len(tokenizer), hidden_size=96, intermediate_size=384, num_hidden_layers=4,
+        num_attention_heads=4, max_position_embeddings=256, bos_token_id=end, eos_token_id=end,
+    )
+
+
 RECIPES = {
     "gpt_neo": Recipe(gpt_neo.GPTNeoForCausalLM, tiny_gpt_neo, stories, byte_level_bpe),
     "openai_gpt": Recipe(openai_gpt.OpenAIGPTLMHeadModel, tiny_openai_gpt, stories, lower_case_bpe,
                          steps=1800, learning_rate=2e-3),
+    "phi": Recipe(phi.PhiForCausalLM, tiny_phi, instructed, byte_level_bpe_with_blanks),
 }
 
 

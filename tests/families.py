@@ -10,7 +10,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from decoders import gpt_neo, openai_gpt
+from decoders import gpt_neo, openai_gpt, phi
 
 BATCH, LENGTH, PADDED = 2, 23, 4  # the length exceeds every window; PADDED tokens of row 0 are padding
 
@@ -233,4 +233,70 @@ OPENAI_GPT = Family(
     },
 )
 
-FAMILIES = [GPT_NEO, OPENAI_GPT]
+# ---- Phi --------------------------------------------------------------------------------------------------
+
+
+def one_after_the_other(model, monkeypatch):
+    """Attention first, the MLP on its result."""
+
+    def forward(self, x, *attention_inputs):
+        y, weights = self.self_attn(self.input_layernorm(x), *attention_inputs)
+        x = x + y
+        return x + self.mlp(self.input_layernorm(x)), weights
+
+    monkeypatch.setattr(phi.PhiBlock, "forward", forward)
+
+
+def rotate_pairs(model, monkeypatch):
+    """Dimension 2i with 2i + 1, as in GPT-J."""
+    plain = phi.rotate
+
+    def rotate(x, cos, sin):
+        R = cos.shape[-1]
+        order = torch.cat([torch.arange(0, R, 2), torch.arange(1, R, 2), torch.arange(R, x.shape[-1])])
+        return plain(x[..., order], cos, sin)[..., order.argsort()]
+
+    monkeypatch.setattr(phi, "rotate", rotate)
+
+
+def other_key_heads(model, monkeypatch):
+    """Key/value heads spread over the heads in turns instead of in groups."""
+    for layer in model.model.layers:
+        for proj in (layer.self_attn.k_proj, layer.self_attn.v_proj):
+            proj.weight.data = proj.weight.data.view(2, 12, 48).flip(0).reshape(24, 48)
+
+
+PHI = Family(
+    name="phi",
+    module=phi,
+    prefix="Phi",
+    tiny={
+        "model_type": "phi", "vocab_size": 101, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 67,
+        "partial_rotary_factor": 0.5, "rope_theta": 10000.0, "bos_token_id": 100, "eos_token_id": 100,
+    },
+    base="model",
+    table="model.embed_tokens",
+    dead={f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(3) for i in range(3)},
+    heads=("ForSequenceClassification", "ForTokenClassification"),
+    mutations={
+        "all dimensions rotated": change_config(partial_rotary_factor=1.0),
+        "too few dimensions rotated": change_config(partial_rotary_factor=0.34),
+        "rotary base 100 times larger": change_config(rope_theta=1e6),
+        "rotary in pairs": rotate_pairs,
+        "exact GELU": change_modules(phi.PhiMLP, act=F.gelu),
+        "norm epsilon 1e-6": change_modules(nn.LayerNorm, eps=1e-6),
+        "q and k of a head swapped": lambda model, monkeypatch: monkeypatch.setattr(
+            phi, "fast_attention", lambda q, k, *rest, plain=phi.fast_attention: plain(k, q, *rest)),
+        "one after the other": one_after_the_other,
+        "key/value heads in turns": other_key_heads,
+        "output bias dropped": drop_bias("lm_head.bias"),
+        "attention bias dropped": drop_bias("dense.bias"),
+        "query bias dropped": drop_bias("q_proj.bias"),
+        "value bias dropped": drop_bias("v_proj.bias"),
+        "MLP bias dropped": drop_bias("fc1.bias"),
+        "norm bias dropped": drop_bias("input_layernorm.bias"),
+    },
+)
+
+FAMILIES = [GPT_NEO, OPENAI_GPT, PHI]

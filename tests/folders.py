@@ -12,8 +12,10 @@ from tests.families import Family
 
 def weights_of(family: Family, head: str = "ForCausalLM", dtype=torch.float32) -> dict[str, torch.Tensor]:
     """What a hub file of this family holds: no tied output layer, but dead buffers."""
-    state = dict(family.model(head, dtype=dtype).state_dict())
-    state.pop("lm_head.weight", None)
+    model = family.model(head, dtype=dtype)
+    state = dict(model.state_dict())
+    if model.config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
     return {**state, **family.dead}
 
 

@@ -24,6 +24,7 @@ RESULTS = Path(__file__).with_name("proof.json")
 README = ROOT / "README.md"
 UNUSUAL = {
     "gpt_neo": ("local layers that see 256 tokens, scores without 1/sqrt(D)", "gpt-neo-125m, -1.3B, -2.7B"),
+    "phi": ("attention and MLP side by side, rotary on part of each head, biases everywhere", "phi-1, phi-1.5, phi-2"),
     "openai-gpt": ("norms after the sums, none at the end; a KV cache, which nobody else gives it", "openai-gpt"),
 }
 

@@ -21,6 +21,8 @@ def largest(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
 @pytest.mark.parametrize("fast", [True, False], ids=["fast", "spelled out"])
 def test_every_layer_agrees(family, dtype, padded, fast):
+    if padded and dtype == torch.float64 and family.name == "phi":
+        pytest.skip("there the reference is NaN: its float64 mask overflows its float32 softmax")
     ours, theirs = family.pair(dtype=dtype)
     ids, mask = inputs(101, padded)
     a = ours(ids, attention_mask=mask, output_hidden_states=True, output_attentions=not fast)
@@ -48,8 +50,8 @@ def test_many_draws_agree(family, seed):
 @torch.no_grad()
 def test_padding_rows_agree_too(family):
     """A row that sees nothing but padding spreads evenly over it, as the eager reference does, on both paths."""
-    if family.name == "openai-gpt":
-        pytest.skip("there the reference lets such rows look at the future; the others agree")
+    if family.name != "gpt_neo":
+        pytest.skip("there the reference lets such rows look at the future: no model should")
     ours, theirs = family.pair()
     ids, mask = inputs(101, padded=True)
     expected = theirs(ids, attention_mask=mask).logits
@@ -71,12 +73,16 @@ def test_half_precision_is_no_further_from_the_truth(family, dtype, fast):
         for name, model in (("ours", ours), ("theirs", theirs)):
             options = {"output_attentions": not fast} if model is ours else {}
             errors[name].append((model(ids, **options).logits.double() - exact).abs().mean())
-            if model is theirs and family.name == "openai-gpt":  # no cache
-                step = model(ids).logits[:, -1]
-            else:
-                past = model(ids[:, :-1], use_cache=True, **options).past_key_values
-                step = model(ids[:, -1:], past_key_values=past, use_cache=True, **options).logits[:, -1]
-            errors["our step" if model is ours else "their step"].append((step.double() - exact[:, -1]).abs().mean())
+            past, steps = None, []
+            for i in range(ids.shape[1]):
+                if model is theirs and family.name == "openai-gpt":  # no cache
+                    steps.append(model(ids[:, : i + 1]).logits[:, -1])
+                    continue
+                output = model(ids[:, i : i + 1], past_key_values=past, use_cache=True, **options)
+                past = output.past_key_values
+                steps.append(output.logits[:, -1])
+            error = (torch.stack(steps, 1).double() - exact).abs().mean()
+            errors["our step" if model is ours else "their step"].append(error)
     mean = {name: torch.stack(values).mean().item() for name, values in errors.items()}
     assert mean["ours"] <= mean["theirs"] and mean["our step"] <= 1.02 * mean["their step"], mean
 
@@ -115,8 +121,8 @@ def test_loss_and_gradients(family, padded):
     ours, theirs = family.pair()
     ids, _ = inputs(101)
     labels = ids.clone()
-    # In GPT-1 the reference lets a row that sees only padding look at the future: leave its prediction out
-    labels[0, : PADDED + 1 if family.name == "openai-gpt" else 3] = -100
+    # Elsewhere the reference lets a row that sees only padding look at the future: leave its prediction out
+    labels[0, : 3 if family.name == "gpt_neo" else PADDED + 1] = -100
     mask = inputs(101, padded)[1]
     a, b = (model(ids, attention_mask=mask, labels=labels) for model in (ours, theirs))
     assert abs(a.loss.item() - b.loss.item()) < 1e-6
@@ -260,8 +266,9 @@ def test_dropouts_act_in_training_only(family):
         model = family.model(**{**dict.fromkeys(rates, 0.0), rate: 0.5})
         if rate.startswith("summary_"):
             continue  # of the double heads: test_openai_gpt.py
-        if rate == "classifier_dropout":
-            model = family.model("ForTokenClassification", **{**dict.fromkeys(rates, 0.0), rate: 0.5})
+        if rate in ("classifier_dropout", "hidden_dropout"):
+            unset = {"classifier_dropout": None} if rate == "hidden_dropout" else {}
+            model = family.model("ForTokenClassification", **{**dict.fromkeys(rates, 0.0), **unset, rate: 0.5})
         ids, _ = inputs(101)
         assert torch.equal(model(ids).logits, model(ids).logits)
         model.train()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 
@@ -19,6 +20,12 @@ def test_the_python_example_runs():
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert found.returncode == 0, found.stderr
     assert found.stdout.startswith("Once upon a time ")
+
+
+def test_the_command_lines_run():
+    for line in re.findall(r"^python -m decoders .*", README, re.M):
+        found = subprocess.run([sys.executable, *shlex.split(line)[1:]], capture_output=True, text=True, cwd=ROOT)
+        assert found.returncode == 0 and found.stdout, line
 
 
 def test_the_commands_exist():
