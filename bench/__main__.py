@@ -151,7 +151,7 @@ def decode_row(pair: tuple, batch: int, context: int, rounds: int, steps: int = 
     dtype, (layers, heads, D) = ours.lm_head.weight.dtype, ours.config.cache_shape
     size = (batch, heads, context, D)
     past = [(torch.randn(size).to(dtype), torch.randn(size).to(dtype)) for _ in range(layers)]
-    mine, other = gpt_neo.KVCache(past), DynamicCache(past)
+    mine, other = sys.modules[type(ours).__module__].KVCache(past), DynamicCache(past)
     decoding(ours, mine, batch, 1)  # the buffers grow once, as after a prompt
 
     def rewound_ours() -> float:
@@ -251,7 +251,8 @@ def phi_rows(speed: float, rounds: int, layers: int) -> Iterator[dict]:
     """phi-1.5's real size in bfloat16, against the faster of Transformers' two attentions."""
     from transformers import PhiConfig, PhiForCausalLM
 
-    ours = phi.PhiForCausalLM(phi.PhiConfig(num_hidden_layers=layers)).to(torch.bfloat16).init_weights().eval()
+    ours = phi.PhiForCausalLM(phi.PhiConfig(num_hidden_layers=layers)).to(torch.bfloat16)
+    ours.init_weights().eval()
     config, theirs = PhiConfig(num_hidden_layers=layers), {}
     for attention in ("eager", "sdpa"):
         with torch.device("meta"):

@@ -86,7 +86,7 @@ def generate(args: argparse.Namespace) -> int:
         torch.manual_seed(args.seed)
     pieces: list[str] = []
     show = pieces.append if args.json else write
-    watch = Watch(prompt, show, tokenizer.stream(show, skip_special_tokens=True))
+    watch = Watch("" if args.chat else prompt, show, tokenizer.stream(show, skip_special_tokens=True))
     result = model.generate(
         torch.tensor([ids], device=device),
         max_new_tokens=min(args.max_new_tokens, room) if room > 0 else args.max_new_tokens,
@@ -114,7 +114,7 @@ def stop_ids(model: Any, tokenizer: Any) -> list[int] | None:
 
 
 class Watch:
-    """A streamer that shows the prompt, passes what follows on and notes when it came."""
+    """A streamer that shows the prompt, then passes everything on, and notes when it came."""
 
     def __init__(self, prompt: str, show: Callable[[str], Any], stream: Any):
         self.prompt, self.show, self.stream, self.times = prompt, show, stream, []

@@ -179,6 +179,7 @@ class KVCache:
     def __init__(self, past: Sequence[tuple[Tensor, Tensor]] = ()):
         self.buffers = [(k, v) for k, v in past]  # may be longer than what has been written
         self.lengths = [k.shape[2] for k, v in past]
+        self.memory = torch.empty(0)
 
     def __len__(self) -> int:
         return self.lengths[0] if self.lengths else 0
@@ -197,6 +198,12 @@ class KVCache:
         self.buffers[layer] = append(past_k, k, start), append(past_v, v, start)
         self.lengths[layer] = start + k.shape[2]
         return self[layer]
+
+    def scratch(self, wanted: int, needed: int) -> Tensor:
+        """At least `needed` float32 numbers of memory on the CPU, kept for the next call."""
+        if len(self.memory) < needed:
+            self.memory = torch.empty(max(wanted, needed))
+        return self.memory
 
     def truncate(self, n: int) -> None:
         """Forget all but the first n positions."""
@@ -249,21 +256,31 @@ def spelled_out_attention(q, k, v, mask, scale, dropout=0.0, head_mask=None) -> 
     return (weights @ v.to(wide)).to(q.dtype), weights.to(q.dtype)
 
 
-def fast_attention(q, k, v, mask, scale, dropout=0.0) -> Tensor:
+def fast_attention(q, k, v, mask, scale, dropout=0.0, cache=None) -> Tensor:
     """What `spelled_out_attention` computes, by PyTorch's fused kernel."""
     T = q.shape[2]
-    if T > 1 or not q.is_cpu or q.dtype.itemsize > 2:
-        causal = mask is None and T > 1  # aligned to the top left: right, as there is no past then
-        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal, scale=scale)
-    # For one half-precision query on a CPU the fused kernel takes three times as long as the formula. A few
-    # heads at a time, so that the float32 copies stay in the cache and the allocator keeps their memory.
-    heads = max(1, 2**19 // k[0, 0].numel())
-    masks = [None] * len(q) if mask is None else mask.split(1)
-    rows = []
-    for *row, row_mask in zip(q.split(1), k.split(1), v.split(1), masks, strict=True):
-        parts = zip(*(x.split(heads, dim=1) for x in row), strict=True)
-        rows.append(torch.cat([spelled_out_attention(*p, row_mask, scale, dropout)[0] for p in parts], dim=1))
-    return torch.cat(rows)
+    if T == 1 and q.is_cpu and q.dtype.itemsize == 2 and dropout == 0 and cache is not None:
+        return one_query_attention(q, k, v, mask, scale, cache.scratch(2**19, k[0, 0].numel()))
+    causal = mask is None and T > 1  # aligned to the top left: right, as there is no past then
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal, scale=scale)
+
+
+def one_query_attention(q, k, v, mask, scale, scratch: Tensor) -> Tensor:
+    """The same for one half-precision query on a CPU, where the fused kernel takes three times as long.
+
+    The keys of a few heads, then their values, become float32 in `scratch`, which is the same memory for all
+    layers and steps: asking the system for new memory would cost more than the copying.
+    """
+    S, D = k.shape[2:]
+    step, y = scratch.numel() // (S * D), torch.empty_like(q)
+    for b in range(len(q)):
+        for start in range(0, q.shape[1], step):
+            heads = slice(start, start + step)
+            wide = scratch[: k[b, heads].numel()].view(-1, S, D)
+            scores = q[b, heads].float() @ wide.copy_(k[b, heads]).transpose(1, 2) * scale  # (heads, 1, S)
+            weights = (scores if mask is None else scores + mask[b % len(mask)]).softmax(-1)
+            y[b, heads] = (weights @ wide.copy_(v[b, heads])).to(q.dtype)
+    return y
 
 
 class OpenAIGPTAttention(nn.Module):
@@ -287,7 +304,7 @@ class OpenAIGPTAttention(nn.Module):
         if whole:
             y, weights = spelled_out_attention(q, k, v, mask, D**-0.5, dropout, head_mask)
         else:
-            y = fast_attention(q, k, v, mask, D**-0.5, dropout)
+            y = fast_attention(q, k, v, mask, D**-0.5, dropout, cache)
         return self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, C))), weights
 
 

@@ -109,7 +109,7 @@ def change_modules(kind: type, **values) -> Callable:
 
 def change_scale(model, monkeypatch):
     plain = gpt_neo.fast_attention
-    scaled = lambda q, k, v, mask, scale, dropout: plain(q, k, v, mask, q.shape[-1] ** -0.5, dropout)  # noqa: E731
+    scaled = lambda q, k, v, mask, scale, *rest: plain(q, k, v, mask, q.shape[-1] ** -0.5, *rest)  # noqa: E731
     monkeypatch.setattr(gpt_neo, "fast_attention", scaled)
 
 
@@ -204,7 +204,7 @@ def permute_heads(model, monkeypatch):
 
 def other_scale(model, monkeypatch):
     plain = openai_gpt.fast_attention
-    monkeypatch.setattr(openai_gpt, "fast_attention", lambda q, k, v, mask, scale, dropout: plain(q, k, v, mask, 1.0, dropout))
+    monkeypatch.setattr(openai_gpt, "fast_attention", lambda q, k, v, mask, scale, *rest: plain(q, k, v, mask, 1.0, *rest))
 
 
 OPENAI_GPT = Family(

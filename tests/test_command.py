@@ -44,6 +44,19 @@ def test_prompt_from_standard_input_and_json():
     assert len(answer["ids"]) == 9 and len(answer["prompt_ids"]) == 4
 
 
+def test_chat_gives_the_answer_alone():
+    found = run("generate", "checkpoints/tiny-phi", "--chat", "Tell me a story about Nora and an owl.")
+    assert found.returncode == 0 and "Tell me" not in found.stdout and "Instruct" not in found.stdout
+    assert found.stdout.count("Nora") >= 3 and "owl" in found.stdout
+
+
+def test_gpt1_goes_on_with_a_space_after_the_prompt():
+    found = run("generate", "checkpoints/tiny-openai-gpt", "Once upon a time", "--max-new-tokens", "20")
+    assert found.stdout.startswith("Once upon a time there ")
+    answer = json.loads(run("generate", "checkpoints/tiny-openai-gpt", "Once upon a time", "--json").stdout)
+    assert answer["text"].startswith(" there ")
+
+
 def test_sampling_repeats_with_the_same_seed():
     options = ("--temperature", "1.2", "--top-k", "50", "--top-p", "0.95", "--repetition-penalty", "1.1")
     texts = [run("generate", TINY, "One day", *options, "--seed", seed).stdout for seed in "112"]

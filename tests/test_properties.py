@@ -286,6 +286,28 @@ def test_texts_longer_than_the_positions_are_said(family):
         model(full[:, :1], past_key_values=model(full).past_key_values)
 
 
+# ---- Kernels
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("rows", [(1,), (1, 1), (2, 1), (3, 7), (1, 0)], ids=str)
+@pytest.mark.parametrize("stored", ["as it is", "turned", "a view"])
+def test_linear_equals_pytorchs_own(family, dtype, rows, stored):
+    """It chooses among kernels by dtype and number of rows, and leaves the choice of everybody else alone."""
+    weight = {"as it is": torch.randn(31, 24), "turned": torch.randn(24, 31).t(), "a view": torch.randn(40, 24)[5:36]}
+    weight, bias, x = weight[stored].to(dtype), torch.randn(31).to(dtype), torch.randn(*rows, 24).to(dtype)
+    for b in (bias, None):
+        found = family.module.linear(x, weight, b)
+        expected = torch.nn.functional.linear(x, weight, b)
+        tolerance = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 0.2, torch.float16: 0.02}[dtype]
+        assert found.dtype == dtype and found.shape == expected.shape
+        torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
+    with pytest.raises(RuntimeError):
+        family.module.linear(torch.randn(1, 9).to(dtype), weight, None)
+    assert torch.backends.mkldnn.enabled
+
+
 # ---- Arguments
 
 
