@@ -85,7 +85,13 @@ def generate(args: argparse.Namespace) -> int:
     if args.seed is not None:
         torch.manual_seed(args.seed)
     pieces: list[str] = []
-    show = pieces.append if args.json else write
+
+    def show(text: str) -> None:
+        text = text.lstrip() if args.chat and not any(pieces) else text  # an answer begins with a space
+        pieces.append(text)
+        if not args.json:
+            write(text)
+
     watch = Watch("" if args.chat else prompt, show, tokenizer.stream(show, skip_special_tokens=True))
     result = model.generate(
         torch.tensor([ids], device=device),

@@ -277,7 +277,7 @@ def spelled_out_attention(q, k, v, mask, scale, dropout=0.0, head_mask=None) -> 
 def fast_attention(q, k, v, mask, scale, dropout=0.0, cache=None) -> Tensor:
     """What `spelled_out_attention` computes, by PyTorch's fused kernel."""
     T = q.shape[2]
-    if T == 1 and q.is_cpu and q.dtype.itemsize == 2 and dropout == 0 and cache is not None:
+    if T == 1 and q.is_cpu and q.dtype.itemsize == 2 and cache is not None and not torch.is_grad_enabled():
         return one_query_attention(q, k, v, mask, scale, cache.scratch(2**19, k[0, 0].numel()))
     causal = mask is None and T > 1  # aligned to the top left: right, as there is no past then
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal, scale=scale)
@@ -436,7 +436,8 @@ class GPTNeoModel(PreTrainedModel):
         blocks = {kind: attention_blocks(T, S, windows[kind], padding, x, whole) for kind in windows}
         hidden_states, attentions = [], []
         for i, layer in enumerate(self.h):
-            hidden_states.append(x)
+            if output_hidden_states:
+                hidden_states.append(x)
             layer_heads = head_mask if head_mask is None or head_mask.dim() == 1 else head_mask[i]
             x, weights = layer(x, blocks[self.config.attention_layers[i]], cache, layer_heads, whole)
             attentions.append(weights)

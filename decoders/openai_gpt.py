@@ -259,7 +259,7 @@ def spelled_out_attention(q, k, v, mask, scale, dropout=0.0, head_mask=None) -> 
 def fast_attention(q, k, v, mask, scale, dropout=0.0, cache=None) -> Tensor:
     """What `spelled_out_attention` computes, by PyTorch's fused kernel."""
     T = q.shape[2]
-    if T == 1 and q.is_cpu and q.dtype.itemsize == 2 and dropout == 0 and cache is not None:
+    if T == 1 and q.is_cpu and q.dtype.itemsize == 2 and cache is not None and not torch.is_grad_enabled():
         return one_query_attention(q, k, v, mask, scale, cache.scratch(2**19, k[0, 0].numel()))
     causal = mask is None and T > 1  # aligned to the top left: right, as there is no past then
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal, scale=scale)
@@ -409,11 +409,12 @@ class OpenAIGPTModel(PreTrainedModel):
         whole = output_attentions or head_mask is not None
         whole = whole or (torch.is_grad_enabled() and padding is not None and bool(padding[..., 0].any()))
         mask = causal_mask(T, S, padding, x, whole)
-        hidden_states, attentions = [x], []
+        hidden_states, attentions = [x] if output_hidden_states else [], []
         for i, layer in enumerate(self.h):
             layer_heads = head_mask if head_mask is None or head_mask.dim() == 1 else head_mask[i]
             x, weights = layer(x, mask, cache, layer_heads, whole)
-            hidden_states.append(x)
+            if output_hidden_states:
+                hidden_states.append(x)
             attentions.append(weights)
         cached = self.config.use_cache if use_cache is None else use_cache
         return ModelOutput(

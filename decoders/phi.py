@@ -346,7 +346,7 @@ def spelled_out_attention(q, k, v, mask, scale, dropout=0.0, head_mask=None) -> 
 def fast_attention(q, k, v, mask, scale, dropout=0.0, cache=None) -> Tensor:
     """What `spelled_out_attention` computes, by PyTorch's fused kernel."""
     T = q.shape[2]
-    if T == 1 and q.is_cpu and q.dtype.itemsize == 2 and dropout == 0 and cache is not None:
+    if T == 1 and q.is_cpu and q.dtype.itemsize == 2 and cache is not None and not torch.is_grad_enabled():
         return one_query_attention(q, k, v, mask, scale, cache.scratch(2**19, k[0, 0].numel()))
     causal = mask is None and T > 1  # aligned to the top left: right, as there is no past then
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal, scale=scale)
@@ -508,7 +508,8 @@ class PhiModel(PreTrainedModel):
         mask = causal_mask(T, S, padding, x, whole)
         hidden_states, attentions = [], []
         for layer in self.layers:
-            hidden_states.append(x)
+            if output_hidden_states:
+                hidden_states.append(x)
             run = partial(checkpoint, layer, use_reentrant=False) if saving else layer
             x, weights = run(x, mask, tables, None if saving else cache, whole)
             attentions.append(weights)

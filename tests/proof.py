@@ -38,6 +38,9 @@ def difference(family: Family, dtype: torch.dtype, draws: int = 20) -> float:
         for padded in (False, True):
             ids, mask = inputs(101, padded, seed)
             a, b = (model(ids, attention_mask=mask).logits.double() for model in (ours, theirs))
+            if dtype == torch.float64 and padded and b.isnan().any():  # told below the table
+                assert a.isfinite().all()
+                continue
             largest = max(largest, (a - b)[mask.bool()].abs().max().item())
     return largest
 
@@ -88,7 +91,8 @@ def table(results: dict) -> str:
         numbers = ", ".join(f"{row['float32'][v]:.1e}" if v in row["float32"] else "-" for v in versions)
         lines.append(f"| [{file}]({file}) | {lines_of_code} | {unusual} | {checkpoints} | {numbers} | {row['float64']:.1e} |")
     lines += ["", "Largest difference of any logit from Transformers' over 20 redrawn models and two texts each; logits are of",
-              "size 4. The reference computes its softmax in float32 even in float64."]  # fmt: skip
+              "size 4. The reference computes its softmax in float32 even in float64, and gives NaN for Phi's padded",
+              "texts there, which are left out of that column."]  # fmt: skip
     return "\n".join(lines)
 
 

@@ -167,6 +167,24 @@ def test_gradients_flow_through_the_cache(family):
         torch.testing.assert_close(p.grad, gradient, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_step_under_autograd_equals_one_without(family, dtype):
+    """The fast kernels work in shared memory, which autograd could not follow."""
+    model = family.model(dtype=dtype)
+    ids, mask = inputs(101, padded=True)
+    mask[0, -1] = 1
+    steps = []
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            cache = model(ids[:, :-2], attention_mask=mask[:, :-2]).past_key_values
+            model(ids[:, -2:-1], attention_mask=mask[:, :-1], past_key_values=cache)
+            steps.append(model(ids[:, -1:], attention_mask=mask, past_key_values=cache).logits)
+    assert steps[0].requires_grad and not steps[1].requires_grad
+    torch.testing.assert_close(steps[0], steps[1], atol=2e-5 if dtype == torch.float32 else 0.1, rtol=0)
+    steps[0].square().sum().backward()
+    assert not cache.memory.requires_grad
+
+
 def test_use_cache_false_returns_none(family):
     model = family.model()
     assert model(inputs(101)[0], use_cache=False).past_key_values is None

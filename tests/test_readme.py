@@ -48,7 +48,7 @@ def test_the_proof_is_the_recorded_one_and_still_true():
     assert proof.table(results) in README, "run python -m tests.proof --write"
     for family in FAMILIES:
         assert proof.difference(family, torch.float32, draws=3) <= 2 * max(results[family.name]["float32"].values())
-        assert proof.difference(family, torch.float64, draws=3) <= 2 * results[family.name]["float64"]
+        assert proof.difference(family, torch.float64, draws=3) <= 2 * results[family.name]["float64"] + 1e-12
 
 
 def test_the_benchmark_is_the_recorded_one():
