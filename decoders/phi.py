@@ -128,6 +128,8 @@ class PhiConfig:
         if self.rotary_size < 2 or self.rotary_size % 2:
             told = f"partial_rotary_factor {self.partial_rotary_factor!r} turns {self.rotary_size} dimensions"
             raise ValueError(f"{told} of a head: it must be an even number of them")
+        if self.rescales(self.max_position_embeddings + 1) and self.rotary_size == 2:
+            raise ValueError("dynamic rope_scaling needs more than 2 rotary dimensions of a head")
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
             raise ValueError(f"pad_token_id {self.pad_token_id} is outside vocab_size {self.vocab_size}")
 

@@ -64,10 +64,8 @@ def pickle_shards(folder: Path, state: dict) -> None:
     write_index(folder, "pytorch_model.bin", parts)
 
 
-def flax(folder: Path, state: dict) -> None:
-    """As flax.serialization.to_bytes writes it: nested names, matrices [in, out], arrays as extension 1."""
-    import msgpack
-
+def flax_tree(state: dict) -> dict:
+    """Nested names and matrices [in, out], as Flax has them; no buffers."""
     tree: dict = {}
     for name, tensor in state.items():
         if name.endswith(("attention.bias", "masked_bias")):
@@ -79,12 +77,18 @@ def flax(folder: Path, state: dict) -> None:
         for part in path:
             node = node.setdefault(part, {})
         node[leaf] = tensor.t().contiguous() if leaf == "kernel" else tensor
+    return tree
+
+
+def flax(folder: Path, state: dict) -> None:
+    """As flax.serialization.to_bytes writes it: arrays are extension 1."""
+    import msgpack
 
     def pack(tensor: torch.Tensor) -> msgpack.ExtType:
         content = bytes(tensor.contiguous().view(-1).view(torch.uint8).tolist())
         return msgpack.ExtType(1, msgpack.packb((tuple(tensor.shape), str(tensor.dtype)[6:], content)))
 
-    (folder / "flax_model.msgpack").write_bytes(msgpack.packb(tree, default=pack))
+    (folder / "flax_model.msgpack").write_bytes(msgpack.packb(flax_tree(state), default=pack))
 
 
 WRITERS = [safetensors_whole, safetensors_shards, pickle_whole, pickle_old, pickle_shards, flax]

@@ -175,5 +175,6 @@ def test_inspect_reads_headers_only(tmp_path):
     start = time.perf_counter()
     found = run("inspect", str(tmp_path))
     spent = time.perf_counter() - start
-    assert imported.returncode == found.returncode == 0 and "15.3 GB" in found.stdout or "GB for the weights" in found.stdout
+    assert imported.returncode == found.returncode == 0
+    assert f"{offset / 1e9:.2f} GB for the weights" in found.stdout
     assert spent < base + 5, f"{spent:.1f} s, of which {base:.1f} s are PyTorch"  # a guard against reading it all

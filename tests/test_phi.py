@@ -167,6 +167,7 @@ def test_tying_keeps_the_bias(tmp_path):
     ({"num_key_value_heads": 3}, "num_key_value_heads 3 does not divide num_attention_heads 4"),
     ({"partial_rotary_factor": 0.3}, "partial_rotary_factor 0.3 turns 3 dimensions of a head"),
     ({"partial_rotary_factor": 0.01}, "turns 0 dimensions"),
+    ({**DYNAMIC, "partial_rotary_factor": 0.17}, "dynamic rope_scaling needs more than 2 rotary dimensions"),
     ({"rope_theta": -1.0}, "rope_theta must be a positive number"),
     ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "has none of the types linear, dynamic"),
     ({"rope_scaling": {"type": "linear", "factor": 1}}, "factor must be a number above 1, not 1"),
@@ -283,10 +284,12 @@ def test_a_joint_matrix_of_another_size_is_said(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**config, "n_head": 5}))
     name = "transformer.h.0.mixer.Wqkv.weight"
     torch.save({**stored, name: stored[name][:100]}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError) as caught:
-        weights.tensors(tmp_path)
+    with pytest.raises(ValueError, match="cut into q, k and v|num_attention_heads 5 does not divide") as caught:
         weights.load(phi.PhiForCausalLM, tmp_path)
     assert "\n" not in str(caught.value)
+    (tmp_path / "config.json").write_text(json.dumps(config))  # only the matrix is wrong now
+    with pytest.raises(ValueError, match=r"q_proj.weight is \(4, 48\) in pytorch_model.bin, not \(48, 48\)"):
+        weights.load(phi.PhiForCausalLM, tmp_path)
 
 
 def test_both_names_of_the_token_classifier(tmp_path):
@@ -315,7 +318,7 @@ def test_instruct_and_output(data):
             tokenizer.chat(bad)
 
 
-def test_the_stop_that_no_config_names(tmp_path, capsys):
+def test_the_stop_that_no_config_names():
     """phi-1 and phi-1.5 name no stop id anywhere: the tokenizer's is taken."""
     from decoders.__main__ import stop_ids
 

@@ -3,7 +3,7 @@
     DECODERS_CHECKPOINTS=/models python -m pytest tests/test_published.py
 
 where /models holds phi-1, phi-1_5, phi-2, gpt-neo-1.3B, openai-gpt ... under the hub's names. Source of the numbers:
-the tests and the documentation of Transformers (facts of its repository, float32 on a GPU, first 30 logits).
+the tests and the documentation of Transformers (float32, the first 30 logits of two positions).
 """
 
 import os

@@ -235,17 +235,10 @@ def test_real_flax_files_load(family, tmp_path):
     if family.name != "gpt_neo":
         pytest.skip("no Flax checkpoints of this family")
     folder = folders.write_config(tmp_path, family)
-    tree: dict = {}
-    for name, t in folders.weights_of(family).items():
-        if name in family.dead:
-            continue
-        *path, leaf = name.split(".")
-        if leaf == "weight":
-            leaf = "scale" if "ln_" in path[-1] else "embedding" if path[-1] in ("wte", "wpe") else "kernel"
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        node[leaf] = (t.t() if leaf == "kernel" else t).numpy()
+    def arrays(tree: dict) -> dict:
+        return {key: arrays(value) if isinstance(value, dict) else value.numpy() for key, value in tree.items()}
+
+    tree = arrays(folders.flax_tree(folders.weights_of(family)))
     (folder / "flax_model.msgpack").write_bytes(serialization.msgpack_serialize(tree))
     assert equal(weights.load(family.cls(), folder), family.model())
 
