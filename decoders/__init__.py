@@ -18,8 +18,17 @@ FAMILIES = {
     "gpt_neo": ("gpt_neo", "GPTNeoForCausalLM"),
     "openai-gpt": ("openai_gpt", "OpenAIGPTLMHeadModel"),
     "phi": ("phi", "PhiForCausalLM"),
+    "phi3": ("phi3", "Phi3ForCausalLM"),
 }
 OLD_NAMES = {"phi-msft": "phi", "mixformer-sequential": "phi"}  # model_type of the time before Transformers
+
+REFUSED = {  # model_type -> what it is; their names suggest Phi-3
+    "phi3small": "Phi-3-small has another architecture: block-sparse attention, muP scaling, LayerNorm",
+    "phi3_v": "Phi-3-vision and Phi-3.5-vision add a picture encoder (CLIP)",
+    "phimoe": "Phi-3.5-MoE chooses two of sixteen experts for every token",
+    "phi4mm": "Phi-4-multimodal adds encoders for pictures and speech",
+    "phi4_multimodal": "Phi-4-multimodal adds encoders for pictures and speech",
+}
 
 SMALL_FILES = ("*.json", "merges.txt", "*.model", "*.bpe")  # configs, indexes, tokenizers
 WEIGHT_FILES = (  # of a hub repository the first kind that it has is fetched
@@ -118,6 +127,8 @@ def family(config: dict) -> str:
     if model_type is None:
         named = [key for key, (_, name) in FAMILIES.items() if name in (config.get("architectures") or ())]
         model_type = named[0] if named else None
+    if model_type in REFUSED:
+        raise ValueError(f"model_type {model_type!r} is not served here: {REFUSED[model_type]}")
     if model_type not in FAMILIES:
         raise ValueError(f"model_type {model_type!r} is not one of those served here: {', '.join(FAMILIES)}")
     return model_type

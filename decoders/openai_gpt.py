@@ -179,6 +179,7 @@ class KVCache:
     def __init__(self, past: Sequence[tuple[Tensor, Tensor]] = ()):
         self.buffers = [(k, v) for k, v in past]  # may be longer than what has been written
         self.lengths = [k.shape[2] for k, v in past]
+        self.rope: Tensor | None = None  # (B,) which frequencies turned each row's keys, where these vary
         self.memory = torch.empty(0)
 
     def __len__(self) -> int:
@@ -213,6 +214,7 @@ class KVCache:
     def reorder(self, index: Tensor) -> None:
         """Row i becomes what row `index[i]` was, as beam search needs it."""
         self.buffers = [(k[index], v[index]) for k, v in self]
+        self.rope = None if self.rope is None else self.rope[index]
 
 
 # ---- Attention ---------------------------------------------------------------------------------------------
@@ -246,7 +248,9 @@ def padding_bias(attention_mask: Tensor | None, S: int, dtype: torch.dtype) -> T
 
 
 def spelled_out_attention(q, k, v, mask, scale, dropout=0.0, head_mask=None) -> tuple[Tensor, Tensor]:
-    """The formula: (B, H, T, D), and the weights (B, H, T, S) as they multiply v."""
+    """The formula: (B, H, T, D), and the weights (B, H, T, S) as they multiply v. Head h of q reads head
+    h // (H / K) of k and v."""
+    k, v = (part.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for part in (k, v))
     wide = torch.promote_types(q.dtype, torch.float32)  # scores of half-precision q and k overflow float16
     scores = q.to(wide) @ k.to(wide).transpose(2, 3) * scale  # (B, H, T, S)
     weights = (scores if mask is None else scores + mask).softmax(-1)
@@ -258,15 +262,23 @@ def spelled_out_attention(q, k, v, mask, scale, dropout=0.0, head_mask=None) -> 
 
 def fast_attention(q, k, v, mask, scale, dropout=0.0, cache=None) -> Tensor:
     """What `spelled_out_attention` computes, by PyTorch's fused kernel."""
-    T = q.shape[2]
-    if T == 1 and q.is_cpu and q.dtype.itemsize == 2 and cache is not None and not torch.is_grad_enabled():
-        return one_query_attention(q, k, v, mask, scale, cache.scratch(2**19, k[0, 0].numel()))
-    causal = mask is None and T > 1  # aligned to the top left: right, as there is no past then
+    (B, H, T, D), K = q.shape, k.shape[1]
+    if T == 1:  # heads that share keys are rows of one product
+        q = q.reshape(B, K, H // K, D)
+        if q.is_cpu and q.dtype.itemsize == 2 and cache is not None and not torch.is_grad_enabled():
+            y = one_query_attention(q, k, v, mask, scale, cache.scratch(2**19, k[0, 0].numel()))
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale)
+        return y.view(B, H, 1, D)
+    if K < H:
+        k, v = k.repeat_interleave(H // K, dim=1), v.repeat_interleave(H // K, dim=1)
+    causal = mask is None  # aligned to the top left: right, as there is no past then
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal, scale=scale)
 
 
 def one_query_attention(q, k, v, mask, scale, scratch: Tensor) -> Tensor:
-    """The same for one half-precision query on a CPU, where the fused kernel takes three times as long.
+    """The same for one half-precision token on a CPU, where the fused kernel takes three times as long.
+    q is (B, K, H / K, D).
 
     The keys of a few heads, then their values, become float32 in `scratch`, which is the same memory for all
     layers and steps: asking the system for new memory would cost more than the copying.
@@ -277,7 +289,7 @@ def one_query_attention(q, k, v, mask, scale, scratch: Tensor) -> Tensor:
         for start in range(0, q.shape[1], step):
             heads = slice(start, start + step)
             wide = scratch[: k[b, heads].numel()].view(-1, S, D)
-            scores = q[b, heads].float() @ wide.copy_(k[b, heads]).transpose(1, 2) * scale  # (heads, 1, S)
+            scores = q[b, heads].float() @ wide.copy_(k[b, heads]).transpose(1, 2) * scale
             weights = (scores if mask is None else scores + mask[b % len(mask)]).softmax(-1)
             y[b, heads] = (weights @ wide.copy_(v[b, heads])).to(q.dtype)
     return y
@@ -447,9 +459,12 @@ class CausalLMOutput(NamedTuple):
     attentions: tuple[Tensor, ...] | None = None
 
 
-def check_generation(T, positions, max_new_tokens, temperature, top_k, top_p, repetition_penalty) -> None:
+def check_generation(T, cached, positions, max_new_tokens, temperature, top_k, top_p,
+                     repetition_penalty) -> None:
     if T < 1 or max_new_tokens < 0:
         raise ValueError(f"the prompt has {T} tokens, max_new_tokens is {max_new_tokens}: 1 and 0 at least")
+    if cached >= T:
+        raise ValueError(f"past_key_values holds {cached} tokens of a prompt of {T}: one must be new")
     if positions is not None and T + max_new_tokens - 1 > positions:  # the last new token is not fed
         raise ValueError(f"{T} prompt + {max_new_tokens} new tokens do not fit into {positions} positions")
     if not temperature > 0:
@@ -492,28 +507,30 @@ class GenerationMixin:
                  eos_token_id: int | Sequence[int] | str | None = "checkpoint",
                  pad_token_id: int | None = None, generator: torch.Generator | None = None,
                  streamer: Any = None, logits_processor: Sequence[Callable] = (),
-                 stopping_criteria: Sequence[Callable] = (), use_cache: bool = True) -> Tensor:
+                 stopping_criteria: Sequence[Callable] = (), use_cache: bool = True,
+                 past_key_values: KVCache | None = None) -> Tensor:
         """(B, T + new) ids: the prompts (B, T), shorter ones padded on the left, and what follows them.
 
         `eos_token_id`: an id or several; left out it is the checkpoint's own, None never stops. Finished rows
         are filled with `pad_token_id`. Each processor maps (ids, float32 logits) to logits, each criterion to
         True or (B,) booleans where to stop. `streamer` gets `put(prompts)`, `put(new ids)` a step, `end()`.
+        `past_key_values` holds the beginning of the prompts already, and in the end all but the last ids.
         """
-        check_generation(input_ids.shape[1], self.max_positions, max_new_tokens, temperature, top_k, top_p,
-                         repetition_penalty)
+        cache = past_key_values if past_key_values is not None else KVCache() if use_cache else None
+        check_generation(input_ids.shape[1], len(cache or ()), self.max_positions, max_new_tokens,
+                         temperature, top_k, top_p, repetition_penalty)
         eos, pad = self.special_ids(eos_token_id, pad_token_id, input_ids.device)
         ids, mask = input_ids, torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
         running = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
-        cache = KVCache() if use_cache else None
         if streamer is not None:
             streamer.put(ids.cpu())
         for _ in range(max_new_tokens):
-            if not self.cache_serves(ids.shape[1]):
-                cache = KVCache()
-            new = ids[:, len(cache) :] if use_cache else ids  # the whole prompt first, then one token a step
+            if cache is not None and not self.cache_serves(cache, mask):
+                cache.truncate(0)
+            new = ids[:, len(cache or ()) :]  # the whole prompt first, then one token a step
             places = (mask.cumsum(-1) - 1).clamp(min=0)[:, -new.shape[1] :]
             logits = self(new, attention_mask=mask, position_ids=places, past_key_values=cache,
-                          use_cache=use_cache, logits_to_keep=1).logits[:, -1].float()
+                          use_cache=cache is not None, logits_to_keep=1).logits[:, -1].float()
             for processor in logits_processor:
                 logits = processor(ids, logits)
             seen = ids.where(mask.bool(), ids[:, -1:])  # padding earns no penalty, as in Transformers 5
@@ -532,8 +549,8 @@ class GenerationMixin:
             streamer.end()
         return ids
 
-    def cache_serves(self, length: int) -> bool:
-        """Whether what is cached still holds for a text of this length; if not it is computed anew."""
+    def cache_serves(self, cache: KVCache, mask: Tensor) -> bool:
+        """Whether what is cached holds for texts of `mask`'s length; if not it is computed anew."""
         return True
 
     def special_ids(self, eos, pad: int | None, device) -> tuple[Tensor, int]:

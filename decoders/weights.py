@@ -81,6 +81,7 @@ LAYOUTS = {
     "gpt_neo": Layout("transformer", r"\.attn\.attention\.(bias|masked_bias)"),
     "openai-gpt": Layout("transformer", r"\.h\.\d+\.attn\.bias"),
     "phi": Layout("model", r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)", modern_phi),
+    "phi3": Layout("model", r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)"),
 }
 HEADS = ("lm_head.", "score.", "classifier.", "qa_outputs.", "multiple_choice_head.")
 NEW_HEADS = HEADS[1:]  # may be absent: they are what a user adds to a base checkpoint

@@ -1,5 +1,6 @@
 """What the tests know about each family: tiny sizes that fit nowhere by accident, and what must not go unnoticed."""
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from decoders import gpt_neo, openai_gpt, phi
+from decoders import gpt_neo, openai_gpt, phi, phi3
 
 BATCH, LENGTH, PADDED = 2, 23, 4  # the length exceeds every window; PADDED tokens of row 0 are padding
 
@@ -48,7 +49,7 @@ class Family:
     def pair(self, head: str = "ForCausalLM", seed: int = 0, dtype=torch.float32, **changes):
         """Ours and Transformers' with the same redrawn weights, in eval mode."""
         transformers = pytest.importorskip("transformers")
-        config = {**self.tiny, **changes}
+        config = copy.deepcopy({**self.tiny, **changes})  # Transformers writes into rope_scaling
         config_class = type(transformers.AutoConfig.for_model(config.pop("model_type")))
         theirs_class = getattr(transformers, self.class_name(head))
         theirs = theirs_class._from_config(config_class(**config), attn_implementation="eager")
@@ -247,16 +248,16 @@ def one_after_the_other(model, monkeypatch):
     monkeypatch.setattr(phi.PhiBlock, "forward", forward)
 
 
-def rotate_pairs(model, monkeypatch):
+def rotate_pairs_of(module, monkeypatch):
     """Dimension 2i with 2i + 1, as in GPT-J."""
-    plain = phi.rotate
+    plain = module.rotate
 
     def rotate(x, cos, sin):
         R = cos.shape[-1]
         order = torch.cat([torch.arange(0, R, 2), torch.arange(1, R, 2), torch.arange(R, x.shape[-1])])
         return plain(x[..., order], cos, sin)[..., order.argsort()]
 
-    monkeypatch.setattr(phi, "rotate", rotate)
+    monkeypatch.setattr(module, "rotate", rotate)
 
 
 def other_key_heads(model, monkeypatch):
@@ -283,7 +284,7 @@ PHI = Family(
         "all dimensions rotated": change_config(partial_rotary_factor=1.0),
         "too few dimensions rotated": change_config(partial_rotary_factor=0.34),
         "rotary base 100 times larger": change_config(rope_theta=1e6),
-        "rotary in pairs": rotate_pairs,
+        "rotary in pairs": lambda model, monkeypatch: rotate_pairs_of(phi, monkeypatch),
         "exact GELU": change_modules(phi.PhiMLP, act=F.gelu),
         "norm epsilon 1e-6": change_modules(nn.LayerNorm, eps=1e-6),
         "q and k of a head swapped": lambda model, monkeypatch: monkeypatch.setattr(
@@ -299,4 +300,75 @@ PHI = Family(
     },
 )
 
-FAMILIES = [GPT_NEO, OPENAI_GPT, PHI]
+# ---- Phi-3 ------------------------------------------------------------------------------------------------
+
+SHORT, LONG = [1.0 + 0.1 * i for i in range(6)], [1.5 + 0.7 * i for i in range(6)]
+LONGROPE = {"rope_scaling": {"type": "longrope", "short_factor": SHORT, "long_factor": LONG},
+            "max_position_embeddings": 67, "original_max_position_embeddings": 12}  # fmt: skip
+
+
+def swap_halves(name: str) -> Callable:
+    """Of a joint matrix: the MLP's gate and up, or k and v."""
+
+    def mutate(model, monkeypatch):
+        for key, p in model.named_parameters():
+            if key.endswith(name):
+                start = 0 if "gate" in name else 48
+                half = (len(p) - start) // 2
+                p.data[start:] = torch.cat([p.data[start + half :], p.data[start : start + half]])
+
+    return mutate
+
+
+def norm_of_the_sum(model, monkeypatch):
+    """x / sqrt(sum), without the mean."""
+    monkeypatch.setattr(phi3.RMSNorm, "forward", lambda self, x: self.weight * x * (x.square().sum(-1, keepdim=True) + self.eps).rsqrt())
+
+
+def plus_one(model, monkeypatch):
+    """Norm weights counted from one, as in Gemma."""
+    for key, p in model.named_parameters():
+        if "norm" in key:
+            p.data += 1
+
+
+PHI3 = Family(
+    name="phi3",
+    module=phi3,
+    prefix="Phi3",
+    tiny={
+        "model_type": "phi3", "vocab_size": 101, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 67,
+        "original_max_position_embeddings": 67, "rope_theta": 10000.0, "partial_rotary_factor": 1.0,
+        "sliding_window": 7, "bos_token_id": 1, "eos_token_id": 100, "pad_token_id": 100,
+    },
+    base="model",
+    table="model.embed_tokens",
+    scores=("qkv_proj",),
+    dead={f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(6) for i in range(3)},
+    heads=("ForSequenceClassification", "ForTokenClassification"),
+    mutations={
+        "window one too long": change_config(sliding_window=8),
+        "window one too short": change_config(sliding_window=6),
+        "no window": change_config(sliding_window=None),
+        "three quarters rotated": change_config(partial_rotary_factor=0.75),
+        "rotary base 100 times larger": change_config(rope_theta=1e6),
+        "rotary in pairs": lambda model, monkeypatch: rotate_pairs_of(phi3, monkeypatch),
+        "gate and up swapped": swap_halves("gate_up_proj.weight"),
+        "k and v swapped": swap_halves("qkv_proj.weight"),
+        "tanh GELU": change_modules(phi3.Phi3MLP, act=phi3.gelu_tanh),
+        "norm epsilon 1e-4": change_modules(phi3.RMSNorm, eps=1e-4),
+        "norms swapped": swap("input_layernorm", "post_attention_layernorm"),
+        "norm weights count from one": plus_one,
+        "norm without the mean": norm_of_the_sum,
+        "side by side": lambda model, monkeypatch: monkeypatch.setattr(phi3.Phi3Block, "forward", side_by_side),
+    },
+)
+
+
+def side_by_side(self, x, *attention_inputs):
+    y, weights = self.self_attn(self.input_layernorm(x), *attention_inputs)
+    return x + y + self.mlp(self.post_attention_layernorm(x)), weights
+
+
+FAMILIES = [GPT_NEO, OPENAI_GPT, PHI, PHI3]

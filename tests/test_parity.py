@@ -21,7 +21,7 @@ def largest(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
 @pytest.mark.parametrize("fast", [True, False], ids=["fast", "spelled out"])
 def test_every_layer_agrees(family, dtype, padded, fast):
-    if padded and dtype == torch.float64 and family.name == "phi":
+    if padded and dtype == torch.float64 and family.name in ("phi", "phi3"):
         pytest.skip("there the reference is NaN: its float64 mask overflows its float32 softmax")
     ours, theirs = family.pair(dtype=dtype)
     ids, mask = inputs(101, padded)
@@ -144,7 +144,7 @@ def test_all_labels_ignored_is_nan(family):
 def test_cache_has_the_reference_layout(family):
     if family.name == "openai-gpt":
         pytest.skip("no other implementation of GPT-1 has a cache")
-    ours, theirs = family.pair()
+    ours, theirs = family.pair(**({"sliding_window": None} if family.name == "phi3" else {}))  # theirs drops what is outside
     ids, _ = inputs(101)
     a, b = ours(ids).past_key_values, theirs(ids, use_cache=True).past_key_values
     assert len(a) == ids.shape[1]
@@ -266,6 +266,8 @@ def test_dropouts_act_in_training_only(family):
         model = family.model(**{**dict.fromkeys(rates, 0.0), rate: 0.5})
         if rate.startswith("summary_"):
             continue  # of the double heads: test_openai_gpt.py
+        if (family.name, rate) == ("phi3", "embd_pdrop"):
+            continue  # does nothing in any version: test_phi3.py
         if rate in ("classifier_dropout", "hidden_dropout"):
             unset = {"classifier_dropout": None} if rate == "hidden_dropout" else {}
             model = family.model("ForTokenClassification", **{**dict.fromkeys(rates, 0.0), **unset, rate: 0.5})

@@ -116,8 +116,18 @@ def test_a_cache_of_another_base_is_an_error_not_nonsense():
     ids, _ = inputs(101)
     past = model(ids[:, :9]).past_key_values
     model(ids[:, 9:11], past_key_values=past)
-    with pytest.raises(ValueError, match="past 11 tokens dynamic rope_scaling changes what is in the cache"):
+    with pytest.raises(ValueError, match="other frequencies than past_key_values has"):
         model(ids[:, 11:12], past_key_values=past)
+
+
+@torch.no_grad()
+def test_a_cache_cut_back_below_the_limit_keeps_its_base():
+    model = PHI.model(**DYNAMIC)
+    ids, _ = inputs(101)
+    cache = model(ids[:, :20]).past_key_values
+    cache.truncate(5)
+    with pytest.raises(ValueError, match="other frequencies than past_key_values has"):
+        model(ids[:, 5:8], past_key_values=cache)
 
 
 @torch.no_grad()

@@ -219,6 +219,23 @@ def test_padded_batches_generate_what_single_rows_do(family, dtype):
         assert (logits.max(-1).values - chosen).max() < 0.15
 
 
+def test_a_conversation_keeps_its_cache(family):
+    """A cache given to generate holds the beginning of the prompt, and in the end all but the last token."""
+    model = family.model()
+    ids, _ = inputs(101)
+    cache = family.module.KVCache()
+    first = model.generate(ids[:, :5], max_new_tokens=4, eos_token_id=None, past_key_values=cache)
+    assert len(cache) == 8
+    prompt = torch.cat([first, ids[:, :6]], 1)
+    lengths = []
+    getattr(model, family.base).register_forward_hook(lambda m, inputs, output: lengths.append(inputs[0].shape[1]))
+    second = model.generate(prompt, max_new_tokens=4, eos_token_id=None, past_key_values=cache)
+    assert lengths == [7, 1, 1, 1] and len(cache) == 18
+    assert second.tolist() == model.generate(prompt, max_new_tokens=4, eos_token_id=None).tolist()
+    with pytest.raises(ValueError, match="holds 18 tokens of a prompt of 15: one must be new"):
+        model.generate(prompt, max_new_tokens=4, past_key_values=cache)
+
+
 def test_repetition_penalty_leaves_padding_alone(family):
     model = family.model()
     ids, mask = inputs(101, padded=True)
