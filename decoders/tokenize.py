@@ -15,13 +15,14 @@ import codecs
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 from unicodedata import category
 
+import sentencepiece
 import tiktoken
 
 from decoders import check_file, find, read_json
@@ -49,7 +50,7 @@ PATTERN_BY_ROWS = {100352: CL100K, 200064: O200K}  # phi-4 and phi-4-mini; all o
 
 # Unicode's White_Space, which lstrip and rstrip of added tokens swallow; Python's \s has four more.
 BLANKS = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-BLANKS_BEFORE, BLANKS_AFTER = re.compile(f"[{BLANKS}]*$"), re.compile(f"[{BLANKS}]*")
+BLANKS_AFTER = re.compile(f"[{BLANKS}]*")
 LONG_RUN = re.compile(r"\s{100000}")
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -67,10 +68,14 @@ class AddedToken(NamedTuple):
     special: bool = False  # left out by decode(skip_special_tokens=True)
 
 
+Part = tuple[str, bool]  # a piece of text, and whether somebody typed it: then control tokens in it stay text
+
+
 class Tokenizer:
     """Text to ids and back. `vocab_size` counts the vocabulary, `len()` the added tokens too."""
 
     decoder: type  # of (bytes_of, hidden ids); feed(ids) gives text as it is complete, flush() the rest
+    before: tuple[int, ...] = ()  # ids that encode puts before a text
 
     def __init__(self, bytes_of: dict[int, bytes], vocab_size: int, added: Iterable[AddedToken]):
         self.bytes_of, self.vocab_size = bytes_of, vocab_size
@@ -79,7 +84,7 @@ class Tokenizer:
         self.bos_token_id: int | None = None
         self.eos_token_id: int | None = None
         self.pad_token_id: int | None = None
-        self.chat_format: Callable[[Tokenizer, list[dict[str, str]]], list[int]] | None = None
+        self.chat_format: Callable[[list[dict[str, str]]], list[Part]] | None = None
 
     def __len__(self) -> int:
         return len(self.bytes_of)
@@ -89,7 +94,7 @@ class Tokenizer:
             self.added[token.content] = token
             self.bytes_of[token.id] = token.content.encode()
         self.splitter = splitter(self.added)
-        self.plain_splitter = splitter(content for content, token in self.added.items() if not token.special)
+        self.plain_splitter = splitter(content for content in self.added if content.isspace())
 
     def add_special_tokens(self, contents: Iterable[str]) -> int:
         """Give new tokens the next free ids, and make known ones special. Returns how many are new.
@@ -111,32 +116,45 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True,
                split_special_tokens: bool = False) -> list[int]:
-        """Ids of `text`, added tokens in it included. These families put nothing around the text.
+        """Ids of `text`, added tokens in it included. `add_special_tokens` lets the checkpoint's own stand
+        before it, where it has one: `<s>`, `|ENDOFTEXT|`.
 
-        `split_special_tokens` takes special tokens in the text for text, as it should with what users type.
+        `split_special_tokens` takes control tokens in the text for text, as it should with what users type.
         """
-        if SURROGATE.search(text):  # pairs become the character they mean, lone ones U+FFFD
-            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        before = self.before if add_special_tokens else ()
+        return [*before, *self.encode_parts([(text, split_special_tokens)])]
+
+    def encode_parts(self, parts: Iterable[Part]) -> list[int]:
+        """Ids of a text in parts. What is typed joins its neighbours as if all were one text."""
+        pieces: list[str | AddedToken] = [""]
+        for text, typed in parts:
+            if SURROGATE.search(text):  # pairs become the character they mean, lone ones U+FFFD
+                text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            for piece in self._split(text, self.plain_splitter if typed else self.splitter):
+                if isinstance(piece, str) and isinstance(pieces[-1], str):
+                    pieces[-1] += piece
+                else:
+                    pieces.append(piece)
         ids: list[int] = []
-        for part in self._split(text, self.plain_splitter if split_special_tokens else self.splitter):
-            if isinstance(part, int):
-                ids.append(part)
-            elif part:
-                ids += self._encode_ordinary(part)
+        for before, piece, after in zip(["", *pieces], pieces, [*pieces[1:], ""], strict=False):
+            if isinstance(piece, AddedToken):
+                ids.append(piece.id)
+                continue
+            if isinstance(before, AddedToken) and before.rstrip:
+                piece = piece[BLANKS_AFTER.match(piece).end() :]
+            if isinstance(after, AddedToken) and after.lstrip:
+                piece = piece[: blanks_before(piece, len(piece))]
+            if piece:
+                ids += self._encode_ordinary(piece)
         return ids
 
-    def _split(self, text: str, splitter: re.Pattern | None) -> Iterator[str | int]:
-        """Text between added tokens, and the ids of these: the leftmost first, of several the longest."""
+    def _split(self, text: str, splitter: re.Pattern | None) -> Iterator[str | AddedToken]:
+        """Added tokens and the text between them: the leftmost first, of several the longest."""
         done = 0
         for found in splitter.finditer(text) if splitter else ():
-            token, (start, stop) = self.added[found[0]], found.span()
-            if token.lstrip:
-                start = max(done, blanks_before(text, start))
-            if token.rstrip:
-                stop = BLANKS_AFTER.match(text, stop).end()
-            yield text[done:start]
-            yield token.id
-            done = stop
+            yield text[done : found.start()]
+            yield self.added[found[0]]
+            done = found.end()
         yield text[done:]
 
     def _encode_ordinary(self, text: str) -> list[int]:
@@ -157,12 +175,15 @@ class Tokenizer:
     def chat(self, messages: list[dict[str, str]]) -> list[int]:
         """Ids of a conversation up to where the answer begins: `[{"role": "user", "content": "Hello"}, ...]`.
 
-        Special tokens written in a message stay text. ValueError where there is no chat format, or for a role
-        that it does not have.
+        They are those of the checkpoint's own template, which leaves out roles that it does not know; only
+        control tokens written in a message stay text. ValueError where there is no chat format.
         """
         if self.chat_format is None:
             raise ValueError("this checkpoint has no chat format: it continues plain text")
-        return self.chat_format(self, messages)
+        for message in messages:
+            if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
+                raise ValueError(f"a message has a role and a content, both text, and this is {message!r}")
+        return self.encode_parts(self.chat_format(messages))
 
 
 class Stream:
@@ -265,6 +286,60 @@ class ByteLevelTokenizer(Tokenizer):
     def one_piece(self) -> tiktoken.Encoding:
         """The same merges without splitting."""
         return tiktoken.Encoding("piece", pat_str="(?s:.+)", mergeable_ranks=self.ranks, special_tokens={})
+
+
+# ---- Sentencepiece: Phi-3, Persimmon, Fuyu -----------------------------------------------------------------
+
+BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
+
+
+class PieceDecoder:
+    """Pieces with their spaces; a run of byte pieces is one text in UTF-8, or as many U+FFFD as it has bytes,
+    which shows only at its end. The very first space of all is not text: encoding put it there."""
+
+    def __init__(self, bytes_of: dict[int, bytes], hidden: set[int]):
+        self.bytes_of, self.hidden, self.run, self.begun = bytes_of, hidden, bytearray(), False
+
+    def feed(self, ids: list[int]) -> str:
+        text = ""
+        for id in ids:
+            if id not in self.bytes_of or id in self.hidden:
+                continue
+            piece = self.bytes_of[id].decode()
+            if byte := BYTE_PIECE.fullmatch(piece):
+                self.run += bytes.fromhex(byte[1])
+            else:
+                text += self.end_run() + piece.replace("▁", " ")
+        return self.unspaced(text)
+
+    def flush(self) -> str:
+        return self.unspaced(self.end_run())
+
+    def end_run(self) -> str:
+        run, self.run = self.run, bytearray()
+        try:
+            return run.decode("utf-8")
+        except UnicodeDecodeError:
+            return "\ufffd" * len(run)
+
+    def unspaced(self, text: str) -> str:
+        if text and not self.begun:
+            self.begun, text = True, text.removeprefix(" ")
+        return text
+
+
+class PieceTokenizer(Tokenizer):
+    """Sentencepiece: a `▁` for every space and one before each text between added tokens."""
+
+    decoder = PieceDecoder
+
+    def __init__(self, pieces: sentencepiece.SentencePieceProcessor, added: Iterable[AddedToken]):
+        self.pieces = pieces
+        size = pieces.get_piece_size()
+        super().__init__({id: pieces.id_to_piece(id).encode() for id in range(size)}, size, added)
+
+    def _encode_ordinary(self, text: str) -> list[int]:
+        return self.pieces.encode(text)
 
 
 # ---- GPT-1's own BPE ---------------------------------------------------------------------------------------
@@ -391,25 +466,85 @@ def original_words() -> Callable[[str], list[str]]:
 # ---- Chat formats ------------------------------------------------------------------------------------------
 
 
-def instruct_output(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> list[int]:
+def turns(begin: str, around: dict[str, tuple[str, str]], answer: str, messages: list) -> list[Part]:
+    """What stands before and after a message of each role, and what asks for the answer."""
+    parts = [(begin, False)]
+    for message in messages:
+        if message["role"] in around:
+            before, after = around[message["role"]]
+            parts += [(before, False), (message["content"], True), (after, False)]
+    return [*parts, (answer, False)]
+
+
+def phi2_chat(tokenizer: Tokenizer, template: str) -> Callable[[list], list[Part]]:
     """phi-2's question and answer: "Instruct: ...\\nOutput:", where the answer begins with a space."""
-    names = {"user": "Instruct", "assistant": "Output"}
-    if unknown := [m.get("role") for m in messages if m.get("role") not in names]:
-        raise ValueError(f"phi-2's format has no role {unknown[0]!r}, only user and assistant")
-    if not messages or messages[-1]["role"] != "user":
-        raise ValueError("the last message must be the user's")
-    turns = [f"{names[message['role']]}: {message['content'].strip()}\n" for message in messages]
-    return tokenizer.encode("".join(turns) + "Output:", split_special_tokens=True)
+
+    def parts(messages: list) -> list[Part]:
+        around = {"user": ("Instruct: ", "\n"), "assistant": ("Output: ", "\n")}
+        if unknown := [message["role"] for message in messages if message["role"] not in around]:
+            raise ValueError(f"phi-2's format has no role {unknown[0]!r}, only user and assistant")
+        if not messages or messages[-1]["role"] != "user":
+            raise ValueError("the last message must be the user's")
+        stripped = [{**message, "content": message["content"].strip()} for message in messages]
+        return turns("", around, "Output:", stripped)
+
+    return parts
 
 
-CHAT_FORMATS = {"phi": instruct_output, "phi-msft": instruct_output, "mixformer-sequential": instruct_output}
+def phi3_chat(tokenizer: Tokenizer, template: str) -> Callable[[list], list[Part]]:
+    """Phi-3's forms, told apart by their control tokens and by what the folder's template mentions."""
+    if "<|im_sep|>" in tokenizer.added:  # phi-4
+        start = "<|im_start|>{}<|im_sep|>".format
+        around = {role: (start(role), "<|im_end|>") for role in ("system", "user", "assistant")}
+        return partial(turns, "", around, start("assistant"))
+    if "<|tool_call|>" in tokenizer.added:
+        return partial(phi4_mini_parts, "Your name is Phi" in template)
+    if template and "system" not in template:  # medium, and mini-128k of April 2024
+        begin = "<s>" if "bos_token" in template else ""
+        around = {"user": ("<|user|>\n", "<|end|>\n<|assistant|>\n"), "assistant": ("", "<|end|>\n")}
+        return partial(turns, begin, around, "")
+    around = {role: (f"<|{role}|>\n", "<|end|>\n") for role in ("system", "user", "assistant")}
+    whole = partial(turns, "", around, "<|assistant|>\n")
+    if "and message['content']" not in template:
+        return whole
+    return lambda messages: whole([m for m in messages if m["role"] != "system" or m["content"]])  # 3.5
+
+
+def phi4_mini_parts(reasoning: bool, messages: list) -> list[Part]:
+    """Any role has its tags. A system message may bring `tools`, as JSON. -reasoning gives itself a name."""
+    parts: list[Part] = []
+    if reasoning:
+        system = [(" " + m["content"], True) for m in messages if m["role"] == "system"]
+        name = "<|system|>Your name is Phi, an AI math expert developed by Microsoft."
+        parts = [(name, False), *system, ("<|end|>", False)]
+        messages = [m for m in messages if m["role"] != "system"]
+    for message in messages:
+        parts += [(f"<|{message['role']}|>", False), (message["content"], True)]
+        if message["role"] == "system" and message.get("tools") is not None:
+            parts += [("<|tool|>", False), (message["tools"], True), ("<|/tool|>", False)]
+        parts.append(("<|end|>", False))
+    return [*parts, ("<|assistant|>", False)]
+
+
+CHAT_FORMATS = {"phi": phi2_chat, "phi-msft": phi2_chat, "mixformer-sequential": phi2_chat, "phi3": phi3_chat}
+
+
+def chat_template(folder: Path, config: dict) -> str:
+    """The folder's own, "" if it has none. It is looked at, never run."""
+    file = folder / "chat_template.jinja"
+    template = file.read_text("utf-8") if file.exists() else config.get("chat_template") or ""
+    if isinstance(template, list):  # several by name
+        named = {entry["name"]: entry["template"] for entry in template}
+        template = named.get("default", next(iter(named.values()), ""))
+    return template
 
 
 # ---- Reading a folder --------------------------------------------------------------------------------------
 
 
 def load(path_or_id: str | Path, original: bool = False) -> Tokenizer:
-    """The tokenizer of a checkpoint folder or hub id, from `tokenizer.json` or `vocab.json` and `merges.txt`.
+    """The tokenizer of a checkpoint folder or hub id, from `tokenizer.model`, or `tokenizer.json`, or
+    `vocab.json` and `merges.txt`.
 
     `original` is for GPT-1: see WordTokenizer. OSError where files are missing, ImportError where a package
     is; ValueError, naming the file, where they are broken or of another kind.
@@ -419,21 +554,12 @@ def load(path_or_id: str | Path, original: bool = False) -> Tokenizer:
         read_json(folder / file) if (folder / file).exists() else {}
         for file in ("tokenizer_config.json", "special_tokens_map.json")
     )
-    source, vocab, merges, listed, pattern = read_files(folder)
     model = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    source = folder
     try:
-        if config.get("add_prefix_space"):
-            raise ValueError("add_prefix_space is not supported")
-        if is_word_level := any(word.endswith(END_OF_WORD) for word in vocab):
-            names.setdefault("unk_token", "<unk>")
-        added = added_tokens(folder, vocab, listed, {**config, **names})
-        if is_word_level:
-            tokenizer: Tokenizer = WordTokenizer(vocab, merges, added, original)
-        else:
-            pattern = pattern or PATTERN_BY_ROWS.get(model.get("vocab_size"), GPT2)
-            tokenizer = ByteLevelTokenizer(vocab, merges, added, pattern)
-        if original and not is_word_level:
-            raise ValueError("original=True is for GPT-1, and this is a byte-level vocabulary")
+        files = read_files(folder)
+        source = files.source
+        tokenizer = build(files, {**config, **names}, folder, model.get("vocab_size"), original)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{source} is not a tokenizer ({type(error).__name__}: {error})") from None
     except ValueError as error:
@@ -443,45 +569,91 @@ def load(path_or_id: str | Path, original: bool = False) -> Tokenizer:
         if content is not None:
             known = tokenizer.added.get(content)
             setattr(tokenizer, f"{role}_token_id", known.id if known else None)
-    tokenizer.chat_format = CHAT_FORMATS.get(model.get("model_type"))
+    if isinstance(tokenizer, PieceTokenizer) and config.get("add_bos_token", True):
+        tokenizer.before = (tokenizer.bos_token_id,) if tokenizer.bos_token_id is not None else ()
+    if model.get("model_type") in CHAT_FORMATS:
+        form = CHAT_FORMATS[model["model_type"]]
+        tokenizer.chat_format = form(tokenizer, chat_template(folder, config))
     return tokenizer
 
 
-Files = tuple[Path, dict[str, int], list[tuple[str, str]], dict[int, AddedToken], str | None]
+def build(files: "Files", config: dict, folder: Path, rows: int | None, original: bool) -> Tokenizer:
+    """The class that the vocabulary wants. `rows` is the size of the model's token table."""
+    if config.get("add_prefix_space") and not files.pieces:
+        raise ValueError("add_prefix_space is not supported")
+    is_word_level = any(word.endswith(END_OF_WORD) for word in files.vocab)
+    if original and not is_word_level:
+        raise ValueError("original=True is for GPT-1, and this is another vocabulary")
+    if is_word_level:
+        config.setdefault("unk_token", "<unk>")
+    added = added_tokens(folder, files.vocab, files.added, config)
+    if files.pieces:
+        return PieceTokenizer(files.pieces, added)
+    if is_word_level:
+        return WordTokenizer(files.vocab, files.merges, added, original)
+    pattern = files.pattern or PATTERN_BY_ROWS.get(rows, GPT2)
+    return ByteLevelTokenizer(files.vocab, files.merges, added, pattern)
+
+
+class Files(NamedTuple):
+    """What the folder's files say: those of one kind."""
+
+    source: Path  # the file to blame
+    vocab: dict[str, int]
+    added: dict[int, AddedToken]
+    merges: list[tuple[str, str]] | None = None
+    pattern: str | None = None  # how to split text, in tiktoken's notation, if a file tells
+    pieces: sentencepiece.SentencePieceProcessor | None = None
 
 
 def read_files(folder: Path) -> Files:
-    """The file to blame, vocabulary, merges, added tokens, pattern: from whichever files the folder has."""
+    """From whichever files the folder has."""
     whole = folder / "tokenizer.json"
+    for file in (folder / "tokenizer.model", folder / "adept_vocab.model"):
+        if file.exists():
+            pieces = read_pieces(file)
+            vocab = {pieces.id_to_piece(id): id for id in range(pieces.get_piece_size())}
+            listed = read_json(whole)["added_tokens"] if whole.exists() else []
+            added = {token["id"]: flagged(token["id"], token) for token in listed}
+            return Files(file, vocab, added, pieces=pieces)
     if whole.exists():
         try:
-            return whole, *read_whole(whole)
+            return read_whole(whole)
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(f"{whole} is not a tokenizer ({type(error).__name__}: {error})") from None
     for vocab, merges in (("vocab.json", "merges.txt"), ("encoder_bpe_40000.json", "vocab_40000.bpe")):
         if (folder / vocab).exists():
-            return folder / vocab, read_json(folder / vocab), read_merges(folder / merges), {}, None
-    raise FileNotFoundError(f"{folder} holds neither tokenizer.json nor vocab.json and merges.txt")
+            return Files(folder / vocab, read_json(folder / vocab), {}, read_merges(folder / merges))
+    kinds = "tokenizer.model, tokenizer.json, vocab.json with merges.txt"
+    raise FileNotFoundError(f"{folder} holds no tokenizer: none of {kinds}")
 
 
-def read_whole(file: Path) -> tuple[dict[str, int], list[tuple[str, str]], dict[int, AddedToken], str | None]:
-    """Vocabulary, merges, added tokens and pattern of `tokenizer.json`. Merges are "a b" or pairs."""
+def read_pieces(file: Path) -> sentencepiece.SentencePieceProcessor:
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=check_file(file).read_bytes())
+    except RuntimeError as error:
+        raise ValueError(f"{file} is not a sentencepiece model: {error}") from None
+
+
+def read_whole(file: Path) -> Files:
+    """`tokenizer.json` of byte-level or GPT-1's BPE. Merges are "a b" or pairs."""
     content = read_json(file)
     model, before = content["model"], content["pre_tokenizer"]
     word_level = model.get("end_of_word_suffix") == END_OF_WORD
-    foreign = model.get("type", "BPE") != "BPE" or model.get("byte_fallback")
-    if foreign or (content.get("normalizer") and not word_level):
+    if model.get("byte_fallback"):
+        raise ValueError(f"{file} describes sentencepiece, for which tokenizer.model is needed beside it")
+    if model.get("type", "BPE") != "BPE" or (content.get("normalizer") and not word_level):
         raise ValueError(f"{file}: only byte-level and GPT-1's BPE are supported, and this is another kind")
     merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
     added = {token["id"]: flagged(token["id"], token) for token in content["added_tokens"]}
     if word_level:
-        return model["vocab"], merges, added, None
+        return Files(file, model["vocab"], added, merges)
     steps = before.get("pretokenizers", [before])
     published = [step["pattern"]["Regex"] for step in steps if step["type"] == "Split"]
     if {step["type"] for step in steps} - {"Split", "ByteLevel"} or not PUBLISHED.keys() >= set(published):
         told = published or before
         raise ValueError(f"{file}: the pre_tokenizer is none of GPT-2's, cl100k's and o200k's: {told}")
-    return model["vocab"], merges, added, PUBLISHED[published[0]] if published else GPT2
+    return Files(file, model["vocab"], added, merges, PUBLISHED[published[0]] if published else GPT2)
 
 
 def read_merges(file: Path) -> list[tuple[str, str]]:
