@@ -11,7 +11,9 @@ them. Beforehand the two must give the same logits.
 """
 
 import argparse
+import copy
 import json
+import math
 import os
 import platform
 import statistics
@@ -25,7 +27,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from decoders import gpt_neo, openai_gpt, phi, weights
+from decoders import gpt_neo, openai_gpt, phi, phi3, weights
 
 README = Path(__file__).parent.parent / "README.md"
 RESULTS = Path(__file__).parent / "results.json"
@@ -152,6 +154,11 @@ def decode_row(pair: tuple, batch: int, context: int, rounds: int, steps: int = 
     size = (batch, heads, context, D)
     past = [(torch.randn(size).to(dtype), torch.randn(size).to(dtype)) for _ in range(layers)]
     mine, other = sys.modules[type(ours).__module__].KVCache(past), DynamicCache(past)
+    window = getattr(theirs.config, "sliding_window", None) or math.inf
+    if context > window:  # theirs forgets what is outside
+        other = DynamicCache(config=theirs.config)
+        for layer, (k, v) in enumerate(past):
+            other.update(k, v, layer)
     decoding(ours, mine, batch, 1)  # the buffers grow once, as after a prompt
 
     def rewound_ours() -> float:
@@ -160,7 +167,8 @@ def decode_row(pair: tuple, batch: int, context: int, rounds: int, steps: int = 
 
     def rewound_theirs() -> float:
         taken = seconds(lambda: decoding(theirs, other, batch, steps))()
-        other.crop(-steps)
+        if context <= window:  # a window's cache cannot be rewound, and stays as long as it is
+            other.crop(-steps)
         return taken
 
     a, b, ratio = alternate(rewound_ours, rewound_theirs, rounds)
@@ -247,45 +255,75 @@ def bare_products(model: torch.nn.Module) -> float:
     return 1 / statistics.median(run() for _ in range(9))
 
 
+def attentions(ours: torch.nn.Module, theirs_class: type, config: object) -> dict[str, torch.nn.Module]:
+    """Transformers' model with either attention, on the tensors of ours."""
+    theirs = {}
+    for attention in ("eager", "sdpa"):
+        with torch.device("meta"):
+            own = copy.deepcopy(config)  # the attention is written into it
+            model = theirs_class._from_config(own, attn_implementation=attention).eval()
+        model.load_state_dict(ours.state_dict(), assign=True)
+        model.model.rotary_emb = type(model.model.rotary_emb)(own)  # not a weight
+        theirs[attention] = model
+    ids = torch.randint(0, config.vocab_size, (1, 40))
+    a, b = ours(ids).logits.float(), theirs["eager"](ids).logits.float()
+    if not (a - b).abs().mean() / b.std() < 0.1:
+        raise SystemExit(f"{type(ours).__name__}: not the same model")
+    return theirs
+
+
+def best(found: dict[str, Pair], row: str, unit: str = "tok/s", **extra) -> dict:
+    """The row against the faster of Transformers' two attentions."""
+    name = min(found, key=lambda name: found[name][2])
+    a, b, ratio = found[name]
+    return {"row": f"{row}, bfloat16, against {name}", "unit": unit, "ours": a, "theirs": b, "ratio": ratio,
+            **{key: value(a) for key, value in extra.items()}}
+
+
+def half_rows(name: str, ours: torch.nn.Module, theirs: dict, contexts: tuple, lengths: tuple,
+              rounds: int) -> Iterator[dict]:
+    """Decoding and prefill in bfloat16, against the faster of Transformers' two attentions."""
+    read = sum(p.nbytes for n, p in ours.named_parameters() if "embed_tokens" not in n)
+    for context in contexts:
+        found = {key: decode_row((ours, model), 1, context, rounds) for key, model in theirs.items()}
+        yield best(found, f"{name}: decode at {context}",
+                   **{"GB/s": lambda a: a * read / 1e9, "bare": lambda a: a / bare_products(ours)})
+    for length in lengths:
+        ids = torch.randint(0, ours.config.vocab_size, (1, length))
+        found = {}
+        for key, model in theirs.items():
+            a, b, ratio = alternate(*(seconds(lambda m=m, ids=ids: m(ids, logits_to_keep=1, use_cache=True))
+                                      for m in (ours, model)), max(2, rounds // 2))
+            found[key] = length / a, length / b, ratio
+        yield best(found, f"{name}: prefill of {length}")
+
+
 def phi_rows(rounds: int, layers: int) -> Iterator[dict]:
-    """phi-1.5's real size in bfloat16, against the faster of Transformers' two attentions."""
+    """phi-1.5's real size."""
     from transformers import PhiConfig, PhiForCausalLM
 
     ours = phi.PhiForCausalLM(phi.PhiConfig(num_hidden_layers=layers)).to(torch.bfloat16)
     ours.init_weights().eval()
-    config, theirs = PhiConfig(num_hidden_layers=layers), {}
-    for attention in ("eager", "sdpa"):
-        with torch.device("meta"):
-            theirs[attention] = PhiForCausalLM._from_config(config, attn_implementation=attention).eval()
-        theirs[attention].load_state_dict(ours.state_dict(), assign=True)
-        theirs[attention].model.rotary_emb = type(theirs[attention].model.rotary_emb)(config)  # not a weight
-    ids = torch.randint(0, 51200, (1, 1900))
     with torch.no_grad():
-        a, b = ours(ids[:, :40]).logits.float(), theirs["eager"](ids[:, :40]).logits.float()
-        if not (a - b).abs().mean() / b.std() < 0.1:
-            raise SystemExit("Phi: not the same model")
-        read = sum(p.nbytes for n, p in ours.named_parameters() if "embed_tokens" not in n)
-        for context in (512, 1900):
-            found = {name: decode_row((ours, model), 1, context, rounds) for name, model in theirs.items()}
-            name = min(found, key=lambda name: found[name][2])
-            a, b, ratio = found[name]
-            row = f"Phi-1.5: decode at {context}, bfloat16, against {name}"
-            yield {"row": row, "unit": "tok/s", "ours": a, "theirs": b, "ratio": ratio,
-                   "GB/s": a * read / 1e9, "bare": a / bare_products(ours)}
-        for length in (512, 1900):
-            part = ids[:, :length]
-            found = {
-                name: alternate(*(seconds(lambda m=m, part=part: m(part, logits_to_keep=1, use_cache=True))
-                                  for m in (ours, model)), max(2, rounds // 2))
-                for name, model in theirs.items()
-            }
-            name = min(found, key=lambda name: found[name][2])
-            a, b, ratio = found[name]
-            yield {"row": f"Phi-1.5: prefill of {length}, bfloat16, against {name}",
-                   "unit": "tok/s", "ours": length / a, "theirs": length / b, "ratio": ratio}
+        theirs = attentions(ours, PhiForCausalLM, PhiConfig(num_hidden_layers=layers))
+        yield from half_rows("Phi-1.5", ours, theirs, (512, 1900), (512, 1900), rounds)
 
 
-FAMILIES = {"gpt_neo": gpt_neo_rows, "openai-gpt": openai_gpt_rows, "phi": phi_rows}
+def phi3_rows(rounds: int, layers: int) -> Iterator[dict]:
+    """Phi-3-mini-4k's real size; its window is shorter than 4,000 tokens of context."""
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    layers = min(32, layers + 8)
+    with torch.device("meta"):
+        ours = phi3.Phi3ForCausalLM(phi3.Phi3Config(num_hidden_layers=layers, sliding_window=2047))
+    ours = ours.to(torch.bfloat16).to_empty(device="cpu").init_weights().eval()
+    config = Phi3Config(num_hidden_layers=layers, sliding_window=2047)
+    with torch.no_grad():
+        theirs = attentions(ours, Phi3ForCausalLM, config)
+        yield from half_rows(f"Phi-3-mini, {layers} layers", ours, theirs, (512, 4000), (512, 1900), rounds)
+
+
+FAMILIES = {"gpt_neo": gpt_neo_rows, "openai-gpt": openai_gpt_rows, "phi": phi_rows, "phi3": phi3_rows}
 
 
 def machine() -> str:

@@ -1,4 +1,4 @@
-"""python -m decoders generate MODEL PROMPT, python -m decoders inspect MODEL.
+"""python -m decoders generate MODEL PROMPT | chat MODEL | inspect MODEL.
 
 Only the result goes to standard output; timings, bars, notes and errors go to standard error.
 Exit status: 0 success, 1 a check that found a difference, 2 unusable input, 130 interrupted.
@@ -10,6 +10,7 @@ import math
 import os
 import re
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -27,13 +28,33 @@ def say(text: str) -> None:
 def parser() -> argparse.ArgumentParser:
     about = "Text from checkpoints, and what is in them."
     parser = argparse.ArgumentParser("python -m decoders", description=about)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="generate | inspect")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="generate | chat | inspect")
 
     generate = commands.add_parser("generate", help="continue a prompt; greedy without a sampling option")
-    option = generate.add_argument
-    option("model", help="checkpoint folder or hub id")
-    option("prompt", help="text to continue; - reads it from standard input")
-    option("--max-new-tokens", type=int, default=200, metavar="N", help="at most N (default: 200)")
+    generate.add_argument("model", help="checkpoint folder or hub id")
+    generate.add_argument("prompt", help="text to continue; - reads it from standard input")
+    add_options(generate.add_argument, 200)
+    generate.add_argument("--image", metavar="FILE", help="a picture, for models that see")
+    generate.add_argument("--chat", action="store_true", help="put the prompt into the model's chat format")
+    generate.add_argument("--json", action="store_true", help="one JSON object instead of streamed text")
+
+    about = "A conversation, a line a turn. /reset forgets it, /system TEXT sets what the model is told first, "
+    about += "Ctrl-C stops an answer, Ctrl-D ends."
+    chat = commands.add_parser("chat", help="talk with a model in the terminal", description=about)
+    chat.add_argument("model", help="checkpoint folder or hub id")
+    chat.add_argument("--system", metavar="TEXT", default="", help="what the model is told first")
+    add_options(chat.add_argument, 1000)
+
+    inspect = commands.add_parser("inspect", help="what is in a checkpoint; reads headers only")
+    inspect.add_argument("model", help="checkpoint folder or hub id")
+    inspect.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    return parser
+
+
+def add_options(option: Callable, new_tokens: int) -> None:
+    """What generate and chat have in common."""
+    option("--max-new-tokens", type=int, default=new_tokens, metavar="N",
+           help=f"at most N (default: {new_tokens})")
     option("--temperature", type=float, metavar="T", help="sample; below 1 safer, above bolder; 0 is greedy")
     option("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens")
     option("--top-p", type=float, metavar="P", help="sample from the likeliest tokens of total chance P")
@@ -41,14 +62,6 @@ def parser() -> argparse.ArgumentParser:
     option("--seed", type=int, help="makes sampling repeatable")
     option("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as stored")
     option("--device", default="cpu", help="cpu, cuda, mps ... (default: cpu)")
-    option("--image", metavar="FILE", help="a picture, for models that see")
-    option("--chat", action="store_true", help="put the prompt into the model's chat format")
-    option("--json", action="store_true", help="one JSON object instead of streamed text")
-
-    inspect = commands.add_parser("inspect", help="what is in a checkpoint; reads headers only")
-    inspect.add_argument("model", help="checkpoint folder or hub id")
-    inspect.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    return parser
 
 
 # ---- generate ----------------------------------------------------------------------------------------------
@@ -57,33 +70,16 @@ def parser() -> argparse.ArgumentParser:
 def generate(args: argparse.Namespace) -> int:
     import torch
 
-    from decoders import FAMILIES, family, find, model_class, read_config, tokenize, weights
-
-    folder = find(args.model)
-    config = read_config(folder)
-    family(config)
-    tokenizer = tokenize.load(folder)
+    folder, tokenizer = opened(args.model)
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     if args.image:
         raise ValueError(f"--image: {args.model} takes no pictures")
     ids = tokenizer.chat([{"role": "user", "content": prompt}]) if args.chat else tokenizer.encode(prompt)
     if not ids:
         raise ValueError("the prompt is empty: this model needs at least one token to continue")
-    device = usable_device(args.device)
-    dtype = getattr(torch, args.dtype) if args.dtype else None
-    bar = sys.stderr.isatty() and sum(f.stat().st_size for f in folder.glob("*") if f.is_file()) > BIG
     start = time.perf_counter()
-    text_class = model_class({"model_type": family(config), "architectures": [FAMILIES[family(config)][1]]})
-    model = weights.load(text_class, folder, dtype=dtype, device=device, progress=bar)
-    loaded = time.perf_counter()
-
-    room = args.max_new_tokens if model.max_positions is None else model.max_positions - len(ids) + 1
-    if args.max_new_tokens > room > 0:
-        say(f"note: {room} new tokens fit after a prompt of {len(ids)} ({model.max_positions} positions)")
-    asked = any(option is not None for option in (args.temperature, args.top_k, args.top_p))
-    sampling = asked and args.temperature != 0
-    if args.seed is not None:
-        torch.manual_seed(args.seed)
+    model = loaded(folder, args)
+    taken = time.perf_counter() - start
     pieces: list[str] = []
 
     def show(text: str) -> None:
@@ -93,24 +89,54 @@ def generate(args: argparse.Namespace) -> int:
             write(text)
 
     watch = Watch("" if args.chat else prompt, show, tokenizer.stream(show, skip_special_tokens=True))
-    result = model.generate(
-        torch.tensor([ids], device=device),
-        max_new_tokens=min(args.max_new_tokens, room) if room > 0 else args.max_new_tokens,
-        do_sample=sampling,
-        temperature=args.temperature or 1.0,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        repetition_penalty=args.repetition_penalty,
-        eos_token_id=stop_ids(model, tokenizer),
-        streamer=watch,
-    )
+    result = model.generate(torch.tensor([ids], device=args.device), streamer=watch,
+                            **settings(args, model, tokenizer, len(ids)))
     if args.json:
         new = result[0, len(ids) :].tolist()
         answer = {"prompt": prompt, "text": "".join(pieces[1:]), "prompt_ids": ids, "ids": new}
         write(json.dumps(answer, ensure_ascii=False))
     write("\n")
-    say(f"{watch.report(len(ids))}, loaded in {loaded - start:.2f} s, peak memory {human(peak_memory())}")
+    say(f"{watch.report(len(ids))}, loaded in {taken:.2f} s, peak memory {human(peak_memory())}")
     return 0
+
+
+def opened(path_or_id: str) -> tuple[Path, Any]:
+    """The folder, of a family that is served here, and its tokenizer."""
+    from decoders import family, find, read_config, tokenize
+
+    folder = find(path_or_id)
+    family(read_config(folder))
+    return folder, tokenize.load(folder)
+
+
+def loaded(folder: Path, args: argparse.Namespace) -> Any:
+    """The model that generates text, with a bar if there is much to read and a terminal to show it."""
+    import torch
+
+    from decoders import FAMILIES, family, model_class, read_config, weights
+
+    device = usable_device(args.device)
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    bar = sys.stderr.isatty() and sum(f.stat().st_size for f in folder.glob("*") if f.is_file()) > BIG
+    kind = family(read_config(folder))
+    text_class = model_class({"model_type": kind, "architectures": [FAMILIES[kind][1]]})
+    if args.seed is not None:
+        torch.manual_seed(args.seed)
+    return weights.load(text_class, folder, dtype=dtype, device=device, progress=bar)
+
+
+def settings(args: argparse.Namespace, model: Any, tokenizer: Any, prompt: int) -> dict[str, Any]:
+    """The arguments of `model.generate` that the options ask for, after a prompt of so many tokens."""
+    limit, room = model.max_positions, args.max_new_tokens
+    if limit is not None and room > limit - prompt + 1 > 0:
+        room = limit - prompt + 1
+        say(f"note: {room} new tokens fit after a prompt of {prompt} ({limit} positions)")
+    asked = any(option is not None for option in (args.temperature, args.top_k, args.top_p))
+    return {
+        "max_new_tokens": room, "do_sample": asked and args.temperature != 0,
+        "temperature": args.temperature or 1.0, "top_k": args.top_k, "top_p": args.top_p,
+        "repetition_penalty": args.repetition_penalty, "eos_token_id": stop_ids(model, tokenizer),
+    }
 
 
 def stop_ids(model: Any, tokenizer: Any) -> list[int] | None:
@@ -174,6 +200,94 @@ def human(n: float) -> str:
             return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
         n /= 1000
     return f"{n:.2f} GB"
+
+
+# ---- chat --------------------------------------------------------------------------------------------------
+
+
+def chat(args: argparse.Namespace) -> int:
+    folder, tokenizer = opened(args.model)
+    tokenizer.chat([{"role": "user", "content": "?"}])  # without a chat format it ends here
+    talk = Conversation(loaded(folder, args), tokenizer, args)
+    talk.tell(args.system)
+    at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if at_terminal:
+        import readline  # noqa: F401  (arrow keys and history for input)
+
+        say("Ctrl-C stops an answer, Ctrl-D ends; /reset forgets, /system TEXT says what to tell the model first")
+    while True:
+        try:
+            line = input("> " if at_terminal else "").strip()
+        except EOFError:
+            if at_terminal:
+                write("\n")
+            return 0
+        except KeyboardInterrupt:  # at the prompt it only clears the line
+            write("\n")
+            continue
+        command, _, rest = line.partition(" ")
+        if line == "/reset":
+            talk.turns.clear()
+        elif command == "/system":
+            talk.tell(rest.strip())
+        elif re.fullmatch("/[a-z]+", line):
+            say(f"{line} is no command: there are /reset and /system TEXT")
+        elif line:
+            talk.answer(line)
+
+
+class Conversation:
+    """Turns, and a cache that keeps what the next prompt has in common with the text before it."""
+
+    def __init__(self, model: Any, tokenizer: Any, args: argparse.Namespace):
+        self.model, self.tokenizer, self.args = model, tokenizer, args
+        self.system: list[dict[str, str]] = []
+        self.turns: list[dict[str, str]] = []
+        self.cache = sys.modules[type(model).__module__].KVCache()
+        self.cached: list[int] = []  # the ids of which the cache holds the first
+
+    def tell(self, text: str) -> None:
+        """Set the system message; none where the chat format has no place for it."""
+        self.system = [{"role": "system", "content": text}] if text else []
+        turn = [{"role": "user", "content": "?"}]
+        try:
+            has_place = not text or self.tokenizer.chat(self.system + turn) != self.tokenizer.chat(turn)
+        except ValueError:
+            has_place = False
+        if not has_place:
+            say("note: this checkpoint's chat format has no system message, it is left out")
+            self.system = []
+
+    def answer(self, question: str) -> None:
+        """Stream the answer to `question`; Ctrl-C ends it early, and what was said stays said."""
+        import torch
+
+        turns = [*self.turns, {"role": "user", "content": question}]
+        ids = self.tokenizer.chat(self.system + turns)
+        common = next((i for i, (a, b) in enumerate(zip(ids, self.cached, strict=False)) if a != b),
+                      min(len(ids), len(self.cached)))
+        self.cache.truncate(min(common, len(self.cache), len(ids) - 1))
+        known, pieces, interrupted = len(self.cache), [], []
+
+        def show(text: str) -> None:
+            text = text if pieces else text.lstrip()
+            if text:
+                pieces.append(text)
+                write(text)
+
+        watch = Watch("", show, self.tokenizer.stream(show, skip_special_tokens=True))
+        before = signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))  # between two tokens
+        try:
+            result = self.model.generate(
+                torch.tensor([ids], device=self.args.device), streamer=watch, past_key_values=self.cache,
+                stopping_criteria=[lambda ids, logits: bool(interrupted)],
+                **settings(self.args, self.model, self.tokenizer, len(ids)))
+        finally:
+            signal.signal(signal.SIGINT, before)
+        write("\n")
+        self.cached = result[0].tolist()
+        self.turns = [*turns, {"role": "assistant", "content": "".join(pieces).rstrip()}]
+        say(f"({watch.report(len(ids))}; {known} of the prompt were in the cache)")
 
 
 # ---- inspect -----------------------------------------------------------------------------------------------
@@ -244,7 +358,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars are for terminals
     try:
-        status = {"generate": generate, "inspect": inspect}[args.command](args)
+        status = {"generate": generate, "chat": chat, "inspect": inspect}[args.command](args)
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:

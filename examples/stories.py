@@ -130,7 +130,11 @@ def ending(c: Cast) -> str:
 
 def story(rng: random.Random) -> tuple[str, str]:
     """A request and the story that answers it."""
-    cast = Cast(rng)
+    return told(Cast(rng))
+
+
+def told(cast: Cast) -> tuple[str, str]:
+    rng = cast.rng
     middle = rng.choice([lost, scared, storm, stuck])
     text = " ".join([beginning(cast), middle(cast), ending(cast)])
     text = re.sub(r"[.!] [a-z]", lambda found: found[0].upper(), text)
@@ -149,6 +153,24 @@ def requests(seed: int) -> Iterator[tuple[str, str]]:
     rng = random.Random(seed)
     while True:
         yield story(rng)
+
+
+def questions(c: Cast) -> list[tuple[str, str]]:
+    """What can be asked about every story, and the answers."""
+    return [
+        (f"What colour was the {c.thing}?", f"The {c.thing} was {c.colour}."),
+        (f"What did {c.hero} take everywhere?", f"It was a {c.colour} {c.thing}."),
+        (f"Who was the friend of {c.hero}?", f"The {c.animal}."),
+        (f"Where did {c.hero} live?", f"{c.she.capitalize()} lived {c.home}."),
+    ]
+
+
+def conversations(seed: int) -> Iterator[list[tuple[str, str]]]:
+    """Requests with their stories, each followed by up to two questions and answers, without end."""
+    rng = random.Random(seed)
+    while True:
+        cast = Cast(rng)
+        yield [told(cast), *rng.sample(questions(cast), rng.randint(0, 2))]
 
 
 def main() -> None:

@@ -8,8 +8,10 @@ Needs `pip install 'decoders[train]'`.
 """
 
 import argparse
+import io
 import json
 import math
+import re
 import shutil
 import tempfile
 import time
@@ -21,8 +23,8 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from decoders import gpt_neo, openai_gpt, phi, tokenize, weights
-from examples.stories import requests, stories
+from decoders import gpt_neo, openai_gpt, phi, phi3, tokenize, weights
+from examples.stories import conversations, requests, stories
 
 TRAIN_SEED, HELD_OUT_SEED, HELD_OUT = 1, 2, 200
 END = "<|endoftext|>"
@@ -37,6 +39,7 @@ class Recipe(NamedTuple):
     train_tokenizer: Callable[[list[str], Path], None]  # writes the files that the family's hub folder has
     steps: int = 1000
     learning_rate: float = 4e-3
+    stops: tuple[str, ...] = (END,)  # of the first generation_config names the ids
 
 
 def byte_level_bpe(texts: list[str], folder: Path, vocab_size: int = 1000) -> None:
@@ -129,11 +132,104 @@ def tiny_phi(tokenizer: tokenize.Tokenizer) -> phi.PhiConfig:
     )
 
 
+def chatted(seed: int) -> Iterator[str]:
+    """Conversations about stories, in the format of Phi-3-mini."""
+    for turns in conversations(seed):
+        yield "".join(f"<|user|>\n{asked}<|end|>\n<|assistant|>\n{said}<|end|>\n" for asked, said in turns)
+
+
+def sentencepiece_model(texts: list[str], folder: Path, kind: str, vocab_size: int,
+                        symbols: list[str]) -> dict[str, tuple[int, float]]:
+    """Writes tokenizer.model with byte fallback; returns piece -> (id, score)."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=model, model_type=kind, vocab_size=vocab_size,
+        byte_fallback=True, character_coverage=1.0, normalization_rule_name="identity", split_digits=True,
+        remove_extra_whitespaces=False, user_defined_symbols=symbols, pad_id=-1, minloglevel=2, num_threads=1)
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    return {pieces.id_to_piece(id): (id, pieces.get_score(id)) for id in range(len(pieces))}
+
+
+def whole_sentencepiece(model: dict, added: list[dict], begin: str | None) -> dict:
+    """tokenizer.json for it, as the hub has it: a `▁` before each text, then the merges or the unigrams."""
+    tokens: list[dict] = [{"Sequence": {"id": "A", "type_id": 0}}]
+    special = {}
+    if begin:
+        id = next(token["id"] for token in added if token["content"] == begin)
+        tokens = [{"SpecialToken": {"id": begin, "type_id": 0}}, *tokens]
+        special = {begin: {"id": begin, "ids": [id], "tokens": [begin]}}
+    space = {"String": " "}
+    return {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": space, "content": "▁"}]},
+        "pre_tokenizer": None,
+        "post_processor": {"type": "TemplateProcessing", "single": tokens, "pair": tokens,
+                           "special_tokens": special},
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"},
+            {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": model,
+    }
+
+
+PHI3_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] in ['system', 'user', 'assistant'] %}"
+    "{{ '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n' }}{% endif %}{% endfor %}"
+    "{{ '<|assistant|>\\n' if add_generation_prompt else eos_token }}"
+)
+
+
+def sentencepiece_bpe(texts: list[str], folder: Path) -> None:
+    """Phi-3's layout: sentencepiece BPE, then control tokens that swallow the blanks after them."""
+    plain = [part for text in texts for part in re.split(r"<\|\w+\|>\n?", text) if part]
+    pieces = sentencepiece_model(plain, folder, "bpe", 1000, [])
+    ids = {piece: id for piece, (id, _) in pieces.items()}
+    merges = []
+    for piece in list(ids)[3 + 256 :]:  # without <unk>, <s>, </s> and the bytes; in the order of the merges
+        cuts = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
+        known = [(a, b) for a, b in cuts if a in ids and b in ids]
+        merges += sorted(known, key=lambda pair: (ids[pair[0]], ids[pair[1]]))
+    control = [END, "<|assistant|>", "<|system|>", "<|end|>", "<|user|>"]
+    contents = {**{piece: ids[piece] for piece in ("<unk>", "<s>", "</s>")},
+                **{content: len(ids) + i for i, content in enumerate(control)}}
+    flags = {"single_word": False, "lstrip": False, "normalized": False}
+    added = [{"id": id, "content": content, **flags, "special": content != "</s>",
+              "rstrip": content not in ("<unk>", "<s>", END)} for content, id in contents.items()]
+    model = {"type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None,
+             "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True, "vocab": ids,
+             "merges": [" ".join(pair) for pair in merges]}
+    whole = whole_sentencepiece(model, added, None)
+    (folder / "tokenizer.json").write_text(json.dumps(whole, ensure_ascii=False), "utf-8")
+    (folder / "added_tokens.json").write_text(json.dumps({c: contents[c] for c in control}) + "\n")
+    names = {"bos_token": "<s>", "eos_token": END, "pad_token": END, "unk_token": "<unk>"}
+    decoder = {str(token["id"]): {key: v for key, v in token.items() if key != "id"} for token in added}
+    config = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": False,
+              "add_eos_token": False, "model_max_length": 4096, "added_tokens_decoder": decoder,
+              "chat_template": PHI3_TEMPLATE, **names}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "special_tokens_map.json").write_text(json.dumps(names, indent=2) + "\n")
+
+
+def tiny_phi3(tokenizer: tokenize.Tokenizer) -> phi3.Phi3Config:
+    end = tokenizer.eos_token_id
+    return phi3.Phi3Config(
+        vocab_size=len(tokenizer), hidden_size=96, intermediate_size=256, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, sliding_window=2047,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=end, pad_token_id=end,
+    )
+
+
 RECIPES = {
     "gpt_neo": Recipe(gpt_neo.GPTNeoForCausalLM, tiny_gpt_neo, stories, byte_level_bpe),
     "openai_gpt": Recipe(openai_gpt.OpenAIGPTLMHeadModel, tiny_openai_gpt, stories, lower_case_bpe,
                          steps=1800, learning_rate=2e-3),
     "phi": Recipe(phi.PhiForCausalLM, tiny_phi, instructed, byte_level_bpe_with_blanks),
+    "phi3": Recipe(phi3.Phi3ForCausalLM, tiny_phi3, chatted, sentencepiece_bpe,
+                   steps=1200, stops=(END, "<|assistant|>", "<|end|>")),
 }
 
 
@@ -226,7 +322,9 @@ def make(recipe: Recipe, steps: int, folder: Path) -> None:
     model = recipe.model_class(recipe.config(tokenizer)).init_weights()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")
     losses = train(recipe, model, tokenizer, steps)
-    model.generation_config = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
+    stops = [tokenizer.added[content].id for content in recipe.stops]
+    stops = stops if len(stops) > 1 else tokenizer.eos_token_id
+    model.generation_config = {"eos_token_id": stops, "bos_token_id": tokenizer.bos_token_id}
     weights.save(model.half(), folder)
     model = weights.load(recipe.model_class, folder, dtype=torch.float32)  # what a user gets: rounded once
     loss = held_out_loss(model, tokenizer, recipe.texts(HELD_OUT_SEED))

@@ -2,7 +2,7 @@
 
     DECODERS_CHECKPOINTS=/models python -m pytest tests/test_published.py
 
-where /models holds phi-1, phi-1_5, phi-2, gpt-neo-1.3B, openai-gpt ... under the hub's names. Source of the numbers:
+where /models holds phi-1, phi-2, Phi-3-mini-4k-instruct, gpt-neo-1.3B, openai-gpt ... under the hub's names. Source of the numbers:
 the tests and the documentation of Transformers (float32, the first 30 logits of two positions).
 """
 
@@ -31,7 +31,20 @@ LOGITS = {  # checkpoint -> (tolerance, logits[0, :2, :30])
         0.5150 2.7498 3.1930 2.4334 1.7781 1.5613 1.3067 0.8291 0.5633 0.6522 9.8191 5.5771 2.7987 4.2845 3.7030
         6.0642 7.8242 3.4634 1.9259 4.3169 2.0913 6.0446 3.6804 6.6736 4.0727 2.1791 11.4139 5.6795 7.5652 6.2039
         2.7174 4.3266 3.6930 2.8058 2.6721 2.3047 2.0848 2.0972 2.0441 1.3160 9.2085 4.5557 3.0296 2.6045 2.4059"""),
+    "Phi-3-mini-4k-instruct": (1e-4, """
+        8.9005 8.5380 12.0361 9.1562 7.4068 10.2581 7.8991 7.2447 7.0626 7.5760 7.8315 9.4076 16.1104 20.1290 7.7500
+        7.1947 6.1550 7.0563 8.5344 8.7248 7.1359 7.8237 7.6817 7.6395 7.7924 6.9702 6.9097 8.7074 9.5768 8.1145
+        18.7090 18.5701 19.3660 21.5171 17.5042 17.8716 16.3554 17.4617 18.1623 16.5641 17.7547 18.0193 23.8355 29.4481 16.3864
+        16.0560 16.1543 18.5507 18.1343 17.3883 17.7422 17.3012 16.7657 17.6874 17.9067 16.8301 16.2719 18.3709 19.0318 16.7315"""),
+    "Phi-3-mini-128k-instruct": (1e-4, """
+        10.6076 10.6499 14.0601 19.8499 15.1787 19.3717 19.9782 17.0394 15.7875 18.1403 19.2748 12.6627 20.2804 24.5362 18.8105
+        15.3394 12.1219 15.9941 19.0679 16.4936 17.0505 16.8738 17.3090 16.6572 16.8754 16.6912 15.1627 18.8721 19.6017 18.5513
+        16.2141 18.7298 17.4216 21.9312 17.7606 17.6177 16.7766 17.9859 18.4132 17.4505 18.6385 18.5396 23.6260 28.7443 16.1817
+        15.5148 16.0035 18.6652 18.3087 17.2960 17.8223 17.7776 16.8686 17.4093 17.8037 17.2544 16.7231 18.6195 19.6784 16.6647"""),
 }  # fmt: skip
+# The first release of Phi-3-mini-128k had other weights: the beginnings of the same two rows.
+FIRST_128K = ([1.8478, -0.5709, -1.6792, -1.2133, -0.7809, -0.8817, -2.0969, -1.1191, -0.7731, -1.0483, -0.5961, -1.3067],
+              [3.5839, 2.4722, 3.7130, 1.2032, 0.7356, 2.7777])
 TEXTS = {  # checkpoint -> (prompt or ids, what greedy text follows)
     "phi-1": ("This is an example script .",
               "\n\n\n\nfrom typing import List\n\ndef find_most_common_letter(words: List[str"),
@@ -43,6 +56,16 @@ TEXTS = {  # checkpoint -> (prompt or ids, what greedy text follows)
     "openai-gpt": ([481, 4735, 544],
                    [246, 963, 870, 762, 239, 244, 40477, 244, 249, 719, 881, 487, 544, 240, 244, 603, 481]),
 }  # fmt: skip
+
+
+FRUIT = {"role": "user", "content": "Can you provide ways to eat combinations of bananas and dragonfruits?"}
+SYSTEM = {"role": "system", "content": "You are a helpful digital assistant. Please provide safe, ethical and accurate information to the user."}
+BEGINS = "Certainly! Bananas and dragonfruits can be combined in various delicious "
+CHATS = [  # checkpoint, messages, what greedy text follows
+    ("Phi-3-mini-4k-instruct", [FRUIT], BEGINS + "ways. Here are some creative ideas for incorporating both fruits"),
+    ("Phi-3-mini-4k-instruct", [SYSTEM, FRUIT], BEGINS + "ways. Here are some ideas for incorporating these fruits into your"),
+    ("Phi-3-mini-128k-instruct", [SYSTEM, FRUIT], BEGINS + "and nutritious ways. Here are some creative and healthy"),
+]
 
 
 def folder_of(name: str) -> Path:
@@ -64,6 +87,10 @@ def test_published_logits(name):
     tolerance, numbers = LOGITS[name]
     expected = torch.tensor([float(x) for x in numbers.split()]).view(2, 30)
     found = model_of(folder_of(name))(torch.tensor([PROMPT])).logits[0, :2, :30]
+    if name == "Phi-3-mini-128k-instruct" and abs(found[0, 0] - FIRST_128K[0][0]) < 0.1:
+        for row, first in zip(found, FIRST_128K, strict=True):
+            torch.testing.assert_close(row[: len(first)], torch.tensor(first), atol=1e-3, rtol=1e-3)
+        return
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
 
 
@@ -76,3 +103,12 @@ def test_published_texts(name):
     new = expected if isinstance(expected, list) else tokenizer.encode(expected)
     found = model_of(folder).generate(torch.tensor([ids]), max_new_tokens=len(new), eos_token_id=None)[0, len(ids) :]
     assert tokenizer.decode(found) == (expected if isinstance(expected, str) else tokenizer.decode(expected))
+
+
+@pytest.mark.parametrize(("name", "messages", "expected"), CHATS)
+def test_published_chats(name, messages, expected):
+    folder = folder_of(name)
+    tokenizer = tokenize.load(folder)
+    ids = tokenizer.chat(messages)
+    found = model_of(folder).generate(torch.tensor([ids]), max_new_tokens=32, eos_token_id=None)[0, len(ids) :]
+    assert tokenizer.decode(found).strip().startswith(expected)
