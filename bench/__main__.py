@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from decoders import gpt_neo, openai_gpt, phi, phi3, weights
+from decoders import gpt_neo, openai_gpt, persimmon, phi, phi3, weights
 
 README = Path(__file__).parent.parent / "README.md"
 RESULTS = Path(__file__).parent / "results.json"
@@ -323,7 +323,58 @@ def phi3_rows(rounds: int, layers: int) -> Iterator[dict]:
         yield from half_rows(f"Phi-3-mini, {layers} layers", ours, theirs, (512, 4000), (512, 1900), rounds)
 
 
-FAMILIES = {"gpt_neo": gpt_neo_rows, "openai-gpt": openai_gpt_rows, "phi": phi_rows, "phi3": phi3_rows}
+LOSS = """
+import torch
+from decoders.__main__ import peak_memory
+{imports}
+torch.manual_seed(0)
+with torch.device("meta"):
+    model = {model}
+model = model.to(torch.bfloat16).to_empty(device="cpu").eval()
+for p in model.parameters():
+    p.data.normal_(0, 0.02)
+{rope}
+ids = torch.randint(0, 262144, (1, 2048))
+with torch.no_grad():
+    model(ids[:, :2])
+    before = peak_memory()
+    loss = model(ids, labels=ids{keep}).loss
+print(peak_memory() - before, loss.item())
+"""
+LOSS_OF = {
+    "ours": {"imports": "from decoders import persimmon", "keep": ", logits_to_keep=1", "rope": "",
+             "model": "persimmon.PersimmonForCausalLM(persimmon.PersimmonConfig(num_hidden_layers=LAYERS))"},
+    "theirs": {"imports": "from transformers import PersimmonConfig, PersimmonForCausalLM", "keep": "",
+               "model": "PersimmonForCausalLM(PersimmonConfig(num_hidden_layers=LAYERS, rope_theta=25000))",
+               "rope": "model.model.rotary_emb = type(model.model.rotary_emb)(model.config)"},
+}
+
+
+def persimmon_rows(rounds: int, layers: int) -> Iterator[dict]:
+    """Four layers of the real width, and the real vocabulary, which is most of the work."""
+    from transformers import PersimmonConfig, PersimmonForCausalLM
+
+    layers = min(layers, 4)
+    found = {}
+    for name, parts in LOSS_OF.items():
+        code = LOSS.format(**parts).replace("LAYERS", str(layers))
+        found[name] = [float(x) for x in python(code).split()]
+    (a, loss), (b, other) = found.values()
+    if not abs(loss - other) < 0.05 * other:  # the same spread of random weights, drawn in another order
+        raise SystemExit(f"Persimmon: losses of {loss} and {other}")
+    yield {"row": "Persimmon, 4 layers: memory for the loss of 2,048 tokens", "unit": "GB", "ours": a / 1e9,
+           "theirs": b / 1e9, "ratio": b / a}
+    with torch.device("meta"):
+        ours = persimmon.PersimmonForCausalLM(persimmon.PersimmonConfig(num_hidden_layers=layers))
+    ours = ours.to(torch.bfloat16).to_empty(device="cpu").init_weights().eval()
+    with torch.no_grad():
+        theirs = attentions(ours, PersimmonForCausalLM,
+                            PersimmonConfig(num_hidden_layers=layers, rope_theta=25000.0))
+        yield from half_rows("Persimmon, 4 layers", ours, theirs, (512, 1900), (512, 1900), rounds)
+
+
+FAMILIES = {"gpt_neo": gpt_neo_rows, "openai-gpt": openai_gpt_rows, "phi": phi_rows, "phi3": phi3_rows,
+            "persimmon": persimmon_rows}
 
 
 def machine() -> str:

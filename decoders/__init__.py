@@ -19,6 +19,7 @@ FAMILIES = {
     "openai-gpt": ("openai_gpt", "OpenAIGPTLMHeadModel"),
     "phi": ("phi", "PhiForCausalLM"),
     "phi3": ("phi3", "Phi3ForCausalLM"),
+    "persimmon": ("persimmon", "PersimmonForCausalLM"),
 }
 OLD_NAMES = {"phi-msft": "phi", "mixformer-sequential": "phi"}  # model_type of the time before Transformers
 
@@ -106,9 +107,17 @@ def read_json(path: Path) -> dict:
     return content
 
 
+RELEASE = "latest_checkpointed_iteration.txt"  # in a folder as Adept released it
+
+
 def read_config(folder: Path) -> dict:
-    """`config.json`; of OpenAI's release of GPT-1, which has none, what its list of shapes tells."""
+    """`config.json`; where there is none, what OpenAI's list of shapes tells of GPT-1, or the arguments
+    stored in Adept's release of Persimmon and Fuyu."""
     shapes = folder / "params_shapes.json"
+    if not (folder / "config.json").exists() and (folder / RELEASE).exists():
+        from decoders.weights import release_config
+
+        return release_config(folder)
     if (folder / "config.json").exists() or not shapes.exists():
         return read_json(folder / "config.json")
     try:

@@ -38,8 +38,8 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--chat", action="store_true", help="put the prompt into the model's chat format")
     generate.add_argument("--json", action="store_true", help="one JSON object instead of streamed text")
 
-    about = "A conversation, a line a turn. /reset forgets it, /system TEXT sets what the model is told first, "
-    about += "Ctrl-C stops an answer, Ctrl-D ends."
+    about = ("A conversation, a line a turn. /reset forgets it, /system TEXT says what to tell the model "
+             "first, Ctrl-C stops an answer, Ctrl-D ends.")
     chat = commands.add_parser("chat", help="talk with a model in the terminal", description=about)
     chat.add_argument("model", help="checkpoint folder or hub id")
     chat.add_argument("--system", metavar="TEXT", default="", help="what the model is told first")
@@ -88,8 +88,10 @@ def generate(args: argparse.Namespace) -> int:
         if not args.json:
             write(text)
 
-    watch = Watch("" if args.chat else prompt, show, tokenizer.stream(show, skip_special_tokens=True))
+    stream = tokenizer.stream(show, skip_special_tokens=True, stops=tokenizer.chat_stops if args.chat else ())
+    watch = Watch("" if args.chat else prompt, show, stream)
     result = model.generate(torch.tensor([ids], device=args.device), streamer=watch,
+                            stopping_criteria=[lambda ids, logits: stream.stopped],
                             **settings(args, model, tokenizer, len(ids)))
     if args.json:
         new = result[0, len(ids) :].tolist()
@@ -214,7 +216,8 @@ def chat(args: argparse.Namespace) -> int:
     if at_terminal:
         import readline  # noqa: F401  (arrow keys and history for input)
 
-        say("Ctrl-C stops an answer, Ctrl-D ends; /reset forgets, /system TEXT says what to tell the model first")
+        say("/reset forgets, /system TEXT says what to tell the model first, "
+            "Ctrl-C stops an answer, Ctrl-D ends")
     while True:
         try:
             line = input("> " if at_terminal else "").strip()
@@ -275,12 +278,13 @@ class Conversation:
                 pieces.append(text)
                 write(text)
 
-        watch = Watch("", show, self.tokenizer.stream(show, skip_special_tokens=True))
+        stream = self.tokenizer.stream(show, skip_special_tokens=True, stops=self.tokenizer.chat_stops)
+        watch = Watch("", show, stream)
         before = signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))  # between two tokens
         try:
             result = self.model.generate(
                 torch.tensor([ids], device=self.args.device), streamer=watch, past_key_values=self.cache,
-                stopping_criteria=[lambda ids, logits: bool(interrupted)],
+                stopping_criteria=[lambda ids, logits: stream.stopped or bool(interrupted)],
                 **settings(self.args, self.model, self.tokenizer, len(ids)))
         finally:
             signal.signal(signal.SIGINT, before)

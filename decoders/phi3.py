@@ -684,13 +684,14 @@ class GenerationMixin:
                  pad_token_id: int | None = None, generator: torch.Generator | None = None,
                  streamer: Any = None, logits_processor: Sequence[Callable] = (),
                  stopping_criteria: Sequence[Callable] = (), use_cache: bool = True,
-                 past_key_values: KVCache | None = None) -> Tensor:
+                 past_key_values: KVCache | None = None, **inputs) -> Tensor:
         """(B, T + new) ids: the prompts (B, T), shorter ones padded on the left, and what follows them.
 
         `eos_token_id`: an id or several; left out it is the checkpoint's own, None never stops. Finished rows
         are filled with `pad_token_id`. Each processor maps (ids, float32 logits) to logits, each criterion to
         True or (B,) booleans where to stop. `streamer` gets `put(prompts)`, `put(new ids)` a step, `end()`.
         `past_key_values` holds the beginning of the prompts already, and in the end all but the last ids.
+        `inputs`, such as pictures, go to the forward passes that begin a text.
         """
         cache = past_key_values if past_key_values is not None else KVCache() if use_cache else None
         check_generation(input_ids.shape[1], len(cache or ()), self.max_positions, max_new_tokens,
@@ -706,7 +707,8 @@ class GenerationMixin:
             new = ids[:, len(cache or ()) :]  # the whole prompt first, then one token a step
             places = (mask.cumsum(-1) - 1).clamp(min=0)[:, -new.shape[1] :]
             logits = self(new, attention_mask=mask, position_ids=places, past_key_values=cache,
-                          use_cache=cache is not None, logits_to_keep=1).logits[:, -1].float()
+                          use_cache=cache is not None, logits_to_keep=1,
+                          **({} if cache else inputs)).logits[:, -1].float()
             for processor in logits_processor:
                 logits = processor(ids, logits)
             seen = ids.where(mask.bool(), ids[:, -1:])  # padding earns no penalty, as in Transformers 5

@@ -66,6 +66,7 @@ class AddedToken(NamedTuple):
     lstrip: bool = False  # swallow blanks before it
     rstrip: bool = False  # and after it
     special: bool = False  # left out by decode(skip_special_tokens=True)
+    normalized: bool = False  # looked for where sentencepiece has put its `▁` already
 
 
 Part = tuple[str, bool]  # a piece of text, and whether somebody typed it: then control tokens in it stay text
@@ -76,6 +77,7 @@ class Tokenizer:
 
     decoder: type  # of (bytes_of, hidden ids); feed(ids) gives text as it is complete, flush() the rest
     before: tuple[int, ...] = ()  # ids that encode puts before a text
+    later: frozenset[str] = frozenset()  # added tokens for which _encode_ordinary looks
 
     def __init__(self, bytes_of: dict[int, bytes], vocab_size: int, added: Iterable[AddedToken]):
         self.bytes_of, self.vocab_size = bytes_of, vocab_size
@@ -85,6 +87,8 @@ class Tokenizer:
         self.eos_token_id: int | None = None
         self.pad_token_id: int | None = None
         self.chat_format: Callable[[list[dict[str, str]]], list[Part]] | None = None
+        self.chat_before: tuple[int, ...] = ()  # ids before a conversation
+        self.chat_stops: tuple[str, ...] = ()  # text that no answer contains: it ends there
 
     def __len__(self) -> int:
         return len(self.bytes_of)
@@ -93,7 +97,7 @@ class Tokenizer:
         for token in tokens:
             self.added[token.content] = token
             self.bytes_of[token.id] = token.content.encode()
-        self.splitter = splitter(self.added)
+        self.splitter = splitter(content for content in self.added if content not in self.later)
         self.plain_splitter = splitter(content for content in self.added if content.isspace())
 
     def add_special_tokens(self, contents: Iterable[str]) -> int:
@@ -130,6 +134,7 @@ class Tokenizer:
         for text, typed in parts:
             if SURROGATE.search(text):  # pairs become the character they mean, lone ones U+FFFD
                 text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            text = self._defused(text) if typed else text
             for piece in self._split(text, self.plain_splitter if typed else self.splitter):
                 if isinstance(piece, str) and isinstance(pieces[-1], str):
                     pieces[-1] += piece
@@ -157,6 +162,10 @@ class Tokenizer:
             done = found.end()
         yield text[done:]
 
+    def _defused(self, text: str) -> str:
+        """Typed text in which `_encode_ordinary` will find no control token."""
+        return text
+
     def _encode_ordinary(self, text: str) -> list[int]:
         """Ids of text without added tokens."""
         raise NotImplementedError
@@ -166,11 +175,14 @@ class Tokenizer:
         stream = self.stream(None, skip_special_tokens)
         return stream.put([int(id) for id in ids]) + stream.end()
 
-    def stream(self, write: Callable[[str], Any] | None = None,
-               skip_special_tokens: bool = False) -> "Stream":
-        """A decoder that is fed ids as they come, and a `streamer` for `generate`. `write` gets all text."""
+    def stream(self, write: Callable[[str], Any] | None = None, skip_special_tokens: bool = False,
+               stops: Iterable[str] = ()) -> "Stream":
+        """A decoder that is fed ids as they come, and a `streamer` for `generate`. `write` gets all text.
+
+        Text ends before the first of `stops`; then `stream.stopped` is True, for a stopping criterion.
+        """
         hidden = {token.id for token in self.added.values() if token.special and skip_special_tokens}
-        return Stream(self.decoder(self.bytes_of, hidden), write)
+        return Stream(self.decoder(self.bytes_of, hidden), write, tuple(stops))
 
     def chat(self, messages: list[dict[str, str]]) -> list[int]:
         """Ids of a conversation up to where the answer begins: `[{"role": "user", "content": "Hello"}, ...]`.
@@ -183,14 +195,15 @@ class Tokenizer:
         for message in messages:
             if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
                 raise ValueError(f"a message has a role and a content, both text, and this is {message!r}")
-        return self.encode_parts(self.chat_format(messages))
+        return [*self.chat_before, *self.encode_parts(self.chat_format(messages))]
 
 
 class Stream:
     """Ids in, text out, never half a character: the pieces joined equal `decode` of all ids."""
 
-    def __init__(self, decoder: Any, write: Callable[[str], Any] | None):
-        self.decoder, self.write = decoder, write
+    def __init__(self, decoder: Any, write: Callable[[str], Any] | None, stops: tuple[str, ...] = ()):
+        self.decoder, self.write, self.stops = decoder, write, stops
+        self.held, self.stopped = "", False  # text that may be the beginning of a stop
 
     def put(self, ids: Any) -> str:
         """Text that is complete after `ids`, an int, list or tensor. Of a prompt, a (1, T) tensor, none."""
@@ -204,9 +217,21 @@ class Stream:
 
     def end(self) -> str:
         """What is left: U+FFFD for a character that was never completed."""
-        return self._give(self.decoder.flush())
+        text = self._give(self.decoder.flush())
+        held, self.stops, self.held = self.held, (), ""
+        return text + ("" if self.stopped else self._give(held))
 
     def _give(self, text: str) -> str:
+        if self.stops:
+            text, self.held = self.held + text, ""
+            found = [at for stop in self.stops if (at := text.find(stop)) >= 0]
+            if found or self.stopped:
+                text, self.stopped = "" if self.stopped else text[: min(found)], True
+            else:
+                longest = max(map(len, self.stops)) - 1
+                ends = [text[i:] for i in range(max(0, len(text) - longest), len(text))]
+                self.held = next((end for end in ends if any(s.startswith(end) for s in self.stops)), "")
+                text = text.removesuffix(self.held)
         if text and self.write is not None:
             self.write(text)
         return text
@@ -290,7 +315,12 @@ class ByteLevelTokenizer(Tokenizer):
 
 # ---- Sentencepiece: Phi-3, Persimmon, Fuyu -----------------------------------------------------------------
 
+END_OF_TEXT = "|ENDOFTEXT|"  # Adept's, which begins texts too
 BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
+BREAK = "\ud800"  # between pieces; no text has it, lone surrogates are replaced before
+# Appended to a model's protobuf it overrides its normalizer_spec: no character map (2), no `▁` before a text (3),
+# blanks as they are (4).
+UNNORMALISED = b"\x1a\x06\x12\x00\x18\x00\x20\x00"
 
 
 class PieceDecoder:
@@ -328,18 +358,49 @@ class PieceDecoder:
         return text
 
 
+def marked(text: str) -> str:
+    return "▁" + text.replace(" ", "▁")
+
+
 class PieceTokenizer(Tokenizer):
-    """Sentencepiece: a `▁` for every space and one before each text between added tokens."""
+    """Sentencepiece: a `▁` for every space and one before each text between added tokens, nothing normalised.
+
+    Where pieces have chances (unigram), control and byte pieces are found in a text too, as Hugging Face's
+    fast tokenizer finds them: "<s>" is 1 and "<0x04>" the byte. Sentencepiece itself would spell them.
+    """
 
     decoder = PieceDecoder
 
-    def __init__(self, pieces: sentencepiece.SentencePieceProcessor, added: Iterable[AddedToken]):
-        self.pieces = pieces
-        size = pieces.get_piece_size()
-        super().__init__({id: pieces.id_to_piece(id).encode() for id in range(size)}, size, added)
+    def __init__(self, model: bytes, added: Iterable[AddedToken]):
+        self.pieces = sentencepiece.SentencePieceProcessor(model_proto=model + UNNORMALISED)
+        added, ids = list(added), list(range(self.pieces.get_piece_size()))
+        names = dict(zip(ids, self.pieces.id_to_piece(ids), strict=True))
+        self.later = frozenset(token.content for token in added if token.normalized)
+        super().__init__({id: name.encode() for id, name in names.items()}, len(names), added)
+        scores = self.pieces.get_score(ids)
+        unigram = not all(score.is_integer() for score in scores)  # in BPE they are minus the rank
+        kinds = (self.pieces.is_control, self.pieces.is_byte, self.pieces.is_unknown)
+        control = {names[id]: id for id in ids if unigram and any(kind(id) for kind in kinds)}
+        self.found = {**control, **{marked(content): self.added[content].id for content in self.later}}
+        self.finder, self.typed = splitter(self.found), splitter([*control, *self.added])
+        # what the vocabulary's makers defined, such as |SPEAKER|: numbers are among it, and harmless
+        self.defined = {id for id in ids if unigram and scores[id] == 0 and not names[id].isdigit()}
+
+    def _defused(self, text: str) -> str:
+        known = {self.pieces.id_to_piece(id) for id in self.pieces.encode(marked(text)) if id in self.defined}
+        finder = splitter(known | {found[0] for found in self.typed.finditer(text)})
+        return finder.sub(lambda found: found[0][0] + BREAK + found[0][1:], text) if finder else text
 
     def _encode_ordinary(self, text: str) -> list[int]:
-        return self.pieces.encode(text)
+        text, ids, done = marked(text), [], 0
+        for found in self.finder.finditer(text) if self.finder else ():
+            ids += self._spelled(text[done : found.start()])
+            ids.append(self.found[found[0]])
+            done = found.end()
+        return ids + self._spelled(text[done:])
+
+    def _spelled(self, text: str) -> list[int]:
+        return [id for part in text.split(BREAK) if part for id in self.pieces.encode(part)]
 
 
 # ---- GPT-1's own BPE ---------------------------------------------------------------------------------------
@@ -526,7 +587,22 @@ def phi4_mini_parts(reasoning: bool, messages: list) -> list[Part]:
     return [*parts, ("<|assistant|>", False)]
 
 
-CHAT_FORMATS = {"phi": phi2_chat, "phi-msft": phi2_chat, "mixformer-sequential": phi2_chat, "phi3": phi3_chat}
+def persimmon_chat(tokenizer: Tokenizer, template: str) -> Callable[[list], list[Part]]:
+    """Adept's: "human: ...\\n\\nadept:" turn by turn, and an answer that writes "human:" itself is over."""
+    tokenizer.chat_stops, tokenizer.chat_before = ("\n\nhuman:",), tokenizer.before
+
+    def parts(messages: list) -> list[Part]:
+        names = {"user": "human: ", "assistant": "adept: "}
+        if unknown := [message["role"] for message in messages if message["role"] not in names]:
+            raise ValueError(f"Persimmon's format has no role {unknown[0]!r}, only user and assistant")
+        stripped = [{**message, "content": message["content"].strip()} for message in messages]
+        return turns("", {role: (name, "\n\n") for role, name in names.items()}, "adept:", stripped)
+
+    return parts
+
+
+CHAT_FORMATS = {"phi": phi2_chat, "phi-msft": phi2_chat, "mixformer-sequential": phi2_chat, "phi3": phi3_chat,
+                "persimmon": persimmon_chat}
 
 
 def chat_template(folder: Path, config: dict) -> str:
@@ -564,6 +640,8 @@ def load(path_or_id: str | Path, original: bool = False) -> Tokenizer:
         raise ValueError(f"{source} is not a tokenizer ({type(error).__name__}: {error})") from None
     except ValueError as error:
         raise error if str(folder) in str(error) else ValueError(f"{source}: {error}") from None
+    if isinstance(tokenizer, PieceTokenizer) and END_OF_TEXT in files.vocab:
+        config = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, **config}  # a release does not say
     for role in ("bos", "eos", "pad"):
         content = token_content(config.get(f"{role}_token") or names.get(f"{role}_token"))
         if content is not None:
@@ -571,8 +649,9 @@ def load(path_or_id: str | Path, original: bool = False) -> Tokenizer:
             setattr(tokenizer, f"{role}_token_id", known.id if known else None)
     if isinstance(tokenizer, PieceTokenizer) and config.get("add_bos_token", True):
         tokenizer.before = (tokenizer.bos_token_id,) if tokenizer.bos_token_id is not None else ()
-    if model.get("model_type") in CHAT_FORMATS:
-        form = CHAT_FORMATS[model["model_type"]]
+    kind = model.get("model_type", "persimmon" if source.name == "adept_vocab.model" else None)
+    if kind in CHAT_FORMATS:
+        form = CHAT_FORMATS[kind]
         tokenizer.chat_format = form(tokenizer, chat_template(folder, config))
     return tokenizer
 
@@ -586,6 +665,8 @@ def build(files: "Files", config: dict, folder: Path, rows: int | None, original
         raise ValueError("original=True is for GPT-1, and this is another vocabulary")
     if is_word_level:
         config.setdefault("unk_token", "<unk>")
+    if END_OF_TEXT in files.vocab:
+        config = {"bos_token": END_OF_TEXT, "unk_token": "<unk>", **config}
     added = added_tokens(folder, files.vocab, files.added, config)
     if files.pieces:
         return PieceTokenizer(files.pieces, added)
@@ -603,7 +684,7 @@ class Files(NamedTuple):
     added: dict[int, AddedToken]
     merges: list[tuple[str, str]] | None = None
     pattern: str | None = None  # how to split text, in tiktoken's notation, if a file tells
-    pieces: sentencepiece.SentencePieceProcessor | None = None
+    pieces: bytes | None = None  # of a sentencepiece model
 
 
 def read_files(folder: Path) -> Files:
@@ -611,11 +692,10 @@ def read_files(folder: Path) -> Files:
     whole = folder / "tokenizer.json"
     for file in (folder / "tokenizer.model", folder / "adept_vocab.model"):
         if file.exists():
-            pieces = read_pieces(file)
-            vocab = {pieces.id_to_piece(id): id for id in range(pieces.get_piece_size())}
+            vocab = read_pieces(file)
             listed = read_json(whole)["added_tokens"] if whole.exists() else []
             added = {token["id"]: flagged(token["id"], token) for token in listed}
-            return Files(file, vocab, added, pieces=pieces)
+            return Files(file, vocab, added, pieces=file.read_bytes())
     if whole.exists():
         try:
             return read_whole(whole)
@@ -628,11 +708,13 @@ def read_files(folder: Path) -> Files:
     raise FileNotFoundError(f"{folder} holds no tokenizer: none of {kinds}")
 
 
-def read_pieces(file: Path) -> sentencepiece.SentencePieceProcessor:
+def read_pieces(file: Path) -> dict[str, int]:
+    """Piece -> id of a sentencepiece model."""
     try:
-        return sentencepiece.SentencePieceProcessor(model_proto=check_file(file).read_bytes())
+        pieces = sentencepiece.SentencePieceProcessor(model_proto=check_file(file).read_bytes())
     except RuntimeError as error:
         raise ValueError(f"{file} is not a sentencepiece model: {error}") from None
+    return {pieces.id_to_piece(id): id for id in range(pieces.get_piece_size())}
 
 
 def read_whole(file: Path) -> Files:
@@ -692,7 +774,7 @@ def added_tokens(folder: Path, vocab: dict[str, int], listed: dict[int, AddedTok
 def flagged(id: int, token: dict) -> AddedToken:
     if token.get("single_word"):
         raise ValueError(f"added token {token['content']!r} has single_word, which is not supported")
-    flags = (bool(token.get(flag)) for flag in ("lstrip", "rstrip", "special"))
+    flags = (bool(token.get(flag)) for flag in ("lstrip", "rstrip", "special", "normalized"))
     return AddedToken(id, token["content"], *flags)
 
 

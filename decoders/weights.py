@@ -9,6 +9,7 @@ it has the name that the hub uses today. Nothing in a checkpoint is ever execute
 ValueError, missing or unreadable files OSError, with one line that says which file and what to do.
 """
 
+import argparse
 import json
 import math
 import os
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from decoders import check_file, family, find, read_config, read_json
+from decoders import RELEASE, check_file, family, find, read_config, read_json
 
 # ---- What each family calls its tensors --------------------------------------------------------------------
 
@@ -71,6 +72,13 @@ def modern_phi(name: str, tensor: Tensor, config: dict) -> Named:
         yield name.format(letter), part
 
 
+def modern_persimmon(name: str, tensor: Tensor, config: dict) -> Named:
+    """A tensor of Adept's own release under the hub's name. Rows and columns are the same."""
+    name = name.replace("language_model.embedding.word_embeddings.", "model.embed_tokens.")
+    name = name.replace("language_model.encoder.", "model.").replace(".self_attention.", ".self_attn.")
+    yield name.replace("word_embeddings_for_head.", "lm_head."), tensor
+
+
 class Layout(NamedTuple):
     prefix: str  # of every tensor but the heads'; files of the bare model lack it
     dead: str  # pattern of buffers that old versions stored: masks and tables, not weights
@@ -82,6 +90,7 @@ LAYOUTS = {
     "openai-gpt": Layout("transformer", r"\.h\.\d+\.attn\.bias"),
     "phi": Layout("model", r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)", modern_phi),
     "phi3": Layout("model", r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)"),
+    "persimmon": Layout("model", r"\.rotary_emb\.inv_freq", modern_persimmon),
 }
 HEADS = ("lm_head.", "score.", "classifier.", "qa_outputs.", "multiple_choice_head.")
 NEW_HEADS = HEADS[1:]  # may be absent: they are what a user adds to a base checkpoint
@@ -208,15 +217,6 @@ def read_flax(file: Path) -> dict[str, Tensor]:
             raise ValueError(f"extension {code}, dtype {dtype!r}")
         return torch.frombuffer(bytearray(content), dtype=getattr(torch, dtype)).view(tuple(shape))
 
-    def leaves(tree: dict, path: str = "") -> Iterator[tuple[str, Tensor]]:
-        for key, value in tree.items():
-            if isinstance(value, dict):
-                yield from leaves(value, f"{path}{key}.")
-            elif isinstance(value, Tensor):
-                yield path + key, value
-            else:
-                raise ValueError(f"{path}{key} is a {type(value).__name__}")
-
     found = {}
     try:
         for name, tensor in leaves(msgpack.unpackb(file.read_bytes(), ext_hook=array, strict_map_key=True)):
@@ -286,6 +286,93 @@ def read_openai(shapes: Path) -> dict[str, Tensor]:
     return {name: piece.view(shape) for name, piece, (_, shape) in zip(names, pieces, cuts, strict=True)}
 
 
+class StandIn:
+    """For the classes of others in Adept's pickle: it takes whatever it is given, and does nothing."""
+
+    def __init__(self, *args):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
+STAND_INS = ("tool_use.megatron.megatron_utils.ModelBackend", "megatron.model.enums.ModelType",
+             *(f"numpy.{name}" for name in ("core.multiarray._reconstruct", "_core.multiarray._reconstruct",
+                                            "ndarray", "dtype")))  # the last four for the random state
+RELEASE_FIELDS = {  # its training arguments -> config.json
+    "num_layers": "num_hidden_layers", "hidden_size": "hidden_size", "ffn_hidden_size": "intermediate_size",
+    "num_attention_heads": "num_attention_heads", "padded_vocab_size": "vocab_size",
+    "max_position_embeddings": "max_position_embeddings", "layernorm_epsilon": "layer_norm_eps",
+    "rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta",
+}
+RELEASE_WANTS = {"sq_relu": True, "untie_embeddings": True, "qk_layernorm": "weights_per_layer"}
+
+
+def open_release(folder: Path) -> tuple[Path, dict[str, Tensor], dict]:
+    """(file, name -> tensor, training arguments) of Adept's release: one pickle of a nested dictionary.
+
+    Only `argparse.Namespace` and stand-ins for a few classes known by name are allowed in it. Anything else
+    is refused before any of it is run.
+    """
+    marker = check_file(folder / RELEASE)
+    step = marker.read_text("utf-8", errors="replace").strip()
+    if not re.fullmatch(r"\d{1,7}|release", step):
+        raise ValueError(f"{marker} must hold the number of an iteration, not {step[:40]!r}")
+    rank = folder / (f"iter_{int(step):07}" if step.isdigit() else step) / "mp_rank_00"
+    file = check_file(rank / "model_optim_rng.pt")
+    if (rank.parent / "mp_rank_01").exists():
+        raise ValueError(f"{rank.parent} is split over several ranks, which is not supported")
+    try:
+        asked = set(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+        if foreign := sorted(asked - {"argparse.Namespace", *STAND_INS}):
+            raise ValueError(f"it asks for {', '.join(foreign)}; nothing was run")
+        allowed = [argparse.Namespace, *((StandIn, name) for name in STAND_INS)]
+        with torch.serialization.safe_globals(allowed):
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        found = dict(leaves(content["model"]))
+        return file, found, vars(content["args"])
+    except Exception as error:  # torch raises RuntimeError, OSError, UnpicklingError ... for damaged files
+        raise ValueError(f"{file} is not a sound release of Adept's: {first_line(error)}") from None
+
+
+def leaves(tree: dict, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Nested names joined with dots."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{path}{key}.")
+        elif isinstance(value, Tensor) and value.layout == torch.strided:
+            yield path + key, value
+        else:
+            raise ValueError(f"{path}{key} is a {type(value).__name__}")
+
+
+def release_config(folder: Path) -> dict:
+    """`config.json` as the training arguments of Adept's release tell it. ValueError for another model."""
+    file, found, args = open_release(folder)
+    if missing := [key for key in RELEASE_FIELDS if key not in args]:
+        raise ValueError(f"{file}: its arguments lack {', '.join(missing)}")
+    wrong = [f"{key} is {args[key]!r}" for key, want in RELEASE_WANTS.items() if args.get(key, want) != want]
+    if wrong:
+        raise ValueError(f"{file} is of another model: {', '.join(wrong)}")
+    sees = any(name.startswith("vit_encoder.") for name in found)
+    fields = {ours: args[key] for key, ours in RELEASE_FIELDS.items()}
+    no_ids = {"eos_token_id": None, "bos_token_id": None}  # the tokenizer knows them
+    return {"model_type": "fuyu" if sees else "persimmon", **no_ids, **fields}
+
+
+def read_release(marker: Path) -> dict[str, Tensor]:
+    """The tensors of Adept's release. A `config.json` beside it must say what its training arguments say."""
+    file, found, _ = open_release(marker.parent)
+    stated = release_config(marker.parent)
+    config = read_config(marker.parent)
+    config = {**config, **(config.get("text_config") or {})}
+    differs = [f"{key} {config[key]!r}, not {value!r}" for key, value in stated.items()
+               if key in RELEASE_FIELDS.values() and key in config and config[key] != value]
+    if differs:
+        raise ValueError(f"{marker.parent / 'config.json'} has {', '.join(differs)} as {file.name} says")
+    return found
+
+
 def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).split("\n")[0]
 
@@ -296,6 +383,7 @@ FORMATS = {
     "flax_model.msgpack": read_flax,
     "tf_model.h5": read_tensorflow,
     "params_shapes.json": read_openai,
+    RELEASE: read_release,
 }
 
 # ---- Into a model ------------------------------------------------------------------------------------------

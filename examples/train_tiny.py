@@ -23,11 +23,11 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from decoders import gpt_neo, openai_gpt, phi, phi3, tokenize, weights
+from decoders import gpt_neo, openai_gpt, persimmon, phi, phi3, tokenize, weights
 from examples.stories import conversations, requests, stories
 
 TRAIN_SEED, HELD_OUT_SEED, HELD_OUT = 1, 2, 200
-END = "<|endoftext|>"
+END, ADEPT_END = "<|endoftext|>", "|ENDOFTEXT|"
 
 
 class Recipe(NamedTuple):
@@ -147,7 +147,8 @@ def sentencepiece_model(texts: list[str], folder: Path, kind: str, vocab_size: i
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts), model_writer=model, model_type=kind, vocab_size=vocab_size,
         byte_fallback=True, character_coverage=1.0, normalization_rule_name="identity", split_digits=True,
-        remove_extra_whitespaces=False, user_defined_symbols=symbols, pad_id=-1, minloglevel=2, num_threads=1)
+        remove_extra_whitespaces=False, user_defined_symbols=symbols, pad_id=-1, minloglevel=2, num_threads=1,
+        hard_vocab_limit=False)  # unigrams may be fewer
     (folder / "tokenizer.model").write_bytes(model.getvalue())
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     return {pieces.id_to_piece(id): (id, pieces.get_score(id)) for id in range(len(pieces))}
@@ -223,6 +224,37 @@ def tiny_phi3(tokenizer: tokenize.Tokenizer) -> phi3.Phi3Config:
     )
 
 
+def adept_chat(seed: int) -> Iterator[str]:
+    """Conversations about stories, in Adept's format."""
+    for turns in conversations(seed):
+        yield "\n\n".join(f"human: {asked}\n\nadept: {said}" for asked, said in turns)
+
+
+def sentencepiece_unigram(texts: list[str], folder: Path) -> None:
+    """Persimmon's layout: sentencepiece unigrams, of which a few are control tokens."""
+    pieces = sentencepiece_model(texts, folder, "unigram", 1000, ["|SPEAKER|", ADEPT_END, "|NEWLINE|"])
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = [{"id": pieces[piece][0], "content": piece, **flags} for piece in ("<unk>", ADEPT_END)]
+    model = {"type": "Unigram", "unk_id": 0, "byte_fallback": True,
+             "vocab": [[piece, score] for piece, (_, score) in pieces.items()]}
+    whole = whole_sentencepiece(model, added, ADEPT_END)
+    (folder / "tokenizer.json").write_text(json.dumps(whole, ensure_ascii=False), "utf-8")
+    names = {"bos_token": ADEPT_END, "eos_token": ADEPT_END, "unk_token": "<unk>"}
+    decoder = {str(token["id"]): {key: v for key, v in token.items() if key != "id"} for token in added}
+    config = {"tokenizer_class": "LlamaTokenizer", "legacy": True, "added_tokens_decoder": decoder,
+              "clean_up_tokenization_spaces": False, **names}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "special_tokens_map.json").write_text(json.dumps(names, indent=2) + "\n")
+
+
+def tiny_persimmon(tokenizer: tokenize.Tokenizer) -> persimmon.PersimmonConfig:
+    end = tokenizer.eos_token_id
+    return persimmon.PersimmonConfig(
+        vocab_size=len(tokenizer), hidden_size=96, intermediate_size=384, num_hidden_layers=4,
+        num_attention_heads=4, max_position_embeddings=512, bos_token_id=end, eos_token_id=end,
+    )
+
+
 RECIPES = {
     "gpt_neo": Recipe(gpt_neo.GPTNeoForCausalLM, tiny_gpt_neo, stories, byte_level_bpe),
     "openai_gpt": Recipe(openai_gpt.OpenAIGPTLMHeadModel, tiny_openai_gpt, stories, lower_case_bpe,
@@ -230,6 +262,8 @@ RECIPES = {
     "phi": Recipe(phi.PhiForCausalLM, tiny_phi, instructed, byte_level_bpe_with_blanks),
     "phi3": Recipe(phi3.Phi3ForCausalLM, tiny_phi3, chatted, sentencepiece_bpe,
                    steps=1200, stops=(END, "<|assistant|>", "<|end|>")),
+    "persimmon": Recipe(persimmon.PersimmonForCausalLM, tiny_persimmon, adept_chat, sentencepiece_unigram,
+                        steps=1200, stops=(ADEPT_END,)),
 }
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from decoders import gpt_neo, openai_gpt, phi, phi3
+from decoders import gpt_neo, openai_gpt, persimmon, phi, phi3
 
 BATCH, LENGTH, PADDED = 2, 23, 4  # the length exceeds every window; PADDED tokens of row 0 are padding
 
@@ -288,7 +288,8 @@ PHI = Family(
         "exact GELU": change_modules(phi.PhiMLP, act=F.gelu),
         "norm epsilon 1e-6": change_modules(nn.LayerNorm, eps=1e-6),
         "q and k of a head swapped": lambda model, monkeypatch: monkeypatch.setattr(
-            phi, "fast_attention", lambda q, k, *rest, plain=phi.fast_attention: plain(k, q, *rest)),
+            phi, "fast_attention", lambda q, k, v, *rest, plain=phi.fast_attention: plain(
+                k.repeat_interleave(2, 1), q, v.repeat_interleave(2, 1), *rest)),
         "one after the other": one_after_the_other,
         "key/value heads in turns": other_key_heads,
         "output bias dropped": drop_bias("lm_head.bias"),
@@ -371,4 +372,69 @@ def side_by_side(self, x, *attention_inputs):
     return x + y + self.mlp(self.post_attention_layernorm(x)), weights
 
 
-FAMILIES = [GPT_NEO, OPENAI_GPT, PHI, PHI3]
+# ---- Persimmon --------------------------------------------------------------------------------------------
+
+
+def joint_as_thirds(model, monkeypatch):
+    """All of q, then all of k, then all of v, as in GPT-2."""
+    for layer in model.model.layers:
+        for p in layer.self_attn.query_key_value.parameters():
+            p.data = p.data.view(3, 4, 12, *p.shape[1:]).transpose(0, 1).reshape(p.shape)
+
+
+def no_head_norm(model, monkeypatch):
+    for layer in model.model.layers:
+        layer.self_attn.q_layernorm = nn.Identity()
+
+
+def norm_after_rotation(model, monkeypatch):
+    plain, norms = persimmon.rotate, []
+
+    def rotate(x, cos, sin):
+        norms.append(x)
+        return plain(F.layer_norm(x, x.shape[-1:]), cos, sin)
+
+    monkeypatch.setattr(persimmon, "rotate", rotate)
+
+
+def persimmon_side_by_side(self, x, *attention_inputs):
+    y, weights = self.self_attn(self.input_layernorm(x), *attention_inputs)
+    return x + y + self.mlp(self.post_attention_layernorm(x)), weights
+
+
+PERSIMMON = Family(
+    name="persimmon",
+    module=persimmon,
+    prefix="Persimmon",
+    tiny={
+        "model_type": "persimmon", "vocab_size": 101, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "max_position_embeddings": 67, "partial_rotary_factor": 0.5, "rope_theta": 25000.0,
+        "bos_token_id": 100, "eos_token_id": 100,
+    },
+    base="model",
+    table="model.embed_tokens",
+    scores=("q_layernorm", "k_layernorm"),
+    dead={f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(3) for i in range(3)},
+    heads=("ForSequenceClassification", "ForTokenClassification"),
+    mutations={
+        "rotary base of Transformers 5.23": change_config(rope_theta=10000.0),
+        "all dimensions rotated": change_config(partial_rotary_factor=1.0),
+        "too few dimensions rotated": change_config(partial_rotary_factor=0.34),
+        "rotary in pairs": lambda model, monkeypatch: rotate_pairs_of(persimmon, monkeypatch),
+        "plain ReLU": change_modules(persimmon.PersimmonMLP, act=F.relu),
+        "GELU": change_modules(persimmon.PersimmonMLP, act=F.gelu),
+        "norm epsilon 1e-4": change_modules(nn.LayerNorm, eps=1e-4),
+        "joint matrix in thirds": joint_as_thirds,
+        "q without its norm": no_head_norm,
+        "q and k norms swapped": swap("q_layernorm", "k_layernorm"),
+        "head norms once more": norm_after_rotation,
+        "norms swapped": swap("input_layernorm", "post_attention_layernorm"),
+        "side by side": lambda model, monkeypatch: monkeypatch.setattr(persimmon.PersimmonBlock, "forward", persimmon_side_by_side),
+        "joint bias dropped": drop_bias("query_key_value.bias"),
+        "attention bias dropped": drop_bias("self_attn.dense.bias"),
+        "MLP bias dropped": drop_bias("dense_4h_to_h.bias"),
+        "head norm bias dropped": drop_bias("k_layernorm.bias"),
+    },
+)
+
+FAMILIES = [GPT_NEO, OPENAI_GPT, PHI, PHI3, PERSIMMON]
