@@ -20,6 +20,7 @@ FAMILIES = {
     "phi": ("phi", "PhiForCausalLM"),
     "phi3": ("phi3", "Phi3ForCausalLM"),
     "persimmon": ("persimmon", "PersimmonForCausalLM"),
+    "fuyu": ("fuyu", "FuyuForCausalLM"),
 }
 OLD_NAMES = {"phi-msft": "phi", "mixformer-sequential": "phi"}  # model_type of the time before Transformers
 

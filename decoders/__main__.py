@@ -13,6 +13,7 @@ import resource
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("prompt", help="text to continue; - reads it from standard input")
     add_options(generate.add_argument, 200)
     generate.add_argument("--image", metavar="FILE", help="a picture, for models that see")
+    generate.add_argument("--draw", metavar="FILE", help="write the picture with the answer's places to FILE")
     generate.add_argument("--chat", action="store_true", help="put the prompt into the model's chat format")
     generate.add_argument("--json", action="store_true", help="one JSON object instead of streamed text")
 
@@ -72,9 +74,11 @@ def generate(args: argparse.Namespace) -> int:
 
     folder, tokenizer = opened(args.model)
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-    if args.image:
-        raise ValueError(f"--image: {args.model} takes no pictures")
-    ids = tokenizer.chat([{"role": "user", "content": prompt}]) if args.chat else tokenizer.encode(prompt)
+    sight = Sight(folder, tokenizer, prompt, args) if args.image or args.draw else None
+    if sight:
+        ids = sight.inputs["input_ids"][0].tolist()
+    else:
+        ids = tokenizer.chat([{"role": "user", "content": prompt}]) if args.chat else tokenizer.encode(prompt)
     if not ids:
         raise ValueError("the prompt is empty: this model needs at least one token to continue")
     start = time.perf_counter()
@@ -82,24 +86,121 @@ def generate(args: argparse.Namespace) -> int:
     taken = time.perf_counter() - start
     pieces: list[str] = []
 
+    answers = args.chat or sight is not None  # only the answer is shown, which begins with a space
+
     def show(text: str) -> None:
-        text = text.lstrip() if args.chat and not any(pieces) else text  # an answer begins with a space
+        text = text.lstrip() if answers and not any(pieces) else text
         pieces.append(text)
         if not args.json:
             write(text)
 
     stream = tokenizer.stream(show, skip_special_tokens=True, stops=tokenizer.chat_stops if args.chat else ())
-    watch = Watch("" if args.chat else prompt, show, stream)
+    if sight:
+        sight.show = show
+    watch = Watch("" if answers else prompt, show, sight or stream)
     result = model.generate(torch.tensor([ids], device=args.device), streamer=watch,
                             stopping_criteria=[lambda ids, logits: stream.stopped],
-                            **settings(args, model, tokenizer, len(ids)))
+                            **(sight.pictures if sight else {}), **settings(args, model, tokenizer, len(ids)))
+    new = result[0, len(ids) :].tolist()
+    answer = {"prompt": prompt, "text": "".join(pieces[1:]), "prompt_ids": ids, "ids": new}
+    if sight:
+        answer |= sight.answer()
     if args.json:
-        new = result[0, len(ids) :].tolist()
-        answer = {"prompt": prompt, "text": "".join(pieces[1:]), "prompt_ids": ids, "ids": new}
         write(json.dumps(answer, ensure_ascii=False))
     write("\n")
     say(f"{watch.report(len(ids))}, loaded in {taken:.2f} s, peak memory {human(peak_memory())}")
     return 0
+
+
+class Sight:
+    """A picture with the prompt about it, and a streamer of the answer, which shows places in pixels."""
+
+    def __init__(self, folder: Path, tokenizer: Any, prompt: str, args: argparse.Namespace):
+        from decoders import family, fuyu, read_config
+
+        config = read_config(folder)
+        if family(config) != "fuyu":
+            raise ValueError(f"--image: {args.model} takes no pictures")
+        if not args.image:
+            raise ValueError("--draw needs a picture: --image FILE")
+        if args.chat:
+            raise ValueError("--image has no --chat: Fuyu was not trained on conversations")
+        self.picture, self.draw_to, self.show = open_picture(args.image), args.draw, write
+        patches = fuyu.FuyuImageProcessor(patch_size=fuyu.FuyuConfig.from_dict(config).patch_size)
+        self.tokenizer, self.processor = tokenizer, fuyu.FuyuProcessor(tokenizer, patches)
+        self.inputs = self.processor(prompt, self.picture)
+        self.pictures = {key: self.inputs[key] for key in ("image_patches", "image_patches_indices")}
+        self.special = {token.id for token in tokenizer.added.values() if token.special}
+        self.ids: list[int] = []
+        self.shown = ""
+
+    def put(self, ids: Any) -> None:
+        if ids.dim() == 1:  # not the prompt
+            self.ids += [id for id in ids.tolist() if id not in self.special]
+            self.show_more()
+
+    def end(self) -> None:
+        self.show_more(final=True)
+
+    def located(self) -> Any:
+        width, height = self.picture.size
+        return self.processor.post_process_box_coordinates([self.ids], [(height, width)])[0]
+
+    def show_more(self, final: bool = False) -> None:
+        """What is new, up to where a place or a character is not complete yet."""
+        text, opened = self.located().text, [self.processor.id_of(tag) for tag in ("<0x00>", "<0x02>")]
+        if final or not (text.endswith("\ufffd") or any(id in self.ids[-5:] for id in opened)):
+            self.show(text[len(self.shown) :])
+            self.shown = text
+
+    def answer(self) -> dict[str, Any]:
+        """Text and places; draws them if that was asked for."""
+        found = self.located()
+        if self.draw_to:
+            draw_places(self.picture, found.places, self.draw_to)
+            say(f"{len(found.places)} places drawn into {self.draw_to}")
+        places = [{type(place).__name__.lower(): place._asdict()} for place in found.places]
+        return {"text": found.text, "places": places}
+
+
+def open_picture(file: str) -> Any:
+    try:
+        from PIL import Image, ImageOps
+    except ImportError:
+        raise ImportError("pictures need Pillow: pip install 'decoders[images]'") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return ImageOps.exif_transpose(Image.open(file))
+    except Image.UnidentifiedImageError:
+        raise ValueError(f"{file} is no picture that Pillow can read") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise ValueError(f"{file} has more pixels than any honest picture") from None
+    except (SyntaxError, EOFError) as error:  # Pillow's words for damaged files
+        raise ValueError(f"{file} is damaged: {error}") from None
+
+
+def draw_places(picture: Any, places: list, file: str) -> None:
+    """A frame for a box, a ring for a point, in red with a white rim."""
+    from PIL import ImageDraw
+
+    image = picture.convert("RGB")
+    draw, thick = ImageDraw.Draw(image), max(1, max(image.size) // 200)
+    for place in places:
+        if len(place) == 4:
+            top, left, bottom, right = place
+            corners = [min(left, right), min(top, bottom), max(left, right), max(top, bottom)]
+            shape = draw.rectangle
+        else:
+            ring = 3 * thick
+            corners, shape = [place.x - ring, place.y - ring, place.x + ring, place.y + ring], draw.ellipse
+        rim = [corners[0] - 1, corners[1] - 1, corners[2] + 1, corners[3] + 1]
+        shape(rim, outline="white", width=thick + 2)
+        shape(corners, outline="red", width=thick)
+    try:
+        image.save(file)
+    except (ValueError, KeyError):
+        raise ValueError(f"--draw {file}: give a name that ends in .png or .jpg") from None
 
 
 def opened(path_or_id: str) -> tuple[Path, Any]:

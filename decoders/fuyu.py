@@ -11,9 +11,9 @@ What is unusual about Fuyu
   before it rescales. Adept's own was white.
 
 Source: Bavishi et al., Fuyu-8B (2023), adept.ai/blog/fuyu-8b. Checkpoint: adept/fuyu-8b, of both eras, and
-Adept's own release. The model agrees with Transformers 4.37.2, 4.50.3 and 5.23.0 (eager attention, rotary base
-written out), the pictures bit for bit and the prompts id for id with 4.37.2. 5.23 leaves boxes in a prompt as
-text, and its processor fails without torchvision.
+Adept's own release. The model agrees with Transformers 4.37.2, 4.50.3 and 5.23.0 (eager attention, rotary
+base written out), the pictures bit for bit and the prompts id for id with 4.37.2. 5.23 leaves boxes in a
+prompt as text, and its processor fails without torchvision.
 
 Letters: B batch, T new tokens, S keys (cached + new), H heads, D head size, R rotary dimensions, C width,
 V vocabulary, N patches, P numbers of a patch (30 * 30 * 3).
@@ -203,6 +203,14 @@ class FuyuConfig:
         self.text_config.vocab_size = n
 
     @property
+    def use_cache(self) -> bool:
+        return self.text_config.use_cache
+
+    @use_cache.setter
+    def use_cache(self, value: bool) -> None:
+        self.text_config.use_cache = value
+
+    @property
     def tie_word_embeddings(self) -> bool:
         return self.text_config.tie_word_embeddings
 
@@ -221,7 +229,8 @@ class FuyuConfig:
             raise ValueError("quantization_config: quantised weights are not supported")
         beside = {key: value for key, value in flat_rope(d).items() if not key.endswith("_token_id")}
         inner = flat_rope(d.get("text_config") or {})
-        text = {**asdict(PersimmonConfig()), **beside, **inner, "model_type": inner.get("model_type", "persimmon")}
+        kind = {"model_type": inner.get("model_type", "persimmon")}
+        text = {**asdict(PersimmonConfig()), **beside, **inner, **kind}
         own = {key: d[key] for key in cls.__dataclass_fields__ if key in d and key != "text_config"}
         return cls(text_config=PersimmonConfig.from_dict(text), **own)
 
@@ -245,17 +254,17 @@ class FuyuImages(NamedTuple):
 
 
 class FuyuImageProcessor:
-    """Pictures -> patches, bit for bit as Transformers 4.37.2 with Pillow, except that any kind of picture works.
+    """Pictures -> patches, bit for bit as Transformers 4.37.2 with Pillow; but any kind of picture works.
 
-    `height` and `width` are the largest that is not scaled down. A picture is a Pillow image, an array or tensor:
-    (H, W), (H, W, channels) or (channels, H, W), of bytes, 16-bit numbers, or floats from 0 to 1.
+    `height` and `width` are the largest that is not scaled down. A picture is a Pillow image, an array or a
+    tensor: (H, W), (H, W, colours) or (colours, H, W), of bytes, 16-bit numbers, or floats from 0 to 1.
     """
 
     def __init__(self, height: int = 1080, width: int = 1920, patch_size: int = 30):
         self.size, self.patch_size = {"height": height, "width": width}, patch_size
 
     def preprocess(self, images: Any) -> FuyuImages:
-        """One picture, a list of them, or a list of lists of at most one. ValueError for what is no picture."""
+        """One picture, a list, or a list of lists of at most one. ValueError for what is no picture."""
         done = [[self.prepared(image) for image in row] for row in rows_of(images)]
         columns = [[[one[i] for one in row] for row in done] for i in range(4)]
         return FuyuImages(*columns)
@@ -277,7 +286,7 @@ class FuyuImageProcessor:
         return values[pixels.long()].permute(2, 0, 1), height, width, scale
 
     def patchify_image(self, image: Tensor) -> Tensor:
-        """(..., N, P) of (..., 3, H, W): row by row; in a patch row by row, then pixel by pixel, then colours."""
+        """(..., N, P) of (..., 3, H, W): patches row by row, in each pixels row by row, of each 3 colours."""
         size = self.patch_size
         *batch, channels, height, width = image.shape
         cut = image.reshape(*batch, channels, height // size, size, width // size, size)
@@ -286,13 +295,14 @@ class FuyuImageProcessor:
         return cut.permute(order).reshape(*batch, -1, size * size * channels)
 
     def preprocess_with_tokenizer_info(self, image_input: Any, image_present: Any, image_unpadded_h: Any,
-                                       image_unpadded_w: Any, image_placeholder_id: int, image_newline_id: int,
+                                       image_unpadded_w: Any, image_placeholder_id: int,
+                                       image_newline_id: int,
                                        variable_sized: bool = True) -> dict[str, list[list[Tensor]]]:
         """Patches, and the ids that stand for them: a placeholder for each, a newline after each row.
 
         `image_input` is a list of lists of pictures (3, H, W), or a tensor (B, pictures, 3, H, W);
         `image_present` says which of them are there. Without `variable_sized` padding counts as picture, and
-        rows have no newline. Each entry of the result is a list of lists; the indices count patches, -1 elsewhere.
+        rows have no newline. The result has lists of lists; its indices count patches, -1 is elsewhere.
         """
         names = ("images", "image_input_ids", "image_patches", "image_patch_indices_per_batch",
                  "image_patch_indices_per_subsequence")
@@ -356,7 +366,7 @@ def rgb(image: Any) -> Tensor:
     elif pixels.dtype == torch.uint16:
         pixels = pixels.int() >> 8
     elif pixels.dtype != torch.uint8:
-        raise ValueError(f"a picture of {pixels.dtype} is none: give bytes, 16-bit numbers, or floats from 0 to 1")
+        raise ValueError(f"a picture is of bytes, 16-bit numbers or floats, not of {pixels.dtype}")
     return pixels[..., :3].to(torch.uint8).expand(-1, -1, 3)
 
 
@@ -415,7 +425,7 @@ ANSWER = "<0x04>"  # the piece after which the model answers
 class FuyuProcessor:
     """Texts and pictures -> the model's inputs, and its answers -> texts and places.
 
-    `tokenizer` offers encode, decode and token_id (`decoders.tokenize`). Control tokens written in a text stay text.
+    `tokenizer` offers encode, decode and token_id (`decoders.tokenize`). Control tokens in a text stay text.
     """
 
     pad_token_id = 0
@@ -430,14 +440,14 @@ class FuyuProcessor:
             raise ValueError(f"the vocabulary has no {piece}: it is not Fuyu's")
         return id
 
-    def __call__(self, text: str | Sequence[str] | None = None, images: Any = None, *, truncation: bool = False,
-                 max_length: int | None = None) -> dict[str, Any]:
-        """`input_ids` and `attention_mask` (B, T), padded on the left; with pictures also `image_patches`, one
-        (1, N, P) per row, and `image_patches_indices` (B, T): which patch stands where, -1 elsewhere.
+    def __call__(self, text: str | Sequence[str] | None = None, images: Any = None, *,
+                 truncation: bool = False, max_length: int | None = None) -> dict[str, Any]:
+        """`input_ids` and `attention_mask` (B, T), padded on the left; with pictures also `image_patches`,
+        one (1, N, P) per row, and `image_patches_indices` (B, T): which patch stands where, -1 elsewhere.
 
-        A row is the picture, `<s>`, the text, `<0x04>`. Texts alone are encoded as the tokenizer does, with
-        `|ENDOFTEXT|` before them. ValueError for numbers of texts and pictures that differ, and for truncation,
-        which would cut a picture.
+        A row is the picture, `<s>`, the text, `<0x04>`; without a picture, in a batch that has some, the same
+        without it. Texts alone have `|ENDOFTEXT|` before them, and no `<0x04>`. ValueError for numbers of
+        texts and pictures that differ, and for truncation, which would cut a picture.
         """
         if truncation or max_length is not None:
             raise ValueError("truncation would cut a picture or its question: shorten the text instead")
@@ -450,7 +460,7 @@ class FuyuProcessor:
         n = len(pictures.images)
         texts = [""] * n if text is None else [text] if isinstance(text, str) else list(text)
         if len(texts) != n:
-            raise ValueError(f"{len(texts)} texts and {n} pictures: give one of each, or [] for a text without")
+            raise ValueError(f"{len(texts)} texts and {n} pictures: give [] for a text without a picture")
         present = [[1] * len(row) for row in pictures.images]
         info = self.image_processor.preprocess_with_tokenizer_info(
             pictures.images, present, pictures.image_unpadded_heights, pictures.image_unpadded_widths,
@@ -468,8 +478,8 @@ class FuyuProcessor:
         return {**padded(rows, self.pad_token_id), "image_patches": patches, "image_patches_indices": indices}
 
     def prompt_ids(self, prompt: str, scale: float) -> list[int]:
-        """Ids of a text with `<box>` and `<point>`, each piece of text encoded by itself. How many numbers there
-        are decides between box and point, and an open tag needs no end."""
+        """Ids of a text with `<box>` and `<point>`, each piece of text encoded by itself. How many numbers
+        there are decides between box and point, and an open tag needs no end."""
         ids, after = [], ""
         for part in re.split("(" + "|".join(TAGS) + ")", prompt):
             if part and part not in TAGS:
@@ -495,7 +505,8 @@ class FuyuProcessor:
         tags = ("<0x02>", "<0x03>") if len(values) == 2 else ("<0x00>", "<0x01>")
         return [self.id_of(tags[0]), *map(self.tokenizer.token_id, pieces), self.id_of(tags[1])]
 
-    def post_process_box_coordinates(self, outputs: Sequence[Tensor], target_sizes: Any = None) -> list[Located]:
+    def post_process_box_coordinates(self, outputs: Sequence[Tensor],
+                                     target_sizes: Any = None) -> list[Located]:
         """Each row of ids with its boxes and points as text and in pixels.
 
         `target_sizes`: (height, width) of each picture as it was; left out, none was larger than 1080 x 1920.
@@ -528,8 +539,10 @@ class FuyuProcessor:
         """The place that begins at position i, if one does, and how many ids it has."""
         for kind, start, end, n in ((Box, "<0x00>", "<0x01>", 4), (Point, "<0x02>", "<0x03>", 2)):
             if row[i] == self.id_of(start) and row[i + n + 1 : i + n + 2] == [self.id_of(end)]:
-                numbers = [self.tokenizer.decode([id]) for id in row[i + 1 : i + n + 1]]
-                if all(number.isascii() and number.isdigit() for number in numbers):
+                inside = row[i + 1 : i + n + 1]
+                numbers = [self.tokenizer.decode([id]) for id in inside]
+                digits = all(number.isascii() and number.isdigit() for number in numbers)
+                if digits and [self.tokenizer.token_id(number) for number in numbers] == inside:
                     return kind(*(2 * int(float(number) / scale) for number in numbers)), n + 2
         return None, 1
 
@@ -1101,22 +1114,24 @@ class FuyuForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: FuyuConfig):
         super().__init__(config)
-        self.vision_embed_tokens = Linear(config.patch_size**2 * config.num_channels, config.text_config.hidden_size)
+        P = config.patch_size**2 * config.num_channels
+        self.vision_embed_tokens = Linear(P, config.text_config.hidden_size)
         self.language_model = PersimmonForCausalLM(config.text_config)
         self.max_positions = None  # rotary positions have no end
 
     def cache_serves(self, cache: KVCache, mask: Tensor) -> bool:
         return self.language_model.cache_serves(cache, mask)
 
-    def forward(self, input_ids: Tensor | None = None, *, image_patches: Tensor | Sequence[Tensor] | None = None,
+    def forward(self, input_ids: Tensor | None = None, *,
+                image_patches: Tensor | Sequence[Tensor] | None = None,
                 image_patches_indices: Tensor | None = None, inputs_embeds: Tensor | None = None,
                 **inputs) -> CausalLMOutput:
         """`PersimmonForCausalLM.forward`, which takes the other arguments, with patches among the tokens.
 
         `image_patches`: one (N, P) or (1, N, P) per row, which may have none, or a tensor with all of them.
-        `image_patches_indices` (B, T) says which patch of its row stands where, -1 where there is a word; left
-        out, patches go in order wherever `input_ids` has `config.image_token_id`. Pictures belong to the first
-        call; with a cache there is only text. ValueError if patches and places differ in number.
+        `image_patches_indices` (B, T) says which patch of its row stands where, -1 where there is a word;
+        left out, patches go in order wherever `input_ids` has `config.image_token_id`. Pictures belong to the
+        first call; with a cache there is only text. ValueError if patches and places differ in number.
         """
         if image_patches is not None:
             if len(inputs.get("past_key_values") or ()):

@@ -81,6 +81,7 @@ class Tokenizer:
 
     def __init__(self, bytes_of: dict[int, bytes], vocab_size: int, added: Iterable[AddedToken]):
         self.bytes_of, self.vocab_size = bytes_of, vocab_size
+        self.ids_of: dict[bytes, int] = {}
         self.added: dict[str, AddedToken] = {}
         self._add(added)
         self.bos_token_id: int | None = None
@@ -115,8 +116,14 @@ class Tokenizer:
         return new
 
     def _known(self, content: str) -> AddedToken | None:
-        ids = [id for id, text in self.bytes_of.items() if text == content.encode()]
-        return AddedToken(ids[0], content) if ids else None
+        id = self.token_id(content)
+        return None if id is None else AddedToken(id, content)
+
+    def token_id(self, content: str) -> int | None:
+        """Id of the token that is written exactly so, added or not. None if there is none."""
+        if len(self.ids_of) != len(self.bytes_of):
+            self.ids_of = {text: id for id, text in reversed(self.bytes_of.items())}  # of several the first
+        return self.ids_of.get(content.encode())
 
     def encode(self, text: str, add_special_tokens: bool = True,
                split_special_tokens: bool = False) -> list[int]:
@@ -318,8 +325,8 @@ class ByteLevelTokenizer(Tokenizer):
 END_OF_TEXT = "|ENDOFTEXT|"  # Adept's, which begins texts too
 BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
 BREAK = "\ud800"  # between pieces; no text has it, lone surrogates are replaced before
-# Appended to a model's protobuf it overrides its normalizer_spec: no character map (2), no `▁` before a text (3),
-# blanks as they are (4).
+# Appended to a model's protobuf it overrides its normalizer_spec: no character map (2), no `▁` before a text
+# (3), blanks as they are (4).
 UNNORMALISED = b"\x1a\x06\x12\x00\x18\x00\x20\x00"
 
 

@@ -79,10 +79,27 @@ def modern_persimmon(name: str, tensor: Tensor, config: dict) -> Named:
     yield name.replace("word_embeddings_for_head.", "lm_head."), tensor
 
 
+def modern_fuyu(name: str, tensor: Tensor, config: dict) -> Named:
+    """A tensor of the first upload, of Transformers 5 or of Adept's release under the hub's name."""
+    if name.startswith("image_patch_projection."):
+        return  # in the release, of no use
+    if not name.startswith("language_model.model."):
+        [(name, tensor)] = modern_persimmon(name, tensor, config)
+    name = name.replace("vit_encoder.linear_encoder.", "vision_embed_tokens.")
+    name = re.sub(r"^model\.(?=vision_embed_tokens\.)", "", name)
+    name = re.sub(r"^model\.(language_model\.)?", "language_model.model.", name)
+    yield re.sub(r"^lm_head\.", "language_model.lm_head.", name), tensor
+
+
+HEADS = ("lm_head.", "score.", "classifier.", "qa_outputs.", "multiple_choice_head.")
+NEW_HEADS = HEADS[1:]  # may be absent: they are what a user adds to a base checkpoint
+
+
 class Layout(NamedTuple):
-    prefix: str  # of every tensor but the heads'; files of the bare model lack it
+    prefix: str  # of every tensor but those beside it; files of the bare model lack it
     dead: str  # pattern of buffers that old versions stored: masks and tables, not weights
     modern: Callable[[str, Tensor, dict], Named] = as_it_is
+    beside: tuple[str, ...] = HEADS
 
 
 LAYOUTS = {
@@ -91,9 +108,8 @@ LAYOUTS = {
     "phi": Layout("model", r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)", modern_phi),
     "phi3": Layout("model", r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)"),
     "persimmon": Layout("model", r"\.rotary_emb\.inv_freq", modern_persimmon),
+    "fuyu": Layout("language_model", r"\.rotary_emb\.inv_freq", modern_fuyu, ("vision_embed_tokens.",)),
 }
-HEADS = ("lm_head.", "score.", "classifier.", "qa_outputs.", "multiple_choice_head.")
-NEW_HEADS = HEADS[1:]  # may be absent: they are what a user adds to a base checkpoint
 
 
 class Tensors(dict):
@@ -117,7 +133,7 @@ def tensors(path: str | Path) -> Tensors:
             told = f"{stored} {tuple(whole.shape)} cannot be cut into q, k and v ({first_line(error)})"
             raise ValueError(f"{file}: {told}") from None
         for name, tensor in named:
-            if not name.startswith((layout.prefix + ".", *HEADS)):
+            if not name.startswith((layout.prefix + ".", *layout.beside)):
                 name = f"{layout.prefix}.{name}"
             if name in found:
                 raise ValueError(f"{file} holds {stored}, which {found.origin[name][0].name} holds as well")
@@ -403,7 +419,7 @@ def match(model: nn.Module, found: Tensors) -> Match:
     prefix = LAYOUTS[family(model.config.to_dict())].prefix
     prefix = "" if hasattr(model, prefix) else f"{prefix}."  # of a bare model
     wanted = {prefix + name: (name, parameter.shape) for name, parameter in model.state_dict().items()}
-    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    tied = {name for name in wanted if name.endswith("lm_head.weight") and model.config.tie_word_embeddings}
     absent = [stored for stored in wanted if stored not in found and stored not in tied]
     extra = [stored for stored in found if stored not in wanted]
     missing = [f"{s} {tuple(wanted[s][1])}" for s in absent if not s.startswith(NEW_HEADS)]
@@ -560,7 +576,7 @@ def save(model: nn.Module, folder: str | Path, *, max_shard_bytes: int = 5_000_0
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
-        state.pop("lm_head.weight", None)
+        state = {name: tensor for name, tensor in state.items() if not name.endswith("lm_head.weight")}
     dtype = str(stored_dtype(folder, state.values())).removeprefix("torch.")
     config = {"architectures": [type(model).__name__], **model.config.to_dict(), "torch_dtype": dtype}
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:

@@ -11,11 +11,12 @@ import argparse
 import io
 import json
 import math
+import random
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -23,11 +24,20 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from decoders import gpt_neo, openai_gpt, persimmon, phi, phi3, tokenize, weights
+from decoders import fuyu, gpt_neo, openai_gpt, persimmon, phi, phi3, tokenize, weights
 from examples.stories import conversations, requests, stories
 
 TRAIN_SEED, HELD_OUT_SEED, HELD_OUT = 1, 2, 200
 END, ADEPT_END = "<|endoftext|>", "|ENDOFTEXT|"
+
+
+class Rows(NamedTuple):
+    """What a model is trained on: right-padded ids (B, T), labels with -100 where nothing is learnt, and the
+    forward pass's other arguments."""
+
+    ids: torch.Tensor
+    labels: torch.Tensor
+    inputs: dict
 
 
 class Recipe(NamedTuple):
@@ -35,11 +45,13 @@ class Recipe(NamedTuple):
 
     model_class: type
     config: Callable[[tokenize.Tokenizer], object]
-    texts: Callable[[int], Iterator[str]]  # seed -> texts without end
+    texts: Callable[[int], Iterator]  # seed -> texts, or pictures with question and answer, without end
     train_tokenizer: Callable[[list[str], Path], None]  # writes the files that the family's hub folder has
     steps: int = 1000
     learning_rate: float = 4e-3
-    stops: tuple[str, ...] = (END,)  # of the first generation_config names the ids
+    stops: tuple[str, ...] = (END,)  # whose ids generation_config names
+    rows: Callable[[tokenize.Tokenizer, list], Rows] | None = None  # None: the texts as they are
+    judge: Callable[[torch.nn.Module, tokenize.Tokenizer], dict] | None = None  # of the trained model
 
 
 def byte_level_bpe(texts: list[str], folder: Path, vocab_size: int = 1000) -> None:
@@ -230,9 +242,10 @@ def adept_chat(seed: int) -> Iterator[str]:
         yield "\n\n".join(f"human: {asked}\n\nadept: {said}" for asked, said in turns)
 
 
-def sentencepiece_unigram(texts: list[str], folder: Path) -> None:
+def sentencepiece_unigram(texts: list[str], folder: Path, numbers: Sequence[str] = ()) -> None:
     """Persimmon's layout: sentencepiece unigrams, of which a few are control tokens."""
-    pieces = sentencepiece_model(texts, folder, "unigram", 1000, ["|SPEAKER|", ADEPT_END, "|NEWLINE|"])
+    symbols = ["|SPEAKER|", ADEPT_END, "|NEWLINE|", *numbers]
+    pieces = sentencepiece_model(texts, folder, "unigram", 1000 + len(numbers), symbols)
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     added = [{"id": pieces[piece][0], "content": piece, **flags} for piece in ("<unk>", ADEPT_END)]
     model = {"type": "Unigram", "unk_id": 0, "byte_fallback": True,
@@ -248,11 +261,82 @@ def sentencepiece_unigram(texts: list[str], folder: Path) -> None:
 
 
 def tiny_persimmon(tokenizer: tokenize.Tokenizer) -> persimmon.PersimmonConfig:
+    return persimmon.PersimmonConfig(**persimmon_sizes(tokenizer, hidden_size=96, intermediate_size=384))
+
+
+def persimmon_sizes(tokenizer: tokenize.Tokenizer, **sizes) -> dict:
     end = tokenizer.eos_token_id
-    return persimmon.PersimmonConfig(
-        vocab_size=len(tokenizer), hidden_size=96, intermediate_size=384, num_hidden_layers=4,
-        num_attention_heads=4, max_position_embeddings=512, bos_token_id=end, eos_token_id=end,
-    )
+    return {"vocab_size": len(tokenizer), "num_hidden_layers": 4, "num_attention_heads": 4,
+            "max_position_embeddings": 512, "bos_token_id": end, "eos_token_id": end, **sizes}
+
+
+class Example(NamedTuple):
+    """A question about a picture, and its answer."""
+
+    scene: object
+    prompt: str
+    answer: str
+
+    @property
+    def words(self) -> str:
+        return re.sub("<box>.*?</box>", "", f"{self.prompt}{self.answer}")
+
+
+def pictured(seed: int) -> Iterator[Example]:
+    """A question about each of many pictures: for a caption as often as for all the rest."""
+    from examples.shapes import scenes
+
+    rng = random.Random(seed)
+    for scene in scenes(seed):
+        caption, *others = scene.questions()
+        yield Example(scene, *(caption if rng.random() < 0.4 else rng.choice(others)))
+
+
+def fuyu_rows(tokenizer: tokenize.Tokenizer, examples: list[Example]) -> Rows:
+    """Pictures, prompts and answers; only the answers are learnt."""
+    processor = fuyu.FuyuProcessor(tokenizer)
+    ids, labels, places, patches = [], [], [], []
+    for example in examples:
+        inputs = processor(example.prompt, example.scene.picture())
+        asked = inputs["input_ids"][0].tolist()
+        answer = [*processor.prompt_ids(example.answer, 1.0), tokenizer.eos_token_id]
+        ids.append(asked + answer)
+        labels.append([-100] * len(asked) + answer)
+        places.append(inputs["image_patches_indices"][0].tolist())
+        patches += inputs["image_patches"]
+    pictures = {"image_patches": patches, "image_patches_indices": right_padded(places, -1)}
+    return Rows(right_padded(ids, 0), right_padded(labels, -100), pictures)
+
+
+@torch.no_grad()
+def judge_pictures(model: torch.nn.Module, tokenizer: tokenize.Tokenizer, count: int = 500) -> dict:
+    """How often the caption of a new picture is exactly right, and how well boxes overlap the shapes."""
+    from examples.shapes import CAPTION, overlap, scenes
+
+    processor, right, overlaps = fuyu.FuyuProcessor(tokenizer), 0, []
+    for scene in islice(scenes(HELD_OUT_SEED + 1), count):
+        shape = scene.shapes[-1]
+        inputs = processor([CAPTION, f"where is the {shape.name}?\n"], [scene.picture()] * 2)
+        T = inputs["input_ids"].shape[1]
+        caption, place = model.generate(**inputs, max_new_tokens=24)[:, T:]
+        right += tokenizer.decode(caption, skip_special_tokens=True) == scene.caption
+        found = processor.post_process_box_coordinates([place])[0].places
+        overlaps.append(overlap(found[0], shape.box) if found and len(found[0]) == 4 else 0.0)
+    return {"pictures": count, "captions_right": right / count, "mean_overlap": sum(overlaps) / count}
+
+
+def fuyu_vocabulary(texts: list[str], folder: Path) -> None:
+    """Fuyu's layout: Persimmon's, with a token for every number that a place can have."""
+    sentencepiece_unigram(texts, folder, [str(n) for n in range(961)])
+    config = {"image_processor_type": "FuyuImageProcessor", "processor_class": "FuyuProcessor",
+              "target_height": 1080, "target_width": 1920, "padding_mode": "constant", "padding_value": 1.0}
+    (folder / "preprocessor_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def tiny_fuyu(tokenizer: tokenize.Tokenizer) -> fuyu.FuyuConfig:
+    text = persimmon_sizes(tokenizer, hidden_size=128, intermediate_size=512)
+    return fuyu.FuyuConfig(text_config=fuyu.PersimmonConfig(**text), eos_token_id=tokenizer.eos_token_id,
+                           image_token_id=tokenizer.token_id("|SPEAKER|"))
 
 
 RECIPES = {
@@ -264,25 +348,31 @@ RECIPES = {
                    steps=1200, stops=(END, "<|assistant|>", "<|end|>")),
     "persimmon": Recipe(persimmon.PersimmonForCausalLM, tiny_persimmon, adept_chat, sentencepiece_unigram,
                         steps=1200, stops=(ADEPT_END,)),
+    "fuyu": Recipe(fuyu.FuyuForCausalLM, tiny_fuyu, pictured, fuyu_vocabulary, steps=4500, learning_rate=1.5e-3,
+                   stops=(ADEPT_END,), rows=fuyu_rows, judge=judge_pictures),
 }
 
 
-def batch(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, T) ids, padded on the right, and labels with -100 there. Each row begins at position 0."""
+def plain_rows(tokenizer: tokenize.Tokenizer, texts: list[str]) -> Rows:
+    """Texts, each from position 0 to its end-of-text token."""
+    rows = [[*tokenizer.encode(text), tokenizer.eos_token_id] for text in texts]
+    return Rows(right_padded(rows, 0), right_padded(rows, -100), {})
+
+
+def right_padded(rows: list[list[int]], filler: int) -> torch.Tensor:
     T = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (T - len(row)) for row in rows])
-    labels = torch.tensor([row + [-100] * (T - len(row)) for row in rows])
-    return ids, labels
+    return torch.tensor([row + [filler] * (T - len(row)) for row in rows])
 
 
 @torch.no_grad()
-def held_out_loss(model: torch.nn.Module, tokenizer: tokenize.Tokenizer, texts: Iterator[str]) -> float:
-    """Mean loss per token, in nats, over the first HELD_OUT texts and their end-of-text tokens."""
+def held_out_loss(model: torch.nn.Module, tokenizer: tokenize.Tokenizer, texts: Iterator,
+                  rows: Callable | None = None) -> float:
+    """Mean loss per learnt token, in nats, over the first HELD_OUT texts and their end-of-text tokens."""
     total = count = 0.0
     for text in islice(texts, HELD_OUT):
-        ids = torch.tensor([[*tokenizer.encode(text), tokenizer.eos_token_id]])
-        n = ids.shape[1] - 1
-        total += model.eval()(ids, labels=ids).loss.item() * n
+        ids, labels, inputs = (rows or plain_rows)(tokenizer, [text])
+        n = (labels[:, 1:] != -100).sum().item()
+        total += model.eval()(ids, labels=labels, **inputs).loss.item() * n
         count += n
     return total / count
 
@@ -297,9 +387,8 @@ def train(recipe: Recipe, model, tokenizer, steps: int, batch_size: int = 32) ->
         rate = min((step + 1) / 100, 0.55 + 0.45 * math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * rate
-        rows = [[*tokenizer.encode(text), tokenizer.eos_token_id] for text in islice(texts, batch_size)]
-        ids, labels = batch(rows)
-        loss = model.train()(ids, labels=labels).loss
+        ids, labels, inputs = (recipe.rows or plain_rows)(tokenizer, list(islice(texts, batch_size)))
+        loss = model.train()(ids, labels=labels, **inputs).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -348,7 +437,8 @@ def main() -> None:
 def make(recipe: Recipe, steps: int, folder: Path) -> None:
     """Tokenizer, model, held-out loss and picture, all in `folder`."""
     start = time.time()
-    recipe.train_tokenizer(list(islice(recipe.texts(TRAIN_SEED), 5000)), folder)
+    texts = islice(recipe.texts(TRAIN_SEED), 5000)
+    recipe.train_tokenizer([text if isinstance(text, str) else text.words for text in texts], folder)
     torch.manual_seed(0)
     placeholder = recipe.model_class.config_class().to_dict()  # until save writes the real one
     (folder / "config.json").write_text(json.dumps(placeholder))
@@ -361,8 +451,10 @@ def make(recipe: Recipe, steps: int, folder: Path) -> None:
     model.generation_config = {"eos_token_id": stops, "bos_token_id": tokenizer.bos_token_id}
     weights.save(model.half(), folder)
     model = weights.load(recipe.model_class, folder, dtype=torch.float32)  # what a user gets: rounded once
-    loss = held_out_loss(model, tokenizer, recipe.texts(HELD_OUT_SEED))
+    loss = held_out_loss(model, tokenizer, recipe.texts(HELD_OUT_SEED), recipe.rows)
     facts = {"held_out_loss": loss, "held_out_texts": HELD_OUT, "steps": len(losses)}
+    if recipe.judge:
+        facts |= recipe.judge(model, tokenizer)
     (folder / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
     draw(losses, loss, folder / "loss.png")
     print(f"held-out loss {loss:.4f} per token; {time.time() - start:.0f} s")

@@ -11,7 +11,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from decoders import gpt_neo, openai_gpt, persimmon, phi, phi3
+from decoders import fuyu, gpt_neo, openai_gpt, persimmon, phi, phi3, weights
 
 BATCH, LENGTH, PADDED = 2, 23, 4  # the length exceeds every window; PADDED tokens of row 0 are padding
 
@@ -29,12 +29,23 @@ class Family:
     causal: str = "ForCausalLM"  # how the class with a language model head is called
     table: str = "transformer.wte"  # the token table
     scores: tuple[str, ...] = ("q_proj", "k_proj")  # what makes scores large
+    own: tuple[str, ...] | None = None  # fields that are not the decoder's, where the decoder has a config of its own
 
     def __repr__(self) -> str:
         return self.name
 
     def cls(self, head: str = "ForCausalLM") -> type:
+        if not hasattr(self.module, self.class_name(head)):
+            pytest.skip(f"{self.name} has no {self.class_name(head)}")
         return getattr(self.module, self.class_name(head))
+
+    def their_config(self, **changes) -> dict:
+        """What Transformers of any version reads as our flat tiny config."""
+        config = copy.deepcopy({**self.tiny, **changes})  # Transformers writes into rope_scaling
+        if self.own is not None:
+            inner = {key: value for key, value in config.items() if key not in self.own}
+            config["text_config"] = {**inner, "model_type": "persimmon"}
+        return config
 
     def class_name(self, head: str = "ForCausalLM") -> str:
         return self.prefix + (self.causal if head == "ForCausalLM" else head)
@@ -49,13 +60,15 @@ class Family:
     def pair(self, head: str = "ForCausalLM", seed: int = 0, dtype=torch.float32, **changes):
         """Ours and Transformers' with the same redrawn weights, in eval mode."""
         transformers = pytest.importorskip("transformers")
-        config = copy.deepcopy({**self.tiny, **changes})  # Transformers writes into rope_scaling
+        self.cls(head)
+        config = self.their_config(**changes)
         config_class = type(transformers.AutoConfig.for_model(config.pop("model_type")))
         theirs_class = getattr(transformers, self.class_name(head))
         theirs = theirs_class._from_config(config_class(**config), attn_implementation="eager")
         redraw(theirs, seed)
         ours = self.cls(head)(self.config(**changes))
-        ours.load_state_dict(theirs.state_dict())
+        modern = weights.LAYOUTS[self.name].modern if self.own is not None else weights.as_it_is
+        ours.load_state_dict({new: t for old, t in theirs.state_dict().items() for new, t in modern(old, t, {})})
         return ours.to(dtype).eval(), theirs.to(dtype).eval()
 
 
@@ -437,4 +450,35 @@ PERSIMMON = Family(
     },
 )
 
-FAMILIES = [GPT_NEO, OPENAI_GPT, PHI, PHI3, PERSIMMON]
+# ---- Fuyu -------------------------------------------------------------------------------------------------
+
+
+def change_decoder(**values) -> Callable:
+    def mutate(model, monkeypatch):
+        for name, value in values.items():
+            monkeypatch.setattr(model.config.text_config, name, value)
+
+    return mutate
+
+
+FUYU = Family(
+    name="fuyu",
+    module=fuyu,
+    prefix="Fuyu",
+    tiny={**PERSIMMON.tiny, "model_type": "fuyu", "patch_size": 4, "image_token_id": 97},
+    own=("patch_size", "num_channels", "image_token_id", "model_type"),
+    base="language_model",
+    table="language_model.model.embed_tokens",
+    scores=("q_layernorm", "k_layernorm"),
+    dead={f"language_model.model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(3) for i in range(3)},
+    mutations={
+        "rotary base of Transformers 5.23": change_decoder(rope_theta=10000.0),
+        "all dimensions rotated": change_decoder(partial_rotary_factor=1.0),
+        "plain ReLU": change_modules(fuyu.PersimmonMLP, act=F.relu),
+        "norm epsilon 1e-4": change_modules(nn.LayerNorm, eps=1e-4),
+        "norms swapped": swap("input_layernorm", "post_attention_layernorm"),
+        "joint bias dropped": drop_bias("query_key_value.bias"),
+    },  # of pictures: test_fuyu.py
+)
+
+FAMILIES = [GPT_NEO, OPENAI_GPT, PHI, PHI3, PERSIMMON, FUYU]

@@ -26,6 +26,7 @@ UNUSUAL = {
     "gpt_neo": ("local layers that see 256 tokens, scores without 1/sqrt(D)", "gpt-neo-125m, -1.3B, -2.7B"),
     "phi3": ("q, k, v and gate, up joint; grouped heads, a window, longrope", "Phi-3 mini and medium, 3.5-mini, phi-4, phi-4-mini"),
     "persimmon": ("squared ReLU, norms on q and k, 262,144 tokens", "persimmon-8b-base, -chat"),
+    "fuyu": ("Persimmon that sees: patches of pictures are tokens, and places too", "fuyu-8b"),
     "phi": ("attention and MLP side by side, rotary on part of each head, biases everywhere", "phi-1, phi-1.5, phi-2"),
     "openai-gpt": ("norms after the sums, none at the end; a KV cache, which nobody else gives it", "openai-gpt"),
 }

@@ -21,7 +21,7 @@ def largest(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
 @pytest.mark.parametrize("fast", [True, False], ids=["fast", "spelled out"])
 def test_every_layer_agrees(family, dtype, padded, fast):
-    if padded and dtype == torch.float64 and family.name in ("phi", "phi3", "persimmon"):
+    if padded and dtype == torch.float64 and family.name in ("phi", "phi3", "persimmon", "fuyu"):
         pytest.skip("there the reference is NaN: its float64 mask overflows its float32 softmax")
     ours, theirs = family.pair(dtype=dtype)
     ids, mask = inputs(101, padded)

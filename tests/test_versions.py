@@ -36,7 +36,7 @@ def other(request, tmp_path):
 
 
 def case(family, model, calls, head="ForCausalLM", dtype=torch.float32):
-    return {"class": family.class_name(head), "config": {**family.tiny, **model.changes}, "weights": model.state_dict(),
+    return {"class": family.class_name(head), "config": family.their_config(**model.changes), "weights": model.state_dict(),
             "calls": calls, "dtype": dtype}  # fmt: skip
 
 
