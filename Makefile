@@ -1,5 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
+PICTURE := checkpoints/tiny-fuyu/shapes.png
+CAPTION := Generate a coco-style caption.
 
 .PHONY: run test bench lint clean
 
@@ -8,6 +10,10 @@ run: .venv/run
 	$(BIN)/python -m decoders generate checkpoints/tiny-gpt-neo "Once upon a time"
 	$(BIN)/python -m decoders generate checkpoints/tiny-openai-gpt "Once upon a time"
 	$(BIN)/python -m decoders generate checkpoints/tiny-phi --chat "Tell me a story about Nora and an owl."
+	printf '%s\n' "Tell me a story about Tom and a fox." "What did Tom take everywhere?" | $(BIN)/python -m decoders chat checkpoints/tiny-phi3
+	$(BIN)/python -m decoders generate checkpoints/tiny-persimmon --chat "Tell me a story about Zoe and a bear."
+	$(BIN)/python -m decoders generate checkpoints/tiny-fuyu "$(CAPTION)" --image $(PICTURE)
+	$(BIN)/python -m decoders generate checkpoints/tiny-fuyu "where is the red circle?" --image $(PICTURE) --draw shapes-answer.png
 
 # Everything: parity with Transformers, properties, broken folders, the command line.
 test: .venv/test

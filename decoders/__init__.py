@@ -32,7 +32,7 @@ REFUSED = {  # model_type -> what it is; their names suggest Phi-3
     "phi4_multimodal": "Phi-4-multimodal adds encoders for pictures and speech",
 }
 
-SMALL_FILES = ("*.json", "merges.txt", "*.model", "*.bpe")  # configs, indexes, tokenizers
+SMALL_FILES = ("*.json", "merges.txt", "*.model", "*.bpe", "*.jinja")  # configs, indexes, tokenizers
 WEIGHT_FILES = (  # of a hub repository the first kind that it has is fetched
     ("model.safetensors", "model-*-of-*.safetensors"),
     ("pytorch_model.bin", "pytorch_model-*-of-*.bin"),

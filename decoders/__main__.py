@@ -128,6 +128,8 @@ class Sight:
         self.picture, self.draw_to, self.show = open_picture(args.image), args.draw, write
         patches = fuyu.FuyuImageProcessor(patch_size=fuyu.FuyuConfig.from_dict(config).patch_size)
         self.tokenizer, self.processor = tokenizer, fuyu.FuyuProcessor(tokenizer, patches)
+        prompt = prompt.replace("\\n", "\n")  # which a shell leaves as it is
+        prompt = prompt.removesuffix("\n") + "\n"  # Fuyu was trained on prompts that end so
         self.inputs = self.processor(prompt, self.picture)
         self.pictures = {key: self.inputs[key] for key in ("image_patches", "image_patches_indices")}
         self.special = {token.id for token in tokenizer.added.values() if token.special}
@@ -171,12 +173,16 @@ def open_picture(file: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return ImageOps.exif_transpose(Image.open(file))
+            image = Image.open(file)
+            image.load()
+            return ImageOps.exif_transpose(image)
     except Image.UnidentifiedImageError:
         raise ValueError(f"{file} is no picture that Pillow can read") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise ValueError(f"{file} has more pixels than any honest picture") from None
-    except (SyntaxError, EOFError) as error:  # Pillow's words for damaged files
+    except (OSError, SyntaxError, EOFError) as error:  # Pillow's words for damaged files
+        if getattr(error, "filename", None):
+            raise
         raise ValueError(f"{file} is damaged: {error}") from None
 
 

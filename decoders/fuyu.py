@@ -310,15 +310,15 @@ class FuyuImageProcessor:
         for b, row in enumerate(image_input):
             ids, patches, of_row, of_picture, before = [], [], [], [], 0
             for i, image in enumerate(row):
-                lines = torch.empty(0, dtype=torch.long)
-                if bool(torch.as_tensor(image_present[b][i]).any()):
-                    if variable_sized:
-                        image = self.cropped(image, int(image_unpadded_h[b][i]), int(image_unpadded_w[b][i]))
+                present = bool(torch.as_tensor(image_present[b][i]).any())
+                if present and variable_sized:
+                    image = self.cropped(image, int(image_unpadded_h[b][i]), int(image_unpadded_w[b][i]))
+                if present:
                     patches.append(self.patchify_image(image))
                     found["images"].append([image])
-                    shape = (image.shape[1] // self.patch_size, image.shape[2] // self.patch_size)
-                    lines = torch.full(shape, image_placeholder_id)
-                    lines = F.pad(lines, (0, 1), value=image_newline_id) if variable_sized else lines
+                rows, columns = (n // self.patch_size * present for n in image.shape[1:])
+                lines = torch.full((rows, columns), image_placeholder_id)
+                lines = F.pad(lines, (0, 1), value=image_newline_id) if variable_sized else lines
                 ids.append(lines.flatten())
                 of_picture.append(counted(ids[-1] == image_placeholder_id))
                 of_row.append(torch.where(of_picture[-1] >= 0, of_picture[-1] + before, -1))

@@ -373,7 +373,8 @@ class PieceTokenizer(Tokenizer):
     """Sentencepiece: a `▁` for every space and one before each text between added tokens, nothing normalised.
 
     Where pieces have chances (unigram), control and byte pieces are found in a text too, as Hugging Face's
-    fast tokenizer finds them: "<s>" is 1 and "<0x04>" the byte. Sentencepiece itself would spell them.
+    fast tokenizer finds them: "<s>" is 1 and "<0x04>" the byte. Sentencepiece itself would spell them. One
+    difference stays: "<unk>" beside a character that no piece has is 0 here, and spelled in bytes there.
     """
 
     decoder = PieceDecoder

@@ -514,11 +514,15 @@ class Undrawn(TorchFunctionMode):
 def on_meta(model_class: type, folder: Path, **overrides) -> nn.Module:
     """The model that `config.json` describes, without memory for its weights."""
     config_class = model_class.config_class
-    if unknown := overrides.keys() - config_class.__dataclass_fields__.keys():
+    known = {*config_class().to_dict(), *config_class.__dataclass_fields__}
+    if unknown := overrides.keys() - known:
         raise TypeError(f"{config_class.__name__} has no field {', '.join(sorted(unknown))}")
-    stored = read_config(folder)
+    stored = {**read_config(folder), **overrides}
+    if inner := stored.get("text_config"):  # of Fuyu, where most fields are
+        outer = config_class.__dataclass_fields__
+        stored["text_config"] = {**inner, **{key: v for key, v in overrides.items() if key not in outer}}
     try:
-        config = config_class.from_dict({**stored, **overrides})
+        config = config_class.from_dict(stored)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{folder / 'config.json'}: {first_line(error)}") from None
     with torch.device("meta"), Undrawn():

@@ -81,15 +81,19 @@ class Scene(NamedTuple):
         return asked
 
 
+EXAMPLE = Scene(120, 150, GROUNDS[2],
+                (Shape("red", "circle", 20, 10, 50), Shape("blue", "square", 60, 90, 40)))
+
+
 def shape(rng: random.Random, height: int, width: int) -> Shape:
-    size = rng.randrange(30, min(height, width, 76) - 10, 2)
-    top, left = rng.randrange(0, height - size + 1, 2), rng.randrange(0, width - size + 1, 2)
+    size = rng.choice((30, 40, 50, 60))
+    top, left = rng.randrange(0, height - size + 1, 10), rng.randrange(0, width - size + 1, 10)
     return Shape(rng.choice(list(COLOURS)), rng.choice(KINDS), top, left, size)
 
 
 def scene(rng: random.Random) -> Scene:
     height, width = rng.choice(SIDES), rng.choice(SIDES)
-    ground, count = rng.choice(GROUNDS), rng.choice((1, 2, 2))
+    ground, count = rng.choice(GROUNDS), rng.choice((1, 2))
     while True:
         a, b = shape(rng, height, width), shape(rng, height, width)
         if count == 1:

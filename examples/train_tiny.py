@@ -27,7 +27,7 @@ from tqdm import tqdm
 from decoders import fuyu, gpt_neo, openai_gpt, persimmon, phi, phi3, tokenize, weights
 from examples.stories import conversations, requests, stories
 
-TRAIN_SEED, HELD_OUT_SEED, HELD_OUT = 1, 2, 200
+TRAIN_SEED, HELD_OUT_SEED, HELD_OUT, PICTURES = 1, 2, 200, 500
 END, ADEPT_END = "<|endoftext|>", "|ENDOFTEXT|"
 
 
@@ -309,10 +309,11 @@ def fuyu_rows(tokenizer: tokenize.Tokenizer, examples: list[Example]) -> Rows:
 
 
 @torch.no_grad()
-def judge_pictures(model: torch.nn.Module, tokenizer: tokenize.Tokenizer, count: int = 500) -> dict:
+def judge_pictures(model: torch.nn.Module, tokenizer: tokenize.Tokenizer, count: int | None = None) -> dict:
     """How often the caption of a new picture is exactly right, and how well boxes overlap the shapes."""
     from examples.shapes import CAPTION, overlap, scenes
 
+    count = PICTURES if count is None else count
     processor, right, overlaps = fuyu.FuyuProcessor(tokenizer), 0, []
     for scene in islice(scenes(HELD_OUT_SEED + 1), count):
         shape = scene.shapes[-1]
@@ -331,6 +332,9 @@ def fuyu_vocabulary(texts: list[str], folder: Path) -> None:
     config = {"image_processor_type": "FuyuImageProcessor", "processor_class": "FuyuProcessor",
               "target_height": 1080, "target_width": 1920, "padding_mode": "constant", "padding_value": 1.0}
     (folder / "preprocessor_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    from examples.shapes import EXAMPLE
+
+    EXAMPLE.picture().save(folder / "shapes.png")
 
 
 def tiny_fuyu(tokenizer: tokenize.Tokenizer) -> fuyu.FuyuConfig:
@@ -348,8 +352,8 @@ RECIPES = {
                    steps=1200, stops=(END, "<|assistant|>", "<|end|>")),
     "persimmon": Recipe(persimmon.PersimmonForCausalLM, tiny_persimmon, adept_chat, sentencepiece_unigram,
                         steps=1200, stops=(ADEPT_END,)),
-    "fuyu": Recipe(fuyu.FuyuForCausalLM, tiny_fuyu, pictured, fuyu_vocabulary, steps=4500, learning_rate=1.5e-3,
-                   stops=(ADEPT_END,), rows=fuyu_rows, judge=judge_pictures),
+    "fuyu": Recipe(fuyu.FuyuForCausalLM, tiny_fuyu, pictured, fuyu_vocabulary, steps=4500,
+                   learning_rate=1.5e-3, stops=(ADEPT_END,), rows=fuyu_rows, judge=judge_pictures),
 }
 
 
@@ -380,13 +384,17 @@ def held_out_loss(model: torch.nn.Module, tokenizer: tokenize.Tokenizer, texts: 
 def train(recipe: Recipe, model, tokenizer, steps: int, batch_size: int = 32) -> list[float]:
     """AdamW, a short warm-up, then a cosine down to a tenth. Returns the loss of every step."""
     texts = recipe.texts(TRAIN_SEED)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.05)
+    # AdamW moves every weight by about the rate, so an output of 2,700 pixels moves 20 times as far as others
+    seeing = [p for name, p in model.named_parameters() if name.startswith("vision_")]
+    others = [p for name, p in model.named_parameters() if not name.startswith("vision_")]
+    groups = [{"params": others, "share": 1.0}, {"params": seeing, "share": 0.05}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.05)
     losses = []
     bar = tqdm(range(steps), "training", unit=" steps", disable=None)  # None: only on a terminal
     for step in bar:
         rate = min((step + 1) / 100, 0.55 + 0.45 * math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * rate
+            group["lr"] = recipe.learning_rate * rate * group["share"]
         ids, labels, inputs = (recipe.rows or plain_rows)(tokenizer, list(islice(texts, batch_size)))
         loss = model.train()(ids, labels=labels, **inputs).loss
         optimizer.zero_grad()

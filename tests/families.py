@@ -29,6 +29,7 @@ class Family:
     causal: str = "ForCausalLM"  # how the class with a language model head is called
     table: str = "transformer.wte"  # the token table
     scores: tuple[str, ...] = ("q_proj", "k_proj")  # what makes scores large
+    output: str = "lm_head"
     own: tuple[str, ...] | None = None  # fields that are not the decoder's, where the decoder has a config of its own
 
     def __repr__(self) -> str:
@@ -469,6 +470,7 @@ FUYU = Family(
     own=("patch_size", "num_channels", "image_token_id", "model_type"),
     base="language_model",
     table="language_model.model.embed_tokens",
+    output="language_model.lm_head",
     scores=("q_layernorm", "k_layernorm"),
     dead={f"language_model.model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(3) for i in range(3)},
     mutations={

@@ -13,9 +13,10 @@ import torch
 from decoders import weights
 from tests import folders
 from tests.conftest import ROOT
-from tests.families import GPT_NEO
+from tests.families import GPT_NEO, PHI3
 
 TINY = "checkpoints/tiny-gpt-neo"
+FUYU, SHAPES = "checkpoints/tiny-fuyu", "checkpoints/tiny-fuyu/shapes.png"
 
 
 def run(*arguments, input=None, **options):
@@ -126,6 +127,122 @@ def test_interrupted_is_exit_130(tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err
+
+
+# ---- chat
+
+
+def test_a_conversation_keeps_what_was_said_and_its_cache():
+    lines = "Tell me a story about Tom and a fox.\nWhat did Tom take everywhere?\n\n/reset\nTell me a story about Zoe and a bear.\n"
+    found = run("chat", "checkpoints/tiny-phi3", input=lines)
+    assert found.returncode == 0
+    story, answer, other = found.stdout.splitlines()
+    assert story.count("Tom") >= 3 and answer.startswith("It was a ") and answer.split()[-1].strip(".") in story
+    assert other.count("Zoe") >= 3 and "Tom" not in other and "<|" not in found.stdout
+    notes = found.stderr.splitlines()
+    assert len(notes) == 3 and notes[0].endswith("0 of the prompt were in the cache)")
+    prompt, cached = (int(notes[1].split(word)[0].split()[-1].strip("(")) for word in (" prompt", " of the prompt"))
+    assert cached > 100 and prompt - cached < 20, "the story was not read again"
+
+
+def test_commands_of_a_conversation():
+    found = run("chat", "checkpoints/tiny-phi3", "--system", "Be brief.", "--max-new-tokens", "3", input="/help\n/system Be kind.\nHi\n/system\nHi\n")
+    assert found.returncode == 0 and found.stdout.count("\n") == 2
+    assert "/help is no command: there are /reset and /system TEXT" in found.stderr
+    asked = [int(line.split()[0].strip("(")) for line in found.stderr.splitlines() if " prompt + " in line]
+    assert asked[0] > asked[1], "the system message was part of the first prompt"
+    left_out = run("chat", "checkpoints/tiny-phi", "--system", "Be brief.", input="")
+    assert left_out.returncode == 0 and "has no system message, it is left out" in left_out.stderr
+    assert "no chat format" in run("chat", TINY, input="Hi\n").stderr
+
+
+def test_an_answer_ends_before_the_model_speaks_for_the_user():
+    found = run("generate", "checkpoints/tiny-persimmon", "--chat", "Tell me a story about Zoe and a bear.")
+    assert found.returncode == 0 and found.stdout.count("Zoe") >= 3 and "human:" not in found.stdout
+
+
+@pytest.fixture
+def slow(tmp_path):
+    """A model that talks for a long time."""
+    for name in ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (tmp_path / name).write_bytes((ROOT / "checkpoints/tiny-phi3" / name).read_bytes())
+    sizes = {"vocab_size": 1005, "hidden_size": 384, "head_dim": 12, "sliding_window": None, "eos_token_id": 0, "pad_token_id": 0}
+    weights.save(PHI3.model(**sizes), tmp_path)
+    return tmp_path
+
+
+def test_ctrl_c_stops_the_answer_not_the_program(slow):
+    pty = pytest.importorskip("pty")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.execv(sys.executable, [sys.executable, "-m", "decoders", "chat", str(slow), "--max-new-tokens", "20000"])
+    shown = b""
+
+    def until(end: bytes) -> None:
+        nonlocal shown
+        while not shown.endswith(end):
+            shown += os.read(terminal, 1)
+
+    until(b"> ")
+    os.write(terminal, b"Hello\n")
+    until(b"Hello\r\n")
+    for _ in range(30):  # some of the answer
+        shown += os.read(terminal, 1)
+    os.write(terminal, b"\x03")
+    until(b"in the cache)\r\n")
+    until(b"> ")
+    os.write(terminal, b"half a line\x03")
+    until(b"> ")
+    os.write(terminal, b"/reset\n")
+    until(b"> ")
+    os.write(terminal, b"\x04")
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0 and b"Traceback" not in shown
+
+
+# ---- Pictures
+
+
+def test_a_picture_is_described():
+    for prompt in ("Generate a coco-style caption.\n", "Generate a coco-style caption.", "Generate a coco-style caption.\\n"):
+        found = run("generate", FUYU, prompt, "--image", SHAPES)
+        assert found.returncode == 0 and found.stdout == "a red circle left of a blue square\n"
+    assert "34 prompt + " in found.stderr or " prompt + " in found.stderr
+
+
+def test_places_are_told_in_pixels_and_drawn(tmp_path):
+    from PIL import Image
+
+    from examples.shapes import EXAMPLE, overlap
+
+    file = tmp_path / "answer.png"
+    found = run("generate", FUYU, "where is the red circle?", "--image", SHAPES, "--draw", str(file))
+    assert found.returncode == 0 and found.stdout.startswith("<box>") and found.stdout.endswith("</box>\n")
+    assert f"1 places drawn into {file}" in found.stderr
+    before, after = Image.open(ROOT / SHAPES).convert("RGB"), Image.open(file)
+    assert before.size == after.size and before.tobytes() != after.tobytes()
+    answer = json.loads(run("generate", FUYU, "where is the red circle?", "--image", SHAPES, "--json").stdout)
+    [place] = answer["places"]
+    assert overlap(tuple(place["box"].values()), EXAMPLE.shapes[0].box) > 0.7
+    assert answer["text"] == found.stdout.strip() and answer["prompt"] == "where is the red circle?"
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--image", "README.md"], "README.md is no picture that Pillow can read"), (["--image", "no.png"], "no.png"),
+    (["--draw", "x.png"], "--draw needs a picture: --image FILE"), (["--image", SHAPES, "--chat"], "--image has no --chat"),
+    (["--image", SHAPES, "--draw", "answer.xyz"], "give a name that ends in .png or .jpg"), (["--image", "tests"], "tests"),
+])  # fmt: skip
+def test_pictures_that_cannot_be_used_are_said(arguments, message):
+    found = run("generate", FUYU, "where is the red circle?", *arguments)
+    assert found.returncode == 2 and "error: " in found.stderr and message in found.stderr and "Traceback" not in found.stderr
+
+
+def test_damaged_pictures_are_said(tmp_path):
+    file = tmp_path / "cut.png"
+    file.write_bytes((ROOT / SHAPES).read_bytes()[:200])
+    found = run("generate", FUYU, "x", "--image", str(file))
+    assert found.returncode == 2 and found.stdout == "" and found.stderr.count("\n") == 1
 
 
 # ---- inspect

@@ -130,8 +130,11 @@ def test_loss_and_gradients(family, padded):
     b.loss.backward()
     theirs_by_name = dict(theirs.named_parameters())
     for name, p in ours.named_parameters():
+        if name.startswith("vision_"):
+            continue  # no picture here: test_fuyu.py
         assert p.grad is not None and p.grad.abs().max() > 0, f"{name} gets no gradient"
-        assert largest(p.grad, theirs_by_name[name].grad) < 1e-6, name
+        assert largest(p.grad, theirs_by_name[name.replace("language_model.model", "model.language_model").replace(
+            "language_model.lm_head", "lm_head")].grad) < 1e-6, name
 
 
 def test_all_labels_ignored_is_nan(family):
@@ -278,7 +281,7 @@ def test_dropouts_act_in_training_only(family):
 
 
 def test_attention_dropout_is_in_the_weights_returned(family):
-    rate = "attention_dropout" if hasattr(family.config(), "attention_dropout") else "attn_pdrop"
+    rate = "attention_dropout" if "attention_dropout" in family.config().to_dict() else "attn_pdrop"
     ours = family.model(**{rate: 0.5}).train()
     rows = ours(inputs(101)[0], output_attentions=True).attentions[0][..., -1, :]
     assert set((rows > 0).unique().tolist()) == {False, True} and not torch.allclose(rows.sum(-1), torch.ones(()))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from decoders import model_class, read_config, tokenize, weights
+from decoders import fuyu, model_class, read_config, tokenize, weights
 
 PROMPT = [1212, 318, 281, 1672, 2643, 290, 428, 318, 257, 1332]
 LOGITS = {  # checkpoint -> (tolerance, logits[0, :2, :30])
@@ -58,6 +58,12 @@ TEXTS = {  # checkpoint -> (prompt or ids, what greedy text follows)
 }  # fmt: skip
 
 
+EYES = [  # of adept/fuyu-8b: a picture beside the checkpoint, a prompt, what greedy text follows
+    ("bus.png", "Generate a coco-style caption.\n", "A blue bus parked on the side of a road."),
+    ("bus.png", "What color is the bus?\n", "The bus is blue.\n"),
+    ("chart.png", "What is the highest life expectancy at birth of male?\n",
+     "The life expectancy at birth of males in 2018 is 80.7.\n"),
+]
 FRUIT = {"role": "user", "content": "Can you provide ways to eat combinations of bananas and dragonfruits?"}
 SYSTEM = {"role": "system", "content": "You are a helpful digital assistant. Please provide safe, ethical and accurate information to the user."}
 BEGINS = "Certainly! Bananas and dragonfruits can be combined in various delicious "
@@ -65,6 +71,8 @@ CHATS = [  # checkpoint, messages, what greedy text follows
     ("Phi-3-mini-4k-instruct", [FRUIT], BEGINS + "ways. Here are some creative ideas for incorporating both fruits"),
     ("Phi-3-mini-4k-instruct", [SYSTEM, FRUIT], BEGINS + "ways. Here are some ideas for incorporating these fruits into your"),
     ("Phi-3-mini-128k-instruct", [SYSTEM, FRUIT], BEGINS + "and nutritious ways. Here are some creative and healthy"),
+    ("persimmon-8b-chat", [{"role": "user", "content": "Simply put, the theory of relativity states that?"}],
+     "The theory of relativity states that the laws of physics are the same for all observers, regardless of their"),
 ]
 
 
@@ -112,3 +120,22 @@ def test_published_chats(name, messages, expected):
     ids = tokenizer.chat(messages)
     found = model_of(folder).generate(torch.tensor([ids]), max_new_tokens=32, eos_token_id=None)[0, len(ids) :]
     assert tokenizer.decode(found).strip().startswith(expected)
+
+
+@pytest.mark.parametrize(("file", "prompt", "expected"), EYES)
+def test_published_answers_about_pictures(file, prompt, expected):
+    folder = folder_of("fuyu-8b")
+    if not (folder / file).exists():
+        pytest.skip(f"fuyu-8b lacks {file}")
+    image, tokenizer = pytest.importorskip("PIL.Image").open(folder / file), tokenize.load(folder)
+    inputs = fuyu.FuyuProcessor(tokenizer)(prompt, image)
+    found = model_of(folder).generate(**inputs, max_new_tokens=16)[0, inputs["input_ids"].shape[1] :]
+    assert tokenizer.decode(found, skip_special_tokens=True).startswith(expected.strip())
+
+
+def test_published_ids_of_a_picture_and_its_prompt():
+    """Of the real vocabulary, with a backslash and an n, as the test of Transformers has it."""
+    tokenizer = tokenize.load(folder_of("fuyu-8b"))
+    ids = fuyu.FuyuProcessor(tokenizer)("Generate a coco-style caption.\\n", torch.zeros(417, 640, 3, dtype=torch.uint8))["input_ids"][0]
+    tail = [1, 128340, 71374, 71389, 120412, 71377, 71835, 71374, 73615, 71375, 71399, 71435, 71122]
+    assert ids.tolist() == [*[71011] * 22, 71019] * 14 + tail

@@ -37,7 +37,7 @@ def writer(request, family):
 def test_every_layout_gives_the_same_model(family, tmp_path, writer, dtype):
     model = weights.load(family.cls(), written(tmp_path, family, writer, dtype))
     assert equal(model, family.model(dtype=dtype)) and not model.training
-    tied = model.lm_head.weight is model.get_submodule(family.table).weight
+    tied = model.get_submodule(family.output).weight is model.get_submodule(family.table).weight
     assert tied == model.config.tie_word_embeddings
     assert all(p.requires_grad for p in model.parameters())
 
