@@ -13,11 +13,12 @@ if __name__ == "tokenize":  # Python was started in this folder, and torch wants
 
 import codecs
 import re
+import struct
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, lru_cache, partial
 from heapq import heapify, heappop, heappush
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 from unicodedata import category
@@ -390,13 +391,13 @@ class PieceTokenizer(Tokenizer):
         kinds = (self.pieces.is_control, self.pieces.is_byte, self.pieces.is_unknown)
         control = {names[id]: id for id in ids if unigram and any(kind(id) for kind in kinds)}
         self.found = {**control, **{marked(content): self.added[content].id for content in self.later}}
-        self.finder, self.typed = splitter(self.found), splitter([*control, *self.added])
+        self.finder, self.typed = splitter(self.found), splitter([*control, *self.later])
         # what the vocabulary's makers defined, such as |SPEAKER|: numbers are among it, and harmless
         self.defined = {id for id in ids if unigram and scores[id] == 0 and not names[id].isdigit()}
 
     def _defused(self, text: str) -> str:
         known = {self.pieces.id_to_piece(id) for id in self.pieces.encode(marked(text)) if id in self.defined}
-        finder = splitter(known | {found[0] for found in self.typed.finditer(text)})
+        finder = splitter(known | {found[0] for found in (self.typed.finditer(text) if self.typed else ())})
         return finder.sub(lambda found: found[0][0] + BREAK + found[0][1:], text) if finder else text
 
     def _encode_ordinary(self, text: str) -> list[int]:
@@ -726,16 +727,21 @@ def read_pieces(file: Path) -> dict[str, int]:
 
 
 def read_whole(file: Path) -> Files:
-    """`tokenizer.json` of byte-level or GPT-1's BPE. Merges are "a b" or pairs."""
+    """`tokenizer.json`, of any kind. Merges are "a b" or pairs."""
     content = read_json(file)
     model, before = content["model"], content["pre_tokenizer"]
     word_level = model.get("end_of_word_suffix") == END_OF_WORD
-    if model.get("byte_fallback"):
-        raise ValueError(f"{file} describes sentencepiece, for which tokenizer.model is needed beside it")
-    if model.get("type", "BPE") != "BPE" or (content.get("normalizer") and not word_level):
-        raise ValueError(f"{file}: only byte-level and GPT-1's BPE are supported, and this is another kind")
-    merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
     added = {token["id"]: flagged(token["id"], token) for token in content["added_tokens"]}
+    if model.get("byte_fallback"):
+        replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+        marks = [{"type": "Prepend", "prepend": "▁"}, replace]
+        if before is not None or content["normalizer"] != {"type": "Sequence", "normalizers": marks}:
+            raise ValueError(f"{file} does not put a ▁ before each text and for each space: not supported")
+        vocab, pieces = sentencepiece_model(model)
+        return Files(file, vocab, added, pieces=pieces)
+    if model.get("type", "BPE") != "BPE" or (content.get("normalizer") and not word_level):
+        raise ValueError(f"{file}: neither sentencepiece nor BPE of bytes or words, which are supported")
+    merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
     if word_level:
         return Files(file, model["vocab"], added, merges)
     steps = before.get("pretokenizers", [before])
@@ -744,6 +750,45 @@ def read_whole(file: Path) -> Files:
         told = published or before
         raise ValueError(f"{file}: the pre_tokenizer is none of GPT-2's, cl100k's and o200k's: {told}")
     return Files(file, model["vocab"], added, merges, PUBLISHED[published[0]] if published else GPT2)
+
+
+def sentencepiece_model(model: dict) -> tuple[dict[str, int], bytes]:
+    """Piece -> id, and the tokenizer.model that tokenizer.json describes, in protobuf: Transformers 5 saves
+    none. Scores of BPE are minus the rank of the merges that make a piece."""
+    unigram = model["type"] == "Unigram"
+    if unigram:
+        ids = {piece: id for id, (piece, _) in enumerate(model["vocab"])}
+        scores, unknown = dict(map(tuple, model["vocab"])), model["vocab"][model["unk_id"]][0]
+    else:
+        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+        results = [piece for piece, _ in groupby(a + b for a, b in pairs)]
+        if len(set(results)) < len(results):
+            raise ValueError("merges that make the same piece do not follow each other, as in sentencepiece")
+        ids, unknown, last = model["vocab"], model["unk_token"], -float(len(results))
+        scores = {**dict.fromkeys(ids, last), **{piece: -float(rank) for rank, piece in enumerate(results)}}
+
+    def kind(piece: str) -> int:
+        if piece in (unknown, "<s>", "</s>"):
+            return 2 if piece == unknown else 3  # unknown, control
+        defined = 4 if unigram and scores[piece] == 0 else 1  # by the vocabulary's makers; a normal piece
+        return 6 if BYTE_PIECE.fullmatch(piece) else defined
+
+    content = b""
+    for piece in sorted(ids, key=ids.get):
+        score = b"\x15" + struct.pack("<f", scores[piece])
+        content += field(1, field(1, piece.encode()) + score + b"\x18" + varint(kind(piece)))
+    spec = b"\x18" + varint(1 if unigram else 2) + b"\x98\x02\x01"  # model_type, byte_fallback
+    return ids, content + field(2, spec + b"\xc0\x02" + varint(ids[unknown]))  # unk_id
+
+
+def field(number: int, content: bytes) -> bytes:
+    """A field of bytes in protobuf."""
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def varint(n: int) -> bytes:
+    """Seven bits a byte, the lowest first; all but the last have the eighth set."""
+    return bytes([n]) if n < 128 else bytes([n & 127 | 128]) + varint(n >> 7)
 
 
 def read_merges(file: Path) -> list[tuple[str, str]]:

@@ -204,9 +204,25 @@ def test_what_is_not_sentencepiece_is_said(data, tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"YWJj 0\n")  # tiktoken's own format has this name elsewhere
     with pytest.raises(ValueError, match="tokenizer.model is not a sentencepiece model"):
         tokenize.load(tmp_path)
-    (tmp_path / "tokenizer.model").unlink()
-    (tmp_path / "tokenizer.json").write_bytes((data / "hub" / "phi-3-mini-4k" / "tokenizer.json").read_bytes())
-    with pytest.raises(ValueError, match="describes sentencepiece, for which tokenizer.model is needed"):
+
+
+@pytest.mark.parametrize("name", [*PIECES, "tiny-persimmon", "tiny-phi3", "tiny-fuyu"])
+def test_tokenizer_json_alone_is_enough(data, tmp_path, name):
+    """Transformers 5 saves no tokenizer.model."""
+    source = (ROOT / "checkpoints" if name.startswith("tiny") else data / "hub") / name
+    for file in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        (tmp_path / file).write_bytes((source / file).read_bytes())
+    alone, whole = tokenize.load(tmp_path), tokenize.load(source)
+    rng = random.Random(name)
+    words = [text.decode("utf-8", "ignore").replace("▁", " ") for text in whole.bytes_of.values()]
+    for _ in range(3000):
+        text = "".join(rng.choice(ODD if rng.random() < 0.5 else words) for _ in range(rng.randint(0, 12)))
+        ids = whole.encode(text)
+        assert alone.encode(text) == ids and alone.decode(ids) == whole.decode(ids)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["normalizer"] = None
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="does not put a ▁ before each text"):
         tokenize.load(tmp_path)
 
 
