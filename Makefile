@@ -13,7 +13,7 @@ run: .venv/run
 	printf '%s\n' "Tell me a story about Tom and a fox." "What did Tom take everywhere?" | $(BIN)/python -m decoders chat checkpoints/tiny-phi3
 	$(BIN)/python -m decoders generate checkpoints/tiny-persimmon --chat "Tell me a story about Zoe and a bear."
 	$(BIN)/python -m decoders generate checkpoints/tiny-fuyu "$(CAPTION)" --image $(PICTURE)
-	$(BIN)/python -m decoders generate checkpoints/tiny-fuyu "where is the red circle?" --image $(PICTURE) --draw shapes-answer.png
+	$(BIN)/python -m decoders generate checkpoints/tiny-fuyu "where is the red circle?" --image $(PICTURE) --draw answer.png
 
 # Everything: parity with Transformers, properties, broken folders, the command line.
 test: .venv/test

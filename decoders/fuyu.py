@@ -19,6 +19,7 @@ Letters: B batch, T new tokens, S keys (cached + new), H heads, D head size, R r
 V vocabulary, N patches, P numbers of a patch (30 * 30 * 3).
 """
 
+import ctypes
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -388,7 +389,9 @@ def resized(pixels: Tensor, height: int, width: int) -> Tensor:
     """Pillow's bilinear filter, which looks at all pixels that become one."""
     from PIL import Image
 
-    image = Image.frombytes("RGB", (pixels.shape[1], pixels.shape[0]), bytes(pixels.flatten().tolist()))
+    pixels = pixels.contiguous()
+    content = ctypes.string_at(pixels.data_ptr(), pixels.numel())
+    image = Image.frombytes("RGB", (pixels.shape[1], pixels.shape[0]), content)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(height, width, 3)
 

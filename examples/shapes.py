@@ -18,7 +18,7 @@ COLOURS = {"red": (214, 39, 40), "green": (44, 160, 44), "blue": (31, 90, 200), 
            "purple": (150, 60, 190)}
 KINDS = ("circle", "square", "triangle")
 GROUNDS = ((255, 255, 255), (225, 225, 220), (200, 215, 230), (60, 60, 65), (20, 20, 20))
-SIDES = (90, 100, 120, 130, 150)
+SIDES = (90, 100, 120, 150)
 CAPTION = "Generate a coco-style caption.\n"
 
 

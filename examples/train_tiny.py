@@ -283,13 +283,14 @@ class Example(NamedTuple):
 
 
 def pictured(seed: int) -> Iterator[Example]:
-    """A question about each of many pictures: for a caption as often as for all the rest."""
+    """A question about each of many pictures. To find a place is the hardest: half of them ask for one."""
     from examples.shapes import scenes
 
     rng = random.Random(seed)
     for scene in scenes(seed):
         caption, *others = scene.questions()
-        yield Example(scene, *(caption if rng.random() < 0.4 else rng.choice(others)))
+        chosen = rng.choice([[caption], others[::2], others[::2], others[1::2]])  # what, where, where, what is at
+        yield Example(scene, *rng.choice(chosen))
 
 
 def fuyu_rows(tokenizer: tokenize.Tokenizer, examples: list[Example]) -> Rows:
@@ -327,8 +328,10 @@ def judge_pictures(model: torch.nn.Module, tokenizer: tokenize.Tokenizer, count:
 
 
 def fuyu_vocabulary(texts: list[str], folder: Path) -> None:
-    """Fuyu's layout: Persimmon's, with a token for every number that a place can have."""
-    sentencepiece_unigram(texts, folder, [str(n) for n in range(961)])
+    """Fuyu's layout: Persimmon's, with a token for every number that a place can have, and for every word:
+    there are few, and unigrams would spell the rare ones."""
+    words = sorted({word for text in texts for word in re.findall("[a-z]{2,}", text)})
+    sentencepiece_unigram(texts, folder, [str(n) for n in range(961)] + ["▁" + word for word in words])
     config = {"image_processor_type": "FuyuImageProcessor", "processor_class": "FuyuProcessor",
               "target_height": 1080, "target_width": 1920, "padding_mode": "constant", "padding_value": 1.0}
     (folder / "preprocessor_config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -352,8 +355,8 @@ RECIPES = {
                    steps=1200, stops=(END, "<|assistant|>", "<|end|>")),
     "persimmon": Recipe(persimmon.PersimmonForCausalLM, tiny_persimmon, adept_chat, sentencepiece_unigram,
                         steps=1200, stops=(ADEPT_END,)),
-    "fuyu": Recipe(fuyu.FuyuForCausalLM, tiny_fuyu, pictured, fuyu_vocabulary, steps=4500,
-                   learning_rate=1.5e-3, stops=(ADEPT_END,), rows=fuyu_rows, judge=judge_pictures),
+    "fuyu": Recipe(fuyu.FuyuForCausalLM, tiny_fuyu, pictured, fuyu_vocabulary, steps=8000,
+                   learning_rate=2e-3, stops=(ADEPT_END,), rows=fuyu_rows, judge=judge_pictures),
 }
 
 
