@@ -353,7 +353,8 @@ def rgb(image: Any) -> Tensor:
     """(H, W, 3) bytes of any picture: turned as its EXIF says, 16 bits cut to 8, transparency dropped."""
     if hasattr(image, "convert"):
         return pillow_rgb(image)
-    pixels = torch.as_tensor(image)
+    writable = getattr(getattr(image, "flags", None), "writeable", True)  # PyTorch warns of arrays that are not
+    pixels = torch.as_tensor(image if writable else image.copy())
     if pixels.dim() == 2:
         pixels = pixels[..., None]
     if pixels.dim() == 3 and pixels.shape[-1] not in (1, 3, 4) and pixels.shape[0] in (1, 3, 4):

@@ -392,8 +392,9 @@ class PieceTokenizer(Tokenizer):
         control = {names[id]: id for id in ids if unigram and any(kind(id) for kind in kinds)}
         self.found = {**control, **{marked(content): self.added[content].id for content in self.later}}
         self.finder, self.typed = splitter(self.found), splitter([*control, *self.later])
-        # what the vocabulary's makers defined, such as |SPEAKER|: numbers and words are among it, and harmless
-        self.defined = {id for id in ids if unigram and scores[id] == 0 and not names[id].strip("▁").isalnum()}
+        # what the vocabulary's makers defined, such as |SPEAKER|; numbers and words among it are harmless
+        defined = [id for id in ids if unigram and scores[id] == 0]
+        self.defined = {id for id in defined if not names[id].strip("▁").isalnum()}
 
     def _defused(self, text: str) -> str:
         known = {self.pieces.id_to_piece(id) for id in self.pieces.encode(marked(text)) if id in self.defined}

@@ -2,6 +2,10 @@
 
     python -m examples.train_tiny --family gpt_neo                  # into checkpoints/tiny-gpt-neo
     python -m examples.train_tiny --family gpt_neo --steps 100 --out /tmp/quick
+    python -m examples.train_tiny --family fuyu && python -m examples.train_tiny --family fuyu --resume
+
+Fuyu takes half an hour, in two runs: the second begins with the checkpoint of the first, has new pictures,
+asks more often for captions and learns more slowly.
 
 A family joins with one entry in RECIPES: its class, its config, its texts, and who trains its tokenizer.
 Needs `pip install 'decoders[train]'`.
@@ -17,6 +21,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -51,6 +56,7 @@ class Recipe(NamedTuple):
     learning_rate: float = 4e-3
     stops: tuple[str, ...] = (END,)  # whose ids generation_config names
     rows: Callable[[tokenize.Tokenizer, list], Rows] | None = None  # None: the texts as they are
+    resumed: dict = {}  # what differs in a second run
     judge: Callable[[torch.nn.Module, tokenize.Tokenizer], dict] | None = None  # of the trained model
 
 
@@ -282,15 +288,16 @@ class Example(NamedTuple):
         return re.sub("<box>.*?</box>", "", f"{self.prompt}{self.answer}")
 
 
-def pictured(seed: int) -> Iterator[Example]:
+def pictured(seed: int, captions: int = 1, places: int = 2) -> Iterator[Example]:
     """A question about each of many pictures. To find a place is the hardest: half of them ask for one."""
     from examples.shapes import scenes
 
     rng = random.Random(seed)
     for scene in scenes(seed):
         caption, *others = scene.questions()
-        chosen = rng.choice([[caption], others[::2], others[::2], others[1::2]])  # what, where, where, what is at
-        yield Example(scene, *rng.choice(chosen))
+        wheres, whats = others[::2], others[1::2]
+        kind = rng.choice([*[[caption]] * captions, *[wheres] * places, whats])
+        yield Example(scene, *rng.choice(kind))
 
 
 def fuyu_rows(tokenizer: tokenize.Tokenizer, examples: list[Example]) -> Rows:
@@ -356,7 +363,9 @@ RECIPES = {
     "persimmon": Recipe(persimmon.PersimmonForCausalLM, tiny_persimmon, adept_chat, sentencepiece_unigram,
                         steps=1200, stops=(ADEPT_END,)),
     "fuyu": Recipe(fuyu.FuyuForCausalLM, tiny_fuyu, pictured, fuyu_vocabulary, steps=8000,
-                   learning_rate=2e-3, stops=(ADEPT_END,), rows=fuyu_rows, judge=judge_pictures),
+                   learning_rate=2e-3, stops=(ADEPT_END,), rows=fuyu_rows, judge=judge_pictures,
+                   resumed={"texts": partial(pictured, captions=3, places=1), "steps": 3000,
+                            "learning_rate": 1e-3}),
 }
 
 
@@ -384,9 +393,10 @@ def held_out_loss(model: torch.nn.Module, tokenizer: tokenize.Tokenizer, texts: 
     return total / count
 
 
-def train(recipe: Recipe, model, tokenizer, steps: int, batch_size: int = 32) -> list[float]:
+def train(recipe: Recipe, model, tokenizer, steps: int, seed: int = TRAIN_SEED,
+          batch_size: int = 32) -> list[float]:
     """AdamW, a short warm-up, then a cosine down to a tenth. Returns the loss of every step."""
-    texts = recipe.texts(TRAIN_SEED)
+    texts = recipe.texts(seed)
     # AdamW moves every weight by about the rate, so an output of 2,700 pixels moves 20 times as far as others
     seeing = [p for name, p in model.named_parameters() if name.startswith("vision_")]
     others = [p for name, p in model.named_parameters() if not name.startswith("vision_")]
@@ -432,38 +442,46 @@ def main() -> None:
     parser.add_argument("--family", choices=RECIPES, required=True)
     parser.add_argument("--out", type=Path, help="folder (default: checkpoints/tiny-FAMILY)")
     parser.add_argument("--steps", type=int, help="default: the recipe's")
+    parser.add_argument("--resume", action="store_true", help="a second run, on the checkpoint that is there")
     args = parser.parse_args()
     recipe = RECIPES[args.family]
+    recipe = recipe._replace(**recipe.resumed) if args.resume else recipe
     target = args.out or Path("checkpoints") / f"tiny-{args.family.replace('_', '-')}"
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as temporary:  # the old stays until the new is whole
         folder = Path(temporary) / target.name
         folder.mkdir()
-        make(recipe, args.steps or recipe.steps, folder)
+        make(recipe, args.steps or recipe.steps, folder, target if args.resume else None)
         shutil.rmtree(target, ignore_errors=True)
         folder.rename(target)
     print(f"written to {target}")
 
 
-def make(recipe: Recipe, steps: int, folder: Path) -> None:
-    """Tokenizer, model, held-out loss and picture, all in `folder`."""
+def make(recipe: Recipe, steps: int, folder: Path, earlier: Path | None = None) -> None:
+    """Tokenizer, model, held-out loss and picture in `folder`; in a second run from what is in `earlier`."""
     start = time.time()
-    texts = islice(recipe.texts(TRAIN_SEED), 5000)
-    recipe.train_tokenizer([text if isinstance(text, str) else text.words for text in texts], folder)
     torch.manual_seed(0)
-    placeholder = recipe.model_class.config_class().to_dict()  # until save writes the real one
-    (folder / "config.json").write_text(json.dumps(placeholder))
-    tokenizer = tokenize.load(folder)
-    model = recipe.model_class(recipe.config(tokenizer)).init_weights()
+    if earlier:
+        shutil.copytree(earlier, folder, dirs_exist_ok=True)
+        tokenizer = tokenize.load(folder)
+        model = weights.load(recipe.model_class, folder, dtype=torch.float32)
+        steps_before = json.loads((folder / "training.json").read_text())["steps"]
+    else:
+        texts, steps_before = islice(recipe.texts(TRAIN_SEED), 5000), 0
+        recipe.train_tokenizer([text if isinstance(text, str) else text.words for text in texts], folder)
+        placeholder = recipe.model_class.config_class().to_dict()  # until save writes the real one
+        (folder / "config.json").write_text(json.dumps(placeholder))
+        tokenizer = tokenize.load(folder)
+        model = recipe.model_class(recipe.config(tokenizer)).init_weights()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")
-    losses = train(recipe, model, tokenizer, steps)
+    losses = train(recipe, model, tokenizer, steps, TRAIN_SEED + 10 if earlier else TRAIN_SEED)
     stops = [tokenizer.added[content].id for content in recipe.stops]
     stops = stops if len(stops) > 1 else tokenizer.eos_token_id
     model.generation_config = {"eos_token_id": stops, "bos_token_id": tokenizer.bos_token_id}
     weights.save(model.half(), folder)
     model = weights.load(recipe.model_class, folder, dtype=torch.float32)  # what a user gets: rounded once
     loss = held_out_loss(model, tokenizer, recipe.texts(HELD_OUT_SEED), recipe.rows)
-    facts = {"held_out_loss": loss, "held_out_texts": HELD_OUT, "steps": len(losses)}
+    facts = {"held_out_loss": loss, "held_out_texts": HELD_OUT, "steps": steps_before + len(losses)}
     if recipe.judge:
         facts |= recipe.judge(model, tokenizer)
     (folder / "training.json").write_text(json.dumps(facts, indent=2) + "\n")

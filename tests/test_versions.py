@@ -53,6 +53,8 @@ def test_every_layer_agrees_with_older_versions(family, other):
              for m in (torch.ones_like(mask), mask)]  # fmt: skip
     model = built(family)
     version, [results] = other([case(family, model, calls)])
+    if results is None:
+        pytest.skip(f"Transformers {version} has no {family}")
     for call, theirs in zip(calls, results, strict=True):
         real = call["attention_mask"].bool()
         ours = model(**call)
