@@ -353,7 +353,7 @@ def rgb(image: Any) -> Tensor:
     """(H, W, 3) bytes of any picture: turned as its EXIF says, 16 bits cut to 8, transparency dropped."""
     if hasattr(image, "convert"):
         return pillow_rgb(image)
-    writable = getattr(getattr(image, "flags", None), "writeable", True)  # PyTorch warns of arrays that are not
+    writable = getattr(getattr(image, "flags", None), "writeable", True)  # PyTorch warns of others
     pixels = torch.as_tensor(image if writable else image.copy())
     if pixels.dim() == 2:
         pixels = pixels[..., None]
