@@ -160,7 +160,8 @@ class Sight:
         found = self.located()
         if self.draw_to:
             draw_places(self.picture, found.places, self.draw_to)
-            say(f"{len(found.places)} places drawn into {self.draw_to}")
+            many = "" if len(found.places) == 1 else "s"
+            say(f"{len(found.places)} place{many} drawn into {self.draw_to}")
         places = [{type(place).__name__.lower(): place._asdict()} for place in found.places]
         return {"text": found.text, "places": places}
 

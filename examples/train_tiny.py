@@ -485,7 +485,8 @@ def make(recipe: Recipe, steps: int, folder: Path, earlier: Path | None = None) 
     if recipe.judge:
         facts |= recipe.judge(model, tokenizer)
     (folder / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
-    draw(losses, loss, folder / "loss.png")
+    if not earlier:  # a second run leaves the picture of the first
+        draw(losses, loss, folder / "loss.png")
     print(f"held-out loss {loss:.4f} per token; {time.time() - start:.0f} s")
 
 

@@ -96,6 +96,10 @@ def test_the_trainer_runs(name, tmp_path, monkeypatch, capsys):
     pieces = {"tokenizer.model"} if name in ("phi3", "persimmon", "fuyu") else {"vocab.json", "merges.txt"}
     assert files >= {"config.json", "model.safetensors", "training.json", *pieces}
     assert [f.name for f in tmp_path.iterdir()] == ["x"]
+    if train_tiny.RECIPES[name].resumed:
+        monkeypatch.setattr("sys.argv", ["train_tiny", "--family", name, "--steps", "2", "--resume", "--out", str(tmp_path / "x")])
+        train_tiny.main()
+        assert json.loads((tmp_path / "x" / "training.json").read_text())["steps"] == 5
 
 
 @pytest.mark.parametrize("name", ["phi3", "persimmon"])

@@ -505,3 +505,18 @@ def test_the_stored_score_is_what_a_sample_gives():
     model = weights.load(fuyu.FuyuForCausalLM, TINY, dtype=torch.float32)
     found = train_tiny.judge_pictures(model, tokenize.load(TINY), 60)
     assert found["captions_right"] >= 0.8 and found["mean_overlap"] >= 0.65
+
+
+@torch.no_grad()
+def test_transformers_answers_alike_from_the_checkpoint(processor):
+    from examples.shapes import CAPTION, scenes
+
+    transformers = pytest.importorskip("transformers")
+    model = weights.load(fuyu.FuyuForCausalLM, TINY, dtype=torch.float32)
+    theirs = transformers.FuyuForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    for _, scene in zip(range(5), scenes(9), strict=False):
+        inputs = processor([CAPTION, f"where is the {scene.shapes[0].name}?\n"], [scene.picture()] * 2)
+        expected = theirs.generate(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], max_new_tokens=20, do_sample=False,
+            image_patches=torch.cat([patches[0] for patches in inputs["image_patches"]]))  # fmt: skip
+        assert model.generate(**inputs, max_new_tokens=20).tolist() == expected.tolist()
