@@ -732,7 +732,7 @@ def read_whole(file: Path) -> Files:
     content = read_json(file)
     model, before = content["model"], content["pre_tokenizer"]
     word_level = model.get("end_of_word_suffix") == END_OF_WORD
-    added = {token["id"]: flagged(token["id"], token) for token in content["added_tokens"]}
+    added = {token["id"]: flagged(token["id"], token) for token in content.get("added_tokens", [])}
     if model.get("byte_fallback"):
         replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
         marks = [{"type": "Prepend", "prepend": "▁"}, replace]

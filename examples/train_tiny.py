@@ -248,14 +248,22 @@ def adept_chat(seed: int) -> Iterator[str]:
         yield "\n\n".join(f"human: {asked}\n\nadept: {said}" for asked, said in turns)
 
 
-def sentencepiece_unigram(texts: list[str], folder: Path, numbers: Sequence[str] = ()) -> None:
-    """Persimmon's layout: sentencepiece unigrams, of which a few are control tokens."""
-    symbols = ["|SPEAKER|", ADEPT_END, "|NEWLINE|", *numbers]
-    pieces = sentencepiece_model(texts, folder, "unigram", 1000 + len(numbers), symbols)
+def sentencepiece_unigram(texts: list[str], folder: Path, word: str = "[A-Za-z]{2,}",
+                          numbers: Sequence[str] = ()) -> None:
+    """Persimmon's layout: sentencepiece unigrams, of which a few are control tokens.
+
+    Every `word` of the grammar is a piece, which the trainer would spell where it is rare, and so is each of
+    `numbers`. They get chances of their own, so that 2018 is 20 and 18 as in Adept's vocabulary.
+    """
+    words = sorted({"▁" + found for text in texts for found in re.findall(word, text)})
+    symbols = ["|SPEAKER|", ADEPT_END, "|NEWLINE|", *numbers, *words]
+    pieces = sentencepiece_model(texts, folder, "unigram", 1000 + len(numbers) + len(words), symbols)
+    chances = {**dict.fromkeys(words, -6.0), **{number: -10 - int(number) / 1000 for number in numbers}}
+    model = {"type": "Unigram", "unk_id": 0, "byte_fallback": True,
+             "vocab": [[piece, chances.get(piece, score)] for piece, (_, score) in pieces.items()]}
+    (folder / "tokenizer.model").write_bytes(tokenize.sentencepiece_model(model)[1])
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     added = [{"id": pieces[piece][0], "content": piece, **flags} for piece in ("<unk>", ADEPT_END)]
-    model = {"type": "Unigram", "unk_id": 0, "byte_fallback": True,
-             "vocab": [[piece, score] for piece, (_, score) in pieces.items()]}
     whole = whole_sentencepiece(model, added, ADEPT_END)
     (folder / "tokenizer.json").write_text(json.dumps(whole, ensure_ascii=False), "utf-8")
     names = {"bos_token": ADEPT_END, "eos_token": ADEPT_END, "unk_token": "<unk>"}
@@ -335,10 +343,8 @@ def judge_pictures(model: torch.nn.Module, tokenizer: tokenize.Tokenizer, count:
 
 
 def fuyu_vocabulary(texts: list[str], folder: Path) -> None:
-    """Fuyu's layout: Persimmon's, with a token for every number that a place can have, and for every word:
-    there are few, and unigrams would spell the rare ones."""
-    words = sorted({word for text in texts for word in re.findall("[a-z]{2,}", text)})
-    sentencepiece_unigram(texts, folder, [str(n) for n in range(961)] + ["▁" + word for word in words])
+    """Fuyu's layout: Persimmon's, with a token for every number that a place can have."""
+    sentencepiece_unigram(texts, folder, "[a-z]{2,}", [str(n) for n in range(961)])
     config = {"image_processor_type": "FuyuImageProcessor", "processor_class": "FuyuProcessor",
               "target_height": 1080, "target_width": 1920, "padding_mode": "constant", "padding_value": 1.0}
     (folder / "preprocessor_config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -146,7 +146,7 @@ def test_a_conversation_keeps_what_was_said_and_its_cache():
 
 
 def test_commands_of_a_conversation():
-    found = run("chat", "checkpoints/tiny-phi3", "--system", "Be brief.", "--max-new-tokens", "3", input="/help\n/system Be kind.\nHi\n/system\nHi\n")
+    found = run("chat", "checkpoints/tiny-phi3", "--system", "Be brief.", "--max-new-tokens", "3", input="/help\n/system Be kind.\nHi\n/reset\n/system\nHi\n")
     assert found.returncode == 0 and found.stdout.count("\n") == 2
     assert "/help is no command: there are /reset and /system TEXT" in found.stderr
     asked = [int(line.split()[0].strip("(")) for line in found.stderr.splitlines() if " prompt + " in line]

@@ -24,7 +24,7 @@ def test_the_python_example_runs():
 
 def test_the_command_lines_run():
     for line in re.findall(r"^python -m decoders .*", README, re.M):
-        found = subprocess.run([sys.executable, *shlex.split(line)[1:]], capture_output=True, text=True, cwd=ROOT)
+        found = subprocess.run([sys.executable, *shlex.split(line)[1:]], capture_output=True, text=True, cwd=ROOT, input="Hi\n")
         assert found.returncode == 0 and found.stdout, line
 
 

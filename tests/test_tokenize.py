@@ -434,7 +434,7 @@ BROKEN = {
     "empty vocabulary": (lambda f: ((f / "tokenizer.json").unlink(), (f / "vocab.json").write_text("{}")), "vocab.json"),
     "not JSON": (lambda f: (f / "tokenizer.json").write_text("{"), "tokenizer.json is not JSON"),
     "another kind": (lambda f: (f / "tokenizer.json").write_text('{"model": {"type": "Unigram"}, "pre_tokenizer": {}}'),
-                     "only byte-level and GPT-1"),
+                     "neither sentencepiece nor BPE of bytes or words"),
     "no model": (lambda f: (f / "tokenizer.json").write_text("{}"), "is not a tokenizer"),
     "LFS pointer": (lambda f: (f / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid x\n"),
                     "Git LFS pointer"),
