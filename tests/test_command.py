@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -182,6 +183,7 @@ def test_ctrl_c_stops_the_answer_not_the_program(slow):
     def until(end: bytes) -> None:
         nonlocal shown
         while not shown.endswith(end):
+            assert select.select([terminal], [], [], 120)[0], f"nothing more after {shown[-300:]}"
             shown += os.read(terminal, 1)
 
     until(b"> ")
