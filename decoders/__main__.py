@@ -125,7 +125,7 @@ class Sight:
             raise ValueError("--draw needs a picture: --image FILE")
         if args.chat:
             raise ValueError("--image has no --chat: Fuyu was not trained on conversations")
-        self.picture, self.draw_to, self.show = open_picture(args.image), args.draw, write
+        self.picture, self.draw_to = open_picture(args.image), args.draw
         patches = fuyu.FuyuImageProcessor(patch_size=fuyu.FuyuConfig.from_dict(config).patch_size)
         self.tokenizer, self.processor = tokenizer, fuyu.FuyuProcessor(tokenizer, patches)
         prompt = prompt.replace("\\n", "\n")  # which a shell leaves as it is
@@ -133,6 +133,7 @@ class Sight:
         self.inputs = self.processor(prompt, self.picture)
         self.pictures = {key: self.inputs[key] for key in ("image_patches", "image_patches_indices")}
         self.special = {token.id for token in tokenizer.added.values() if token.special}
+        self.show: Callable[[str], Any]  # of what is complete; set before the first put
         self.ids: list[int] = []
         self.shown = ""
 
@@ -388,7 +389,13 @@ class Conversation:
 
         stream = self.tokenizer.stream(show, skip_special_tokens=True, stops=self.tokenizer.chat_stops)
         watch = Watch("", show, stream)
-        before = signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))  # between two tokens
+
+        def stop(*_) -> None:  # after the token that is being computed; pressed again: now, and for good
+            if interrupted:
+                raise KeyboardInterrupt
+            interrupted.append(True)
+
+        before = signal.signal(signal.SIGINT, stop)
         try:
             result = self.model.generate(
                 torch.tensor([ids], device=self.args.device), streamer=watch, past_key_values=self.cache,

@@ -271,7 +271,8 @@ class RMSNorm(nn.Module):
 # ---- Rotary position embedding -----------------------------------------------------------------------------
 
 
-def longrope_tables(position_ids: Tensor, long: Tensor, config: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+def longrope_tables(position_ids: Tensor, long: Tensor, config: Phi3Config,
+                    x: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin (B, 1, T, R) for `position_ids` (B, T), in x's dtype. `long` (B,) chooses the factors.
 
     Computed anew for every call, in float32 at least: there is no buffer that `.half()` could spoil.

@@ -380,9 +380,9 @@ class PieceTokenizer(Tokenizer):
 
     decoder = PieceDecoder
 
-    def __init__(self, model: bytes, added: Iterable[AddedToken]):
-        self.pieces = sentencepiece.SentencePieceProcessor(model_proto=model + UNNORMALISED)
-        added, ids = list(added), list(range(self.pieces.get_piece_size()))
+    def __init__(self, pieces: sentencepiece.SentencePieceProcessor, added: Iterable[AddedToken]):
+        self.pieces = pieces  # UNNORMALISED
+        added, ids = list(added), list(range(pieces.get_piece_size()))
         names = dict(zip(ids, self.pieces.id_to_piece(ids), strict=True))
         self.later = frozenset(token.content for token in added if token.normalized)
         super().__init__({id: name.encode() for id, name in names.items()}, len(names), added)
@@ -645,13 +645,13 @@ def load(path_or_id: str | Path, original: bool = False) -> Tokenizer:
     try:
         files = read_files(folder)
         source = files.source
+        if files.pieces and END_OF_TEXT in files.vocab:  # Adept's release does not say
+            config = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": "<unk>", **config}
         tokenizer = build(files, {**config, **names}, folder, model.get("vocab_size"), original)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{source} is not a tokenizer ({type(error).__name__}: {error})") from None
     except ValueError as error:
         raise error if str(folder) in str(error) else ValueError(f"{source}: {error}") from None
-    if isinstance(tokenizer, PieceTokenizer) and END_OF_TEXT in files.vocab:
-        config = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, **config}  # a release does not say
     for role in ("bos", "eos", "pad"):
         content = token_content(config.get(f"{role}_token") or names.get(f"{role}_token"))
         if content is not None:
@@ -675,8 +675,6 @@ def build(files: "Files", config: dict, folder: Path, rows: int | None, original
         raise ValueError("original=True is for GPT-1, and this is another vocabulary")
     if is_word_level:
         config.setdefault("unk_token", "<unk>")
-    if END_OF_TEXT in files.vocab:
-        config = {"bos_token": END_OF_TEXT, "unk_token": "<unk>", **config}
     added = added_tokens(folder, files.vocab, files.added, config)
     if files.pieces:
         return PieceTokenizer(files.pieces, added)
@@ -694,7 +692,7 @@ class Files(NamedTuple):
     added: dict[int, AddedToken]
     merges: list[tuple[str, str]] | None = None
     pattern: str | None = None  # how to split text, in tiktoken's notation, if a file tells
-    pieces: bytes | None = None  # of a sentencepiece model
+    pieces: sentencepiece.SentencePieceProcessor | None = None
 
 
 def read_files(folder: Path) -> Files:
@@ -702,10 +700,8 @@ def read_files(folder: Path) -> Files:
     whole = folder / "tokenizer.json"
     for file in (folder / "tokenizer.model", folder / "adept_vocab.model"):
         if file.exists():
-            vocab = read_pieces(file)
             listed = read_json(whole)["added_tokens"] if whole.exists() else []
-            added = {token["id"]: flagged(token["id"], token) for token in listed}
-            return Files(file, vocab, added, pieces=file.read_bytes())
+            return pieces_of(file, check_file(file).read_bytes(), listed)
     if whole.exists():
         try:
             return read_whole(whole)
@@ -718,13 +714,14 @@ def read_files(folder: Path) -> Files:
     raise FileNotFoundError(f"{folder} holds no tokenizer: none of {kinds}")
 
 
-def read_pieces(file: Path) -> dict[str, int]:
-    """Piece -> id of a sentencepiece model."""
+def pieces_of(file: Path, model: bytes, listed: list[dict]) -> Files:
+    """A sentencepiece model in protobuf, and the added tokens that tokenizer.json lists."""
     try:
-        pieces = sentencepiece.SentencePieceProcessor(model_proto=check_file(file).read_bytes())
+        pieces = sentencepiece.SentencePieceProcessor(model_proto=model + UNNORMALISED)
     except RuntimeError as error:
         raise ValueError(f"{file} is not a sentencepiece model: {error}") from None
-    return {pieces.id_to_piece(id): id for id in range(pieces.get_piece_size())}
+    vocab = {pieces.id_to_piece(id): id for id in range(pieces.get_piece_size())}
+    return Files(file, vocab, {token["id"]: flagged(token["id"], token) for token in listed}, pieces=pieces)
 
 
 def read_whole(file: Path) -> Files:
@@ -732,17 +729,17 @@ def read_whole(file: Path) -> Files:
     content = read_json(file)
     model, before = content["model"], content["pre_tokenizer"]
     word_level = model.get("end_of_word_suffix") == END_OF_WORD
-    added = {token["id"]: flagged(token["id"], token) for token in content.get("added_tokens", [])}
+    listed = content.get("added_tokens", [])
     if model.get("byte_fallback"):
         replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
         marks = [{"type": "Prepend", "prepend": "▁"}, replace]
         if before is not None or content["normalizer"] != {"type": "Sequence", "normalizers": marks}:
             raise ValueError(f"{file} does not put a ▁ before each text and for each space: not supported")
-        vocab, pieces = sentencepiece_model(model)
-        return Files(file, vocab, added, pieces=pieces)
+        return pieces_of(file, sentencepiece_model(model), listed)
     if model.get("type", "BPE") != "BPE" or (content.get("normalizer") and not word_level):
         raise ValueError(f"{file}: neither sentencepiece nor BPE of bytes or words, which are supported")
     merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
+    added = {token["id"]: flagged(token["id"], token) for token in listed}
     if word_level:
         return Files(file, model["vocab"], added, merges)
     steps = before.get("pretokenizers", [before])
@@ -753,9 +750,9 @@ def read_whole(file: Path) -> Files:
     return Files(file, model["vocab"], added, merges, PUBLISHED[published[0]] if published else GPT2)
 
 
-def sentencepiece_model(model: dict) -> tuple[dict[str, int], bytes]:
-    """Piece -> id, and the tokenizer.model that tokenizer.json describes, in protobuf: Transformers 5 saves
-    none. Scores of BPE are minus the rank of the merges that make a piece."""
+def sentencepiece_model(model: dict) -> bytes:
+    """The tokenizer.model that tokenizer.json describes, in protobuf: Transformers 5 saves none. Scores of
+    BPE are minus the rank of the merges that make a piece."""
     unigram = model["type"] == "Unigram"
     if unigram:
         ids = {piece: id for id, (piece, _) in enumerate(model["vocab"])}
@@ -779,7 +776,7 @@ def sentencepiece_model(model: dict) -> tuple[dict[str, int], bytes]:
         score = b"\x15" + struct.pack("<f", scores[piece])
         content += field(1, field(1, piece.encode()) + score + b"\x18" + varint(kind(piece)))
     spec = b"\x18" + varint(1 if unigram else 2) + b"\x98\x02\x01"  # model_type, byte_fallback
-    return ids, content + field(2, spec + b"\xc0\x02" + varint(ids[unknown]))  # unk_id
+    return content + field(2, spec + b"\xc0\x02" + varint(ids[unknown]))  # unk_id
 
 
 def field(number: int, content: bytes) -> bytes:

@@ -318,7 +318,7 @@ STAND_INS = ("tool_use.megatron.megatron_utils.ModelBackend", "megatron.model.en
 RELEASE_FIELDS = {  # its training arguments -> config.json
     "num_layers": "num_hidden_layers", "hidden_size": "hidden_size", "ffn_hidden_size": "intermediate_size",
     "num_attention_heads": "num_attention_heads", "padded_vocab_size": "vocab_size",
-    "max_position_embeddings": "max_position_embeddings", "layernorm_epsilon": "layer_norm_eps",
+    "layernorm_epsilon": "layer_norm_eps",
     "rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta",
 }
 RELEASE_WANTS = {"sq_relu": True, "untie_embeddings": True, "qk_layernorm": "weights_per_layer"}
@@ -364,7 +364,10 @@ def leaves(tree: dict, path: str = "") -> Iterator[tuple[str, Tensor]]:
 
 def release_config(folder: Path) -> dict:
     """`config.json` as the training arguments of Adept's release tell it. ValueError for another model."""
-    file, found, args = open_release(folder)
+    return stated_config(*open_release(folder))
+
+
+def stated_config(file: Path, found: dict[str, Tensor], args: dict) -> dict:
     if missing := [key for key in RELEASE_FIELDS if key not in args]:
         raise ValueError(f"{file}: its arguments lack {', '.join(missing)}")
     wrong = [f"{key} is {args[key]!r}" for key, want in RELEASE_WANTS.items() if args.get(key, want) != want]
@@ -378,14 +381,15 @@ def release_config(folder: Path) -> dict:
 
 def read_release(marker: Path) -> dict[str, Tensor]:
     """The tensors of Adept's release. A `config.json` beside it must say what its training arguments say."""
-    file, found, _ = open_release(marker.parent)
-    stated = release_config(marker.parent)
-    config = read_config(marker.parent)
-    config = {**config, **(config.get("text_config") or {})}
-    differs = [f"{key} {config[key]!r}, not {value!r}" for key, value in stated.items()
-               if key in RELEASE_FIELDS.values() and key in config and config[key] != value]
-    if differs:
-        raise ValueError(f"{marker.parent / 'config.json'} has {', '.join(differs)} as {file.name} says")
+    file, found, args = open_release(marker.parent)
+    stated, beside = stated_config(file, found, args), marker.parent / "config.json"
+    if beside.exists():
+        config = read_json(beside)
+        config = {**config, **(config.get("text_config") or {})}
+        differs = [f"{key} {config[key]!r}, not {stated[key]!r}" for key in RELEASE_FIELDS.values()
+                   if key in config and config[key] != stated[key]]
+        if differs:
+            raise ValueError(f"{beside} has {', '.join(differs)} as {file.name} says")
     return found
 
 

@@ -261,7 +261,7 @@ def sentencepiece_unigram(texts: list[str], folder: Path, word: str = "[A-Za-z]{
     chances = {**dict.fromkeys(words, -6.0), **{number: -10 - int(number) / 1000 for number in numbers}}
     model = {"type": "Unigram", "unk_id": 0, "byte_fallback": True,
              "vocab": [[piece, chances.get(piece, score)] for piece, (_, score) in pieces.items()]}
-    (folder / "tokenizer.model").write_bytes(tokenize.sentencepiece_model(model)[1])
+    (folder / "tokenizer.model").write_bytes(tokenize.sentencepiece_model(model))
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     added = [{"id": pieces[piece][0], "content": piece, **flags} for piece in ("<unk>", ADEPT_END)]
     whole = whole_sentencepiece(model, added, ADEPT_END)

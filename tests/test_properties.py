@@ -356,6 +356,8 @@ def test_unknown_arguments_are_a_type_error(family):
     for head in ("Model", "ForCausalLM", *family.heads):
         with pytest.raises(TypeError, match="atention_mask"):
             family.model(head)(ids, atention_mask=None)
+    with pytest.raises(TypeError, match="top_q"):
+        family.model().generate(ids, max_new_tokens=1, top_q=0.5)
 
 
 @pytest.mark.parametrize("mask", [torch.ones(2, 22), torch.ones(2, 1, 23, 23)], ids=["short", "four-dimensional"])
