@@ -72,6 +72,8 @@ def add_options(option: Callable, new_tokens: int) -> None:
 def generate(args: argparse.Namespace) -> int:
     import torch
 
+    from decoders.tools import generation
+
     folder, tokenizer = opened(args.model)
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     sight = Sight(folder, tokenizer, prompt, args) if args.image or args.draw else None
@@ -98,9 +100,10 @@ def generate(args: argparse.Namespace) -> int:
     if sight:
         sight.show = show
     watch = Watch("" if answers else prompt, show, sight or stream)
-    result = model.generate(torch.tensor([ids], device=args.device), streamer=watch,
-                            stopping_criteria=[lambda ids, logits: stream.stopped],
-                            **(sight.pictures if sight else {}), **settings(args, model, tokenizer, len(ids)))
+    result = generation.generate(
+        model, torch.tensor([ids], device=args.device), streamer=watch,
+        stopping_criteria=[lambda ids, logits: stream.stopped], **(sight.pictures if sight else {}),
+        **settings(args, model, tokenizer, len(ids)))
     new = result[0, len(ids) :].tolist()
     answer = {"prompt": prompt, "text": "".join(pieces[1:]), "prompt_ids": ids, "ids": new}
     if sight:
@@ -117,6 +120,7 @@ class Sight:
 
     def __init__(self, folder: Path, tokenizer: Any, prompt: str, args: argparse.Namespace):
         from decoders import family, fuyu, read_config
+        from decoders.formats.config import preprocessor
 
         config = read_config(folder)
         if family(config) != "fuyu":
@@ -126,8 +130,8 @@ class Sight:
         if args.chat:
             raise ValueError("--image has no --chat: Fuyu was not trained on conversations")
         self.picture, self.draw_to = open_picture(args.image), args.draw
-        patches = fuyu.FuyuImageProcessor(patch_size=fuyu.FuyuConfig.from_dict(config).patch_size)
-        self.tokenizer, self.processor = tokenizer, fuyu.FuyuProcessor(tokenizer, patches)
+        patches = fuyu.FuyuImageProcessor(**preprocessor(folder, config))
+        self.tokenizer, self.processor = tokenizer, fuyu.FuyuProcessor(patches, tokenizer)
         prompt = prompt.replace("\\n", "\n")  # which a shell leaves as it is
         prompt = prompt.removesuffix("\n") + "\n"  # Fuyu was trained on prompts that end so
         self.inputs = self.processor(prompt, self.picture)
@@ -252,7 +256,7 @@ def settings(args: argparse.Namespace, model: Any, tokenizer: Any, prompt: int) 
 
 def stop_ids(model: Any, tokenizer: Any) -> list[int] | None:
     """The checkpoint's own, or the tokenizer's where no config names any, as with phi-1 and phi-1.5."""
-    own = model.special_ids("checkpoint", None, "cpu")[0].tolist()
+    own = model.special_ids("checkpoint", None)[0].tolist()
     return own or ([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else None)
 
 
@@ -374,6 +378,8 @@ class Conversation:
         """Stream the answer to `question`; Ctrl-C ends it early, and what was said stays said."""
         import torch
 
+        from decoders.tools import generation
+
         turns = [*self.turns, {"role": "user", "content": question}]
         ids = self.tokenizer.chat(self.system + turns)
         common = next((i for i, (a, b) in enumerate(zip(ids, self.cached, strict=False)) if a != b),
@@ -397,8 +403,8 @@ class Conversation:
 
         before = signal.signal(signal.SIGINT, stop)
         try:
-            result = self.model.generate(
-                torch.tensor([ids], device=self.args.device), streamer=watch, past_key_values=self.cache,
+            result = generation.generate(
+                self.model, torch.tensor([ids], device=self.args.device), streamer=watch, past_key_values=self.cache,
                 stopping_criteria=[lambda ids, logits: stream.stopped or bool(interrupted)],
                 **settings(self.args, self.model, self.tokenizer, len(ids)))
         finally:
@@ -414,6 +420,7 @@ class Conversation:
 
 def inspect(args: argparse.Namespace) -> int:
     from decoders import family, find, model_class, read_config, weights
+    from decoders.formats.config import cache_shape
 
     folder = find(args.model)
     config = read_config(folder)
@@ -429,7 +436,7 @@ def inspect(args: argparse.Namespace) -> int:
         "parameters": parameters,
         "dtype": str(dtype).removeprefix("torch."),
         "memory": parameters * dtype.itemsize,
-        "cache per token": 2 * math.prod(model.config.cache_shape) * dtype.itemsize,
+        "cache per token": 2 * math.prod(cache_shape(model.config)) * dtype.itemsize,
         "context": getattr(model, "max_positions", None) or config.get("max_position_embeddings"),
         "new": matched.new,
         "unused": matched.unused,
@@ -442,11 +449,13 @@ def inspect(args: argparse.Namespace) -> int:
         ]
         write(json.dumps(facts, ensure_ascii=False) + "\n")
     else:
-        write(as_table(facts, found, weights))
+        write(as_table(facts, found))
     return EXIT_DIFFERENT if matched.problems else 0
 
 
-def as_table(facts: dict, found: Any, weights: Any) -> str:
+def as_table(facts: dict, found: Any) -> str:
+    from decoders.formats import names
+
     facts = {**facts, "parameters": f"{facts['parameters']:,}"}
     for key in ("memory", "cache per token"):
         facts[key] = human(facts[key])
@@ -457,10 +466,10 @@ def as_table(facts: dict, found: Any, weights: Any) -> str:
     groups: dict[tuple, list] = {}
     for name, tensor in found.items():
         file, stored = found.origin[name]
-        key = (weights.no_number(stored), weights.no_number(name), tuple(tensor.shape), tensor.dtype)
+        key = (names.no_number(stored), names.no_number(name), tuple(tensor.shape), tensor.dtype)
         groups.setdefault(key, []).append((stored, name))
-    for (_, _, shape, dtype), names in groups.items():
-        stored, name = (weights.grouped(column) for column in zip(*names, strict=True))
+    for (_, _, shape, dtype), pairs in groups.items():
+        stored, name = (names.grouped(column) for column in zip(*pairs, strict=True))
         arrow = "" if stored == name else f" -> {name}"
         lines.append(f"  {stored}{arrow}  {shape} {str(dtype).removeprefix('torch.')}")
     lines += [f"  not in the checkpoint, would be drawn anew: {name}" for name in facts["new"]]

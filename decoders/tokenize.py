@@ -13,41 +13,32 @@ if __name__ == "tokenize":  # Python was started in this folder, and torch wants
 
 import codecs
 import re
-import struct
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from heapq import heapify, heappop, heappush
-from itertools import groupby, pairwise
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from unicodedata import category
 
 import sentencepiece
 import tiktoken
 
-from decoders import check_file, find, read_json
-
-# ---- Splitting patterns ------------------------------------------------------------------------------------
-
-# What a piece of text may be before the merges start, in tiktoken's notation: possessive, with `\s++$` first,
-# so that long runs take no backtracking. Equal to the published patterns of GPT-2, cl100k and o200k.
-CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-CL100K = (CONTRACTION + r"|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
-          r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s")
-O200K = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+{CONTRACTION}?"
-    rf"|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*{CONTRACTION}?"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+from decoders.formats.chat import CHAT_FORMATS, Part, chat_template
+from decoders.formats.folder import find, read_json_if_any
+from decoders.formats.vocab import (
+    BYTE_PIECE,
+    END_OF_WORD,
+    GPT2,
+    PATTERN_BY_ROWS,
+    AddedToken,
+    Files,
+    added_tokens,
+    read_files,
+    token_content,
+    write_files,
 )
-PUBLISHED = {  # as tokenizer.json writes them -> ours
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+": CL100K,
-    O200K: O200K,
-}
-PATTERN_BY_ROWS = {100352: CL100K, 200064: O200K}  # phi-4 and phi-4-mini; all others split as GPT-2
 
 # Unicode's White_Space, which lstrip and rstrip of added tokens swallow; Python's \s has four more.
 BLANKS = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -57,20 +48,6 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 # ---- What all tokenizers share -----------------------------------------------------------------------------
-
-
-class AddedToken(NamedTuple):
-    """A piece of text that becomes one id before anything else is looked at."""
-
-    id: int
-    content: str
-    lstrip: bool = False  # swallow blanks before it
-    rstrip: bool = False  # and after it
-    special: bool = False  # left out by decode(skip_special_tokens=True)
-    normalized: bool = False  # looked for where sentencepiece has put its `▁` already
-
-
-Part = tuple[str, bool]  # a piece of text, and whether somebody typed it: then control tokens in it stay text
 
 
 class Tokenizer:
@@ -85,6 +62,8 @@ class Tokenizer:
         self.ids_of: dict[bytes, int] = {}
         self.added: dict[str, AddedToken] = {}
         self._add(added)
+        self.folder: Path | None = None  # where it was loaded from
+        self.changed: dict[int, AddedToken] = {}  # id -> token that was added, or made special, since
         self.bos_token_id: int | None = None
         self.eos_token_id: int | None = None
         self.pad_token_id: int | None = None
@@ -105,16 +84,28 @@ class Tokenizer:
     def add_special_tokens(self, contents: Iterable[str]) -> int:
         """Give new tokens the next free ids, and make known ones special. Returns how many are new.
 
-        The model's table must grow to `len(tokenizer)` rows before it can be fed the new ids.
+        The model's table must grow to `len(tokenizer)` rows before it can be fed the new ids. TypeError for
+        anything but a list of texts, ValueError for an empty one.
         """
+        if isinstance(contents, str | dict):
+            raise TypeError(f"give add_special_tokens a list of texts, such as ['[CLS]'], not {contents!r}")
         new = 0
         for content in contents:
-            if not content:
-                raise ValueError("a special token cannot be empty")
+            if not isinstance(content, str) or not content:
+                raise ValueError(f"a special token is a text that is not empty, not {content!r}")
             known = self.added.get(content) or self._known(content)
             new += known is None
-            self._add([(known or AddedToken(max(self.bytes_of) + 1, content))._replace(special=True)])
+            token = (known or AddedToken(max(self.bytes_of) + 1, content))._replace(special=True)
+            self._add([token])
+            self.changed[token.id] = token
         return new
+
+    def save(self, folder: str | Path) -> None:
+        """Write the files that this was loaded from into `folder`, with what was added since, for Transformers
+        too. OSError where they are no longer there."""
+        if self.folder is None:
+            raise ValueError("this tokenizer was not loaded from a folder: there are no files to save")
+        write_files(self.folder, Path(folder), self.changed.values())
 
     def _known(self, content: str) -> AddedToken | None:
         id = self.token_id(content)
@@ -133,6 +124,9 @@ class Tokenizer:
 
         `split_special_tokens` takes control tokens in the text for text, as it should with what users type.
         """
+        if not isinstance(text, str) or not isinstance(add_special_tokens, bool):
+            told = "encode takes one text: join two with a token between, or encode each by itself"
+            raise TypeError(f"{told}, not {type(text).__name__}, {type(add_special_tokens).__name__}")
         before = self.before if add_special_tokens else ()
         return [*before, *self.encode_parts([(text, split_special_tokens)])]
 
@@ -324,13 +318,7 @@ class ByteLevelTokenizer(Tokenizer):
 # ---- Sentencepiece: Phi-3, Persimmon, Fuyu -----------------------------------------------------------------
 
 END_OF_TEXT = "|ENDOFTEXT|"  # Adept's, which begins texts too
-BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
 BREAK = "\ud800"  # between pieces; no text has it, lone surrogates are replaced before
-# Appended to a model's protobuf it overrides its normalizer_spec: no character map (2), no `▁` before a text
-# (3), blanks as they are (4).
-UNNORMALISED = b"\x1a\x06\x12\x00\x18\x00\x20\x00"
-
-
 class PieceDecoder:
     """Pieces with their spaces; a run of byte pieces is one text in UTF-8, or as many U+FFFD as it has bytes,
     which shows only at its end. The very first space of all is not text: encoding put it there."""
@@ -415,7 +403,6 @@ class PieceTokenizer(Tokenizer):
 
 # ---- GPT-1's own BPE ---------------------------------------------------------------------------------------
 
-END_OF_WORD = "</w>"
 WORD_BREAKS = re.compile("[\t\n\r \xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
 CJK = re.compile("([\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002ceaf"
                  "\U0002f800-\U0002fa1f])")
@@ -429,7 +416,7 @@ def is_punctuation(char: str) -> bool:
 def plain_words(text: str) -> list[str]:
     """What `AutoTokenizer` makes of a text without blanks: no control characters or accents, lower case,
     every punctuation mark and ideograph a word of its own. Example: "Café-Bar!" -> cafe - bar !"""
-    text = "".join(c for c in text if category(c)[0] != "C" and c != "\ufffd")
+    text = "".join(c for c in text if category(c) not in ("Cc", "Cf", "Co", "Cs") and c != "\ufffd")
     text = unicodedata.normalize("NFD", CJK.sub(r" \1 ", text))
     text = "".join(f" {c} " if is_punctuation(c) else c.lower() for c in text if category(c) != "Mn")
     return [word for word in WORD_BREAKS.split(text) if word]
@@ -534,97 +521,6 @@ def original_words() -> Callable[[str], list[str]]:
     return words
 
 
-# ---- Chat formats ------------------------------------------------------------------------------------------
-
-
-def turns(begin: str, around: dict[str, tuple[str, str]], answer: str, messages: list) -> list[Part]:
-    """What stands before and after a message of each role, and what asks for the answer."""
-    parts = [(begin, False)]
-    for message in messages:
-        if message["role"] in around:
-            before, after = around[message["role"]]
-            parts += [(before, False), (message["content"], True), (after, False)]
-    return [*parts, (answer, False)]
-
-
-def phi2_chat(tokenizer: Tokenizer, template: str) -> Callable[[list], list[Part]]:
-    """phi-2's question and answer: "Instruct: ...\\nOutput:", where the answer begins with a space."""
-
-    def parts(messages: list) -> list[Part]:
-        around = {"user": ("Instruct: ", "\n"), "assistant": ("Output: ", "\n")}
-        if unknown := [message["role"] for message in messages if message["role"] not in around]:
-            raise ValueError(f"phi-2's format has no role {unknown[0]!r}, only user and assistant")
-        if not messages or messages[-1]["role"] != "user":
-            raise ValueError("the last message must be the user's")
-        stripped = [{**message, "content": message["content"].strip()} for message in messages]
-        return turns("", around, "Output:", stripped)
-
-    return parts
-
-
-def phi3_chat(tokenizer: Tokenizer, template: str) -> Callable[[list], list[Part]]:
-    """Phi-3's forms, told apart by their control tokens and by what the folder's template mentions."""
-    if "<|im_sep|>" in tokenizer.added:  # phi-4
-        start = "<|im_start|>{}<|im_sep|>".format
-        around = {role: (start(role), "<|im_end|>") for role in ("system", "user", "assistant")}
-        return partial(turns, "", around, start("assistant"))
-    if "<|tool_call|>" in tokenizer.added:
-        return partial(phi4_mini_parts, "Your name is Phi" in template)
-    if template and "system" not in template:  # medium, and mini-128k of April 2024
-        begin = "<s>" if "bos_token" in template else ""
-        around = {"user": ("<|user|>\n", "<|end|>\n<|assistant|>\n"), "assistant": ("", "<|end|>\n")}
-        return partial(turns, begin, around, "")
-    around = {role: (f"<|{role}|>\n", "<|end|>\n") for role in ("system", "user", "assistant")}
-    whole = partial(turns, "", around, "<|assistant|>\n")
-    if "and message['content']" not in template:
-        return whole
-    return lambda messages: whole([m for m in messages if m["role"] != "system" or m["content"]])  # 3.5
-
-
-def phi4_mini_parts(reasoning: bool, messages: list) -> list[Part]:
-    """Any role has its tags. A system message may bring `tools`, as JSON. -reasoning gives itself a name."""
-    parts: list[Part] = []
-    if reasoning:
-        system = [(" " + m["content"], True) for m in messages if m["role"] == "system"]
-        name = "<|system|>Your name is Phi, an AI math expert developed by Microsoft."
-        parts = [(name, False), *system, ("<|end|>", False)]
-        messages = [m for m in messages if m["role"] != "system"]
-    for message in messages:
-        parts += [(f"<|{message['role']}|>", False), (message["content"], True)]
-        if message["role"] == "system" and message.get("tools") is not None:
-            parts += [("<|tool|>", False), (message["tools"], True), ("<|/tool|>", False)]
-        parts.append(("<|end|>", False))
-    return [*parts, ("<|assistant|>", False)]
-
-
-def persimmon_chat(tokenizer: Tokenizer, template: str) -> Callable[[list], list[Part]]:
-    """Adept's: "human: ...\\n\\nadept:" turn by turn, and an answer that writes "human:" itself is over."""
-    tokenizer.chat_stops, tokenizer.chat_before = ("\n\nhuman:",), tokenizer.before
-
-    def parts(messages: list) -> list[Part]:
-        names = {"user": "human: ", "assistant": "adept: "}
-        if unknown := [message["role"] for message in messages if message["role"] not in names]:
-            raise ValueError(f"Persimmon's format has no role {unknown[0]!r}, only user and assistant")
-        stripped = [{**message, "content": message["content"].strip()} for message in messages]
-        return turns("", {role: (name, "\n\n") for role, name in names.items()}, "adept:", stripped)
-
-    return parts
-
-
-CHAT_FORMATS = {"phi": phi2_chat, "phi-msft": phi2_chat, "mixformer-sequential": phi2_chat, "phi3": phi3_chat,
-                "persimmon": persimmon_chat}
-
-
-def chat_template(folder: Path, config: dict) -> str:
-    """The folder's own, "" if it has none. It is looked at, never run."""
-    file = folder / "chat_template.jinja"
-    template = file.read_text("utf-8") if file.exists() else config.get("chat_template") or ""
-    if isinstance(template, list):  # several by name
-        named = {entry["name"]: entry["template"] for entry in template}
-        template = named.get("default", next(iter(named.values()), ""))
-    return template
-
-
 # ---- Reading a folder --------------------------------------------------------------------------------------
 
 
@@ -637,10 +533,10 @@ def load(path_or_id: str | Path, original: bool = False) -> Tokenizer:
     """
     folder = find(path_or_id, weights=False)
     config, names = (
-        read_json(folder / file) if (folder / file).exists() else {}
+        read_json_if_any(folder / file)
         for file in ("tokenizer_config.json", "special_tokens_map.json")
     )
-    model = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    model = read_json_if_any(folder / "config.json")
     source = folder
     try:
         files = read_files(folder)
@@ -663,10 +559,11 @@ def load(path_or_id: str | Path, original: bool = False) -> Tokenizer:
     if kind in CHAT_FORMATS:
         form = CHAT_FORMATS[kind]
         tokenizer.chat_format = form(tokenizer, chat_template(folder, config))
+    tokenizer.folder = folder
     return tokenizer
 
 
-def build(files: "Files", config: dict, folder: Path, rows: int | None, original: bool) -> Tokenizer:
+def build(files: Files, config: dict, folder: Path, rows: int | None, original: bool) -> Tokenizer:
     """The class that the vocabulary wants. `rows` is the size of the model's token table."""
     if config.get("add_prefix_space") and not files.pieces:
         raise ValueError("add_prefix_space is not supported")
@@ -682,152 +579,3 @@ def build(files: "Files", config: dict, folder: Path, rows: int | None, original
         return WordTokenizer(files.vocab, files.merges, added, original)
     pattern = files.pattern or PATTERN_BY_ROWS.get(rows, GPT2)
     return ByteLevelTokenizer(files.vocab, files.merges, added, pattern)
-
-
-class Files(NamedTuple):
-    """What the folder's files say: those of one kind."""
-
-    source: Path  # the file to blame
-    vocab: dict[str, int]
-    added: dict[int, AddedToken]
-    merges: list[tuple[str, str]] | None = None
-    pattern: str | None = None  # how to split text, in tiktoken's notation, if a file tells
-    pieces: sentencepiece.SentencePieceProcessor | None = None
-
-
-def read_files(folder: Path) -> Files:
-    """From whichever files the folder has."""
-    whole = folder / "tokenizer.json"
-    for file in (folder / "tokenizer.model", folder / "adept_vocab.model"):
-        if file.exists():
-            listed = read_json(whole)["added_tokens"] if whole.exists() else []
-            return pieces_of(file, check_file(file).read_bytes(), listed)
-    if whole.exists():
-        try:
-            return read_whole(whole)
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ValueError(f"{whole} is not a tokenizer ({type(error).__name__}: {error})") from None
-    for vocab, merges in (("vocab.json", "merges.txt"), ("encoder_bpe_40000.json", "vocab_40000.bpe")):
-        if (folder / vocab).exists():
-            return Files(folder / vocab, read_json(folder / vocab), {}, read_merges(folder / merges))
-    kinds = "tokenizer.model, tokenizer.json, vocab.json with merges.txt"
-    raise FileNotFoundError(f"{folder} holds no tokenizer: none of {kinds}")
-
-
-def pieces_of(file: Path, model: bytes, listed: list[dict]) -> Files:
-    """A sentencepiece model in protobuf, and the added tokens that tokenizer.json lists."""
-    try:
-        pieces = sentencepiece.SentencePieceProcessor(model_proto=model + UNNORMALISED)
-    except RuntimeError as error:
-        raise ValueError(f"{file} is not a sentencepiece model: {error}") from None
-    vocab = {pieces.id_to_piece(id): id for id in range(pieces.get_piece_size())}
-    return Files(file, vocab, {token["id"]: flagged(token["id"], token) for token in listed}, pieces=pieces)
-
-
-def read_whole(file: Path) -> Files:
-    """`tokenizer.json`, of any kind. Merges are "a b" or pairs."""
-    content = read_json(file)
-    model, before = content["model"], content["pre_tokenizer"]
-    word_level = model.get("end_of_word_suffix") == END_OF_WORD
-    listed = content.get("added_tokens", [])
-    if model.get("byte_fallback"):
-        replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-        marks = [{"type": "Prepend", "prepend": "▁"}, replace]
-        if before is not None or content["normalizer"] != {"type": "Sequence", "normalizers": marks}:
-            raise ValueError(f"{file} does not put a ▁ before each text and for each space: not supported")
-        return pieces_of(file, sentencepiece_model(model), listed)
-    if model.get("type", "BPE") != "BPE" or (content.get("normalizer") and not word_level):
-        raise ValueError(f"{file}: neither sentencepiece nor BPE of bytes or words, which are supported")
-    merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
-    added = {token["id"]: flagged(token["id"], token) for token in listed}
-    if word_level:
-        return Files(file, model["vocab"], added, merges)
-    steps = before.get("pretokenizers", [before])
-    published = [step["pattern"]["Regex"] for step in steps if step["type"] == "Split"]
-    if {step["type"] for step in steps} - {"Split", "ByteLevel"} or not PUBLISHED.keys() >= set(published):
-        told = published or before
-        raise ValueError(f"{file}: the pre_tokenizer is none of GPT-2's, cl100k's and o200k's: {told}")
-    return Files(file, model["vocab"], added, merges, PUBLISHED[published[0]] if published else GPT2)
-
-
-def sentencepiece_model(model: dict) -> bytes:
-    """The tokenizer.model that tokenizer.json describes, in protobuf: Transformers 5 saves none. Scores of
-    BPE are minus the rank of the merges that make a piece."""
-    unigram = model["type"] == "Unigram"
-    if unigram:
-        ids = {piece: id for id, (piece, _) in enumerate(model["vocab"])}
-        scores, unknown = dict(map(tuple, model["vocab"])), model["vocab"][model["unk_id"]][0]
-    else:
-        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-        results = [piece for piece, _ in groupby(a + b for a, b in pairs)]
-        if len(set(results)) < len(results):
-            raise ValueError("merges that make the same piece do not follow each other, as in sentencepiece")
-        ids, unknown, last = model["vocab"], model["unk_token"], -float(len(results))
-        scores = {**dict.fromkeys(ids, last), **{piece: -float(rank) for rank, piece in enumerate(results)}}
-
-    def kind(piece: str) -> int:
-        if piece in (unknown, "<s>", "</s>"):
-            return 2 if piece == unknown else 3  # unknown, control
-        defined = 4 if unigram and scores[piece] == 0 else 1  # by the vocabulary's makers; a normal piece
-        return 6 if BYTE_PIECE.fullmatch(piece) else defined
-
-    content = b""
-    for piece in sorted(ids, key=ids.get):
-        score = b"\x15" + struct.pack("<f", scores[piece])
-        content += field(1, field(1, piece.encode()) + score + b"\x18" + varint(kind(piece)))
-    spec = b"\x18" + varint(1 if unigram else 2) + b"\x98\x02\x01"  # model_type, byte_fallback
-    return content + field(2, spec + b"\xc0\x02" + varint(ids[unknown]))  # unk_id
-
-
-def field(number: int, content: bytes) -> bytes:
-    """A field of bytes in protobuf."""
-    return varint(number << 3 | 2) + varint(len(content)) + content
-
-
-def varint(n: int) -> bytes:
-    """Seven bits a byte, the lowest first; all but the last have the eighth set."""
-    return bytes([n]) if n < 128 else bytes([n & 127 | 128]) + varint(n >> 7)
-
-
-def read_merges(file: Path) -> list[tuple[str, str]]:
-    """Only the first line is a comment, '#' begins real merges too. splitlines splits at more than \\n."""
-    lines = check_file(file).read_text("utf-8").split("\n")
-    pairs = [tuple(line.split(" ")) for line in lines[lines[0].startswith("#version") :] if line]
-    if bad := [pair for pair in pairs if len(pair) != 2]:
-        raise ValueError(f"{file}: {' '.join(bad[0])!r} is not a merge of two")
-    return pairs
-
-
-def added_tokens(folder: Path, vocab: dict[str, int], listed: dict[int, AddedToken],
-                 config: dict) -> list[AddedToken]:
-    """Added tokens with their flags, which folders scatter over five places; the later ones here win."""
-    added = dict(listed)
-    extra = folder / "added_tokens.json"
-    for content, id in (read_json(extra) if extra.exists() else {}).items():
-        added.setdefault(id, AddedToken(id, content))
-    for id, token in config.get("added_tokens_decoder", {}).items():
-        added[int(id)] = flagged(int(id), token)
-    ids = {token.content: token.id for token in added.values()}
-    named = [config.get(f"{role}_token") for role in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")]
-    for token in [*named, *config.get("additional_special_tokens", [])]:
-        content = token_content(token)
-        if content is None:
-            continue
-        id = ids.get(content, vocab.get(content))
-        if id is None:
-            id = max([*vocab.values(), *added]) + 1
-        old = added.get(id) or flagged(id, token if isinstance(token, dict) else {"content": content})
-        added[id] = old._replace(special=True)
-        ids[content] = id
-    return list(added.values())
-
-
-def flagged(id: int, token: dict) -> AddedToken:
-    if token.get("single_word"):
-        raise ValueError(f"added token {token['content']!r} has single_word, which is not supported")
-    flags = (bool(token.get(flag)) for flag in ("lstrip", "rstrip", "special", "normalized"))
-    return AddedToken(id, token["content"], *flags)
-
-
-def token_content(token: dict | str | None) -> str | None:
-    return token.get("content") if isinstance(token, dict) else token

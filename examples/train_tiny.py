@@ -261,7 +261,7 @@ def sentencepiece_unigram(texts: list[str], folder: Path, word: str = "[A-Za-z]{
     chances = {**dict.fromkeys(words, -6.0), **{number: -10 - int(number) / 1000 for number in numbers}}
     model = {"type": "Unigram", "unk_id": 0, "byte_fallback": True,
              "vocab": [[piece, chances.get(piece, score)] for piece, (_, score) in pieces.items()]}
-    (folder / "tokenizer.model").write_bytes(tokenize.sentencepiece_model(model))
+    (folder / "tokenizer.model").write_bytes(sentencepiece_model(model))
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     added = [{"id": pieces[piece][0], "content": piece, **flags} for piece in ("<unk>", ADEPT_END)]
     whole = whole_sentencepiece(model, added, ADEPT_END)
@@ -310,7 +310,7 @@ def pictured(seed: int, captions: int = 1, places: int = 2) -> Iterator[Example]
 
 def fuyu_rows(tokenizer: tokenize.Tokenizer, examples: list[Example]) -> Rows:
     """Pictures, prompts and answers; only the answers are learnt."""
-    processor = fuyu.FuyuProcessor(tokenizer)
+    processor = fuyu.FuyuProcessor(fuyu.FuyuImageProcessor(), tokenizer)
     ids, labels, places, patches = [], [], [], []
     for example in examples:
         inputs = processor(example.prompt, example.scene.picture())
@@ -330,7 +330,7 @@ def judge_pictures(model: torch.nn.Module, tokenizer: tokenize.Tokenizer, count:
     from examples.shapes import CAPTION, overlap, scenes
 
     count = PICTURES if count is None else count
-    processor, right, overlaps = fuyu.FuyuProcessor(tokenizer), 0, []
+    processor, right, overlaps = fuyu.FuyuProcessor(fuyu.FuyuImageProcessor(), tokenizer), 0, []
     for scene in islice(scenes(HELD_OUT_SEED + 1), count):
         shape = scene.shapes[-1]
         inputs = processor([CAPTION, f"where is the {shape.name}?\n"], [scene.picture()] * 2)

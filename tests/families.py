@@ -11,9 +11,16 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from decoders import fuyu, gpt_neo, openai_gpt, persimmon, phi, phi3, weights
+from decoders import fuyu, gpt_neo, openai_gpt, persimmon, phi, phi3
+from decoders.formats.config import modern
+from decoders.formats.names import LAYOUTS, as_it_is
 
 BATCH, LENGTH, PADDED = 2, 23, 4  # the length exceeds every window; PADDED tokens of row 0 are padding
+
+
+def read(config_class: type, d: dict):
+    """The config object of a config.json of any era."""
+    return config_class.from_dict(modern(d, config_class.model_type))
 
 
 @dataclass
@@ -52,7 +59,7 @@ class Family:
         return self.prefix + (self.causal if head == "ForCausalLM" else head)
 
     def config(self, **changes):
-        return self.cls("Config").from_dict({**self.tiny, **changes})
+        return read(self.cls("Config"), {**self.tiny, **changes})
 
     def model(self, head: str = "ForCausalLM", seed: int = 0, dtype=torch.float32, **changes) -> nn.Module:
         """Our model alone, with redrawn weights."""
@@ -68,8 +75,8 @@ class Family:
         theirs = theirs_class._from_config(config_class(**config), attn_implementation="eager")
         redraw(theirs, seed)
         ours = self.cls(head)(self.config(**changes))
-        modern = weights.LAYOUTS[self.name].modern if self.own is not None else weights.as_it_is
-        ours.load_state_dict({new: t for old, t in theirs.state_dict().items() for new, t in modern(old, t, {})})
+        named = LAYOUTS[self.name].modern if self.own is not None else as_it_is
+        ours.load_state_dict({new: t for old, t in theirs.state_dict().items() for new, t in named(old, t, {})})
         return ours.to(dtype).eval(), theirs.to(dtype).eval()
 
 
@@ -122,10 +129,14 @@ def change_modules(kind: type, **values) -> Callable:
     return lambda model, monkeypatch: set_all(model, kind, **values)
 
 
+def attend(attention_class: type, monkeypatch, change: Callable) -> None:
+    """Attention with other arguments, on the fast path."""
+    plain = attention_class.attend
+    monkeypatch.setattr(attention_class, "attend", staticmethod(lambda *given: plain(*change(*given))))
+
+
 def change_scale(model, monkeypatch):
-    plain = gpt_neo.fast_attention
-    scaled = lambda q, k, v, mask, scale, *rest: plain(q, k, v, mask, q.shape[-1] ** -0.5, *rest)  # noqa: E731
-    monkeypatch.setattr(gpt_neo, "fast_attention", scaled)
+    attend(gpt_neo.GPTNeoSelfAttention, monkeypatch, lambda q, k, v, bias, scale, *rest: (q, k, v, bias, q.shape[-1] ** -0.5, *rest))
 
 
 def swap(first: str, second: str) -> Callable:
@@ -218,8 +229,7 @@ def permute_heads(model, monkeypatch):
 
 
 def other_scale(model, monkeypatch):
-    plain = openai_gpt.fast_attention
-    monkeypatch.setattr(openai_gpt, "fast_attention", lambda q, k, v, mask, scale, *rest: plain(q, k, v, mask, 1.0, *rest))
+    attend(openai_gpt.OpenAIGPTAttention, monkeypatch, lambda q, k, v, bias, scale, *rest: (q, k, v, bias, 1.0, *rest))
 
 
 OPENAI_GPT = Family(
@@ -301,9 +311,8 @@ PHI = Family(
         "rotary in pairs": lambda model, monkeypatch: rotate_pairs_of(phi, monkeypatch),
         "exact GELU": change_modules(phi.PhiMLP, act=F.gelu),
         "norm epsilon 1e-6": change_modules(nn.LayerNorm, eps=1e-6),
-        "q and k of a head swapped": lambda model, monkeypatch: monkeypatch.setattr(
-            phi, "fast_attention", lambda q, k, v, *rest, plain=phi.fast_attention: plain(
-                k.repeat_interleave(2, 1), q, v.repeat_interleave(2, 1), *rest)),
+        "q and k of a head swapped": lambda model, monkeypatch: attend(
+            phi.PhiAttention, monkeypatch, lambda q, k, v, *rest: (k.repeat_interleave(2, 1), q, v.repeat_interleave(2, 1), *rest)),
         "one after the other": one_after_the_other,
         "key/value heads in turns": other_key_heads,
         "output bias dropped": drop_bias("lm_head.bias"),

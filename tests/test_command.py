@@ -14,7 +14,7 @@ import torch
 from decoders import weights
 from tests import folders
 from tests.conftest import ROOT
-from tests.families import GPT_NEO, PHI3
+from tests.families import GPT_NEO, PHI3, read
 
 TINY = "checkpoints/tiny-gpt-neo"
 FUYU, SHAPES = "checkpoints/tiny-fuyu", "checkpoints/tiny-fuyu/shapes.png"
@@ -277,7 +277,7 @@ def test_inspect_reads_headers_only(tmp_path):
               "intermediate_size": 32768, "attention_layers": ["global"] * 9}  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
     with torch.device("meta"):
-        state = GPT_NEO.cls()(GPT_NEO.cls("Config").from_dict(config)).state_dict()
+        state = GPT_NEO.cls()(read(GPT_NEO.cls("Config"), config)).state_dict()
     state.pop("lm_head.weight")
     header, offset = {}, 0
     for name, tensor in state.items():

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from decoders import fuyu, persimmon, tokenize, weights
+from decoders.formats.names import modern_fuyu
 from tests import golden_fuyu
 from tests.conftest import ROOT
-from tests.families import FUYU, inputs, redraw
+from tests.families import FUYU, inputs, read, redraw
 from tests.test_persimmon import ARGS, adept, nested  # noqa: F401  (adept is a fixture)
 from tests.test_weights import equal
 
@@ -22,7 +23,7 @@ PATCH = {"patch_size": 4, "image_token_id": PLACEHOLDER}
 
 @pytest.fixture(scope="module")
 def processor():
-    return fuyu.FuyuProcessor(tokenize.load(TINY))
+    return fuyu.FuyuProcessor(fuyu.FuyuImageProcessor(), tokenize.load(TINY))
 
 
 def picture(height: int, width: int) -> torch.Tensor:
@@ -63,7 +64,7 @@ def test_published_numbers_of_patches(processor, height, width, rows, columns):
 
 def test_scaling_into_smaller_frames():
     for frame, expected in (((180, 360), (180, 84)), ((160, 320), (160, 74))):
-        images = fuyu.FuyuImageProcessor(*frame).preprocess(picture(450, 210))
+        images = fuyu.FuyuImageProcessor({"height": frame[0], "width": frame[1]}).preprocess(picture(450, 210))
         assert (images.image_unpadded_heights, images.image_unpadded_widths) == ([[expected[0]]], [[expected[1]]])
 
 
@@ -208,7 +209,7 @@ def test_control_tokens_that_a_user_types_stay_text(processor):
 
 def test_a_vocabulary_of_another_family_is_said(data):
     with pytest.raises(ValueError, match=r"the vocabulary has no \|SPEAKER\|: it is not Fuyu's"):
-        fuyu.FuyuProcessor(tokenize.load(data / "hub" / "phi-3-mini-4k"))
+        fuyu.FuyuProcessor(fuyu.FuyuImageProcessor(), tokenize.load(data / "hub" / "phi-3-mini-4k"))
 
 
 # ---- Answers
@@ -380,7 +381,7 @@ def test_pictures_are_embedded_once_with_a_cache():
 
 def test_pictures_are_fed_again_when_dynamic_scaling_asks_for_it():
     scaled = {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "max_position_embeddings": 22}
-    model = redraw(fuyu.FuyuForCausalLM(fuyu.FuyuConfig.from_dict({**FUYU.tiny, **PATCH, **scaled}))).eval()
+    model = redraw(fuyu.FuyuForCausalLM(read(fuyu.FuyuConfig, {**FUYU.tiny, **PATCH, **scaled}))).eval()
     options = {"max_new_tokens": 8, "eos_token_id": None}
     assert torch.equal(model.generate(**sighted(), **options), model.generate(**sighted(), **options, use_cache=False))
 
@@ -412,13 +413,13 @@ def test_pictures_that_do_not_fit_are_said(change, message):
 
 def test_the_hubs_config_means_what_it_meant(data):
     """Its text_config holds a model_type only. Transformers 5.23 finds no rope_theta there, and takes 10,000."""
-    config = fuyu.FuyuConfig.from_dict(json.loads((data / "configs" / "fuyu-8b.json").read_text()))
+    config = read(fuyu.FuyuConfig, json.loads((data / "configs" / "fuyu-8b.json").read_text()))
     assert config.text_config.rope_theta == 25000.0 and config.eos_token_id == 71013 and config.text_config.hidden_size == 4096
     with torch.device("meta"):
         model = fuyu.FuyuForCausalLM(config)
     assert sum(p.numel() for p in model.parameters()) == 9_408_238_592
     silent = {"model_type": "fuyu", "hidden_size": 64, "num_attention_heads": 2, "text_config": {"model_type": "persimmon", "hidden_size": 32}}
-    text = fuyu.FuyuConfig.from_dict(silent).text_config
+    text = read(fuyu.FuyuConfig, silent).text_config
     assert (text.hidden_size, text.num_attention_heads, text.rope_theta, text.vocab_size) == (32, 2, 25000.0, 262144)
 
 
@@ -426,8 +427,8 @@ def test_the_hubs_config_means_what_it_meant(data):
 def test_the_real_indexes_have_exactly_our_names(data, name):
     index = json.loads((data / "configs" / "index" / f"{name}.model.safetensors.index.json").read_text())
     with torch.device("meta"):
-        model = fuyu.FuyuForCausalLM(fuyu.FuyuConfig.from_dict(json.loads((data / "configs" / "fuyu-8b.json").read_text())))
-    names = {new for old in index["weight_map"] for new, _ in weights.modern_fuyu(old, torch.empty(0), {})}
+        model = fuyu.FuyuForCausalLM(read(fuyu.FuyuConfig, json.loads((data / "configs" / "fuyu-8b.json").read_text())))
+    names = {new for old in index["weight_map"] for new, _ in modern_fuyu(old, torch.empty(0), {})}
     assert names == set(model.state_dict()) and len(names) == 582
     assert index["metadata"]["total_size"] == 2 * 9_408_238_592
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from decoders import gpt_neo
-from tests.families import GPT_NEO, inputs
+from tests.families import GPT_NEO, inputs, read
 
 
 def test_head_mask_zero_equals_a_head_without_output():
@@ -58,13 +58,13 @@ def test_a_decoding_step_of_a_local_layer_reads_its_window_only():
 
 @pytest.mark.parametrize(("T", "S"), [(1000, 1000), (700, 1000), (5, 300), (1, 300)])
 def test_no_mask_of_a_local_layer_is_larger_than_two_windows(T, S):
-    blocks = gpt_neo.attention_blocks(T, S, 5, None, torch.zeros(1), whole=False)
+    blocks = gpt_neo.attention_blocks(T, S, 5, None, None, torch.zeros(1), whole=False)
     assert sum(b.queries.stop - b.queries.start for b in blocks) == T
     for block in blocks:
         assert block.keys.stop - block.keys.start <= 9
-        assert block.mask is None or block.mask.numel() <= 5 * 9
-    plain = gpt_neo.attention_blocks(T, T, T, None, torch.zeros(1), whole=False)
-    assert len(plain) == 1 and plain[0].mask is None, "plain causal attention needs no mask"
+        assert block.bias is None or block.bias.numel() <= 5 * 9
+    plain = gpt_neo.attention_blocks(T, T, T, None, None, torch.zeros(1), whole=False)
+    assert len(plain) == 1 and plain[0].bias is None, "plain causal attention needs no mask"
 
 
 @pytest.mark.parametrize("window", [1, 2, 22, 23, 24, 67])
@@ -112,20 +112,20 @@ def test_configs_that_cannot_be_honoured_are_refused(change, message):
 def test_a_missing_field_is_never_a_default(field):
     config = {key: value for key, value in GPT_NEO.tiny.items() if key != field}
     with pytest.raises(ValueError, match=f"lacks {field}"):
-        gpt_neo.GPTNeoConfig.from_dict(config)
+        read(gpt_neo.GPTNeoConfig, config)
 
 
 def test_other_names_and_labels():
     tiny = dict(GPT_NEO.tiny)
     renamed = {"num_hidden_layers": tiny.pop("num_layers"), "num_attention_heads": tiny.pop("num_heads")}
-    config = gpt_neo.GPTNeoConfig.from_dict({**tiny, **renamed, "id2label": {"0": "a", "1": "b", "2": "c"}, "n": 1})
+    config = read(gpt_neo.GPTNeoConfig, {**tiny, **renamed, "id2label": {"0": "a", "1": "b", "2": "c"}, "n": 1})
     assert (config.num_layers, config.num_heads, config.num_labels) == (3, 4, 3)
-    assert gpt_neo.GPTNeoConfig.from_dict(config.to_dict()) == config
+    assert read(gpt_neo.GPTNeoConfig, config.to_dict()) == config
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("gpt-neo-125m", 125_198_592), ("gpt-neo-1.3B", 1_315_575_808)])
 def test_real_configs_have_the_published_size(data, name, parameters):
-    config = gpt_neo.GPTNeoConfig.from_dict(json.loads((data / "configs" / f"{name}.json").read_text()))
+    config = read(gpt_neo.GPTNeoConfig, json.loads((data / "configs" / f"{name}.json").read_text()))
     with torch.device("meta"):
         model = gpt_neo.GPTNeoForCausalLM(config)
     assert sum(p.numel() for p in model.parameters()) == parameters

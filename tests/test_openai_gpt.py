@@ -7,7 +7,7 @@ import torch
 
 from decoders import openai_gpt, tokenize, weights
 from tests import folders
-from tests.families import OPENAI_GPT, inputs, redraw
+from tests.families import OPENAI_GPT, inputs, read, redraw
 from tests.test_weights import equal
 
 DOUBLE = "DoubleHeadsModel"
@@ -118,7 +118,7 @@ def test_configs_that_cannot_be_honoured_are_refused(change, message):
 
 @pytest.mark.parametrize("name", ["openai-gpt", "openai-gpt.edited-copy"])
 def test_real_configs_have_the_published_size(data, name):
-    config = openai_gpt.OpenAIGPTConfig.from_dict(json.loads((data / "configs" / f"{name}.json").read_text()))
+    config = read(openai_gpt.OpenAIGPTConfig, json.loads((data / "configs" / f"{name}.json").read_text()))
     with torch.device("meta"):
         model = openai_gpt.OpenAIGPTLMHeadModel(config)
     assert sum(p.numel() for p in model.parameters()) == 116_534_784

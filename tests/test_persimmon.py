@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from decoders import persimmon, tokenize, weights
 from tests import folders
-from tests.families import PADDED, PERSIMMON, inputs
+from tests.families import PADDED, PERSIMMON, inputs, read
 from tests.test_weights import equal
 
 DYNAMIC = {"rope_scaling": {"type": "dynamic", "factor": 3.0}, "max_position_embeddings": 11}
@@ -40,7 +40,7 @@ def test_the_base_is_25000_whatever_the_config_leaves_out():
     transformers = pytest.importorskip("transformers")
     silent = {key: value for key, value in PERSIMMON.tiny.items() if key not in ("rope_theta", "model_type")}
     ids, _ = inputs(101)
-    ours = persimmon.PersimmonForCausalLM(persimmon.PersimmonConfig.from_dict(silent))
+    ours = persimmon.PersimmonForCausalLM(read(persimmon.PersimmonConfig, silent))
     stated, theirs = PERSIMMON.pair()
     ours.load_state_dict(stated.state_dict())
     assert torch.equal(ours.eval()(ids).logits, stated(ids).logits)
@@ -76,10 +76,10 @@ def test_dynamic_scaling_does_not_remember_earlier_calls():
     ids, _ = inputs(101)
     fresh = PERSIMMON.model(**DYNAMIC)(ids[:, :15]).logits
     model = PERSIMMON.model(**DYNAMIC)
-    cache = model(ids).past_key_values
+    assert model(ids).past_key_values is None
     assert torch.equal(model(ids[:, :15]).logits, fresh)
     with pytest.raises(ValueError, match="other frequencies than past_key_values has"):
-        model(ids[:, :1], past_key_values=cache)
+        model(ids[:, 11:12], past_key_values=model(ids[:, :11]).past_key_values)
 
 
 # ---- The large output layer
@@ -149,7 +149,7 @@ def test_configs_that_cannot_be_honoured_are_refused(change, message):
 
 @pytest.mark.parametrize("name", ["persimmon-8b-base", "persimmon-8b-chat"])
 def test_real_configs_have_the_published_size(data, name):
-    config = persimmon.PersimmonConfig.from_dict(json.loads((data / "configs" / f"{name}.json").read_text()))
+    config = read(persimmon.PersimmonConfig, json.loads((data / "configs" / f"{name}.json").read_text()))
     with torch.device("meta"):
         model = persimmon.PersimmonForCausalLM(config)
     assert sum(p.numel() for p in model.parameters()) == 9_397_175_296

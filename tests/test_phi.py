@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from decoders import phi, tokenize, weights
 from tests import folders
 from tests.conftest import ROOT
-from tests.families import PADDED, PHI, inputs
+from tests.families import PADDED, PHI, inputs, read
 from tests.test_weights import equal
 
 DYNAMIC = {"rope_scaling": {"type": "dynamic", "factor": 3.0}, "max_position_embeddings": 11}
@@ -50,7 +50,7 @@ def test_casting_back_and_forth_leaves_the_rotary_tables_alone(dtype):
     """Transformers keeps 1/frequencies in a buffer, which `.to(bfloat16)` spoils for good."""
     model = PHI.model()
     places = torch.arange(500)[None]
-    arguments = (places, 6, 10000.0, None, 67)
+    arguments = (places, model.config)
     before = phi.rope_tables(*arguments, torch.zeros(1))
     model.to(dtype).float()
     exact = phi.rope_tables(*arguments, torch.zeros(1, dtype=torch.float64))
@@ -121,13 +121,14 @@ def test_a_cache_of_another_base_is_an_error_not_nonsense():
 
 
 @torch.no_grad()
-def test_a_cache_cut_back_below_the_limit_keeps_its_base():
+def test_a_text_past_the_limit_leaves_no_cache():
+    """None that could be cut back to a length at which its keys would look right."""
     model = PHI.model(**DYNAMIC)
     ids, _ = inputs(101)
-    cache = model(ids[:, :20]).past_key_values
-    cache.truncate(5)
-    with pytest.raises(ValueError, match="other frequencies than past_key_values has"):
-        model(ids[:, 5:8], past_key_values=cache)
+    cache = phi.KVCache()
+    assert model(ids[:, :20]).past_key_values is None
+    assert model(ids[:, :20], past_key_values=cache).past_key_values is None and len(cache) == 0
+    assert len(model(ids[:, :11], past_key_values=cache).past_key_values) == 11 == len(cache)
 
 
 @torch.no_grad()
@@ -195,12 +196,12 @@ def test_configs_that_cannot_be_honoured_are_refused(change, message):
 def test_nested_rope_parameters_of_transformers_5():
     tiny = {k: v for k, v in PHI.tiny.items() if k not in ("rope_theta", "partial_rotary_factor")}
     nested = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0, "partial_rotary_factor": 0.34}
-    config = phi.PhiConfig.from_dict({**tiny, "rope_parameters": nested})
+    config = read(phi.PhiConfig, {**tiny, "rope_parameters": nested})
     assert config.rope_theta == 500.0 and config.rotary_size == 4
     assert config.rope_scaling == {"type": "linear", "factor": 2.0}
     transformers = pytest.importorskip("transformers")
     theirs = transformers.PhiConfig(**{k: v for k, v in PHI.tiny.items() if k != "model_type"}).to_dict()
-    assert phi.PhiConfig.from_dict(theirs).rope_scaling is None
+    assert read(phi.PhiConfig, theirs).rope_scaling is None
 
 
 @pytest.mark.parametrize(("name", "parameters"), [
@@ -208,7 +209,7 @@ def test_nested_rope_parameters_of_transformers_5():
     ("phi-2.phi-msft", 2_779_683_840), ("phi-2.mixformer-sequential", 2_779_683_840), ("phi-2.resaved-fp32", 2_779_683_840),
 ])  # fmt: skip
 def test_real_configs_have_the_published_size(data, name, parameters):
-    config = phi.PhiConfig.from_dict(json.loads((data / "configs" / f"{name}.json").read_text()))
+    config = read(phi.PhiConfig, json.loads((data / "configs" / f"{name}.json").read_text()))
     with torch.device("meta"):
         model = phi.PhiForCausalLM(config)
     assert sum(p.numel() for p in model.parameters()) == parameters
@@ -219,7 +220,7 @@ def test_real_configs_have_the_published_size(data, name, parameters):
 def test_the_real_index_has_exactly_our_names(data, name):
     index = json.loads((data / "configs" / "index" / f"{name}.model.safetensors.index.json").read_text())
     with torch.device("meta"):
-        model = phi.PhiForCausalLM(phi.PhiConfig.from_dict(json.loads((data / "configs" / "phi-2.json").read_text())))
+        model = phi.PhiForCausalLM(read(phi.PhiConfig, json.loads((data / "configs" / "phi-2.json").read_text())))
     assert set(index["weight_map"]) == set(model.state_dict())
     total = sum(t.numel() for t in model.state_dict().values())
     assert index["metadata"]["total_size"] in (2 * total, 4 * total)

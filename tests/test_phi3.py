@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from decoders import family, phi3, weights
 from tests import folders
-from tests.families import LONG, LONGROPE, PADDED, PHI3, SHORT, inputs
+from tests.families import LONG, LONGROPE, PADDED, PHI3, SHORT, inputs, read
 from tests.test_weights import equal
 
 ORIGINAL = LONGROPE["original_max_position_embeddings"]
@@ -55,13 +55,13 @@ def test_a_step_reads_its_window_only(window, dtype, monkeypatch):
     model = PHI3.model(sliding_window=window, dtype=dtype)
     ids, _ = inputs(101)
     cache = model(ids[:, :20]).past_key_values
-    plain, seen = phi3.fast_attention, []
+    seen = []
 
     def watched(q, k, *rest):
         seen.append(k.shape[2])
-        return plain(q, k, *rest)
+        return phi3.attention(q, k, *rest)
 
-    monkeypatch.setattr(phi3, "fast_attention", watched)
+    monkeypatch.setattr(phi3.Phi3Attention, "attend", staticmethod(watched))
     step = model(ids[:, 20:21], past_key_values=cache).logits
     assert seen == [window] * 3
     torch.testing.assert_close(step[:, 0], model(ids[:, :21]).logits[:, -1], atol=2e-5 if dtype == torch.float32 else 0.1, rtol=0)
@@ -300,7 +300,7 @@ def test_transformers_reads_what_we_write(changes, tmp_path):
     ("Phi-4-mini-instruct", 3_836_021_760, 96), ("Phi-4-mini-reasoning", 3_836_021_760, 96),
 ])  # fmt: skip
 def test_real_configs_have_the_published_size(data, name, parameters, rotary):
-    config = phi3.Phi3Config.from_dict(json.loads((data / "configs" / f"{name}.json").read_text()))
+    config = read(phi3.Phi3Config, json.loads((data / "configs" / f"{name}.json").read_text()))
     with torch.device("meta"):
         model = phi3.Phi3ForCausalLM(config)
     assert sum(p.numel() for p in model.parameters()) == parameters
@@ -312,7 +312,7 @@ def test_real_configs_have_the_published_size(data, name, parameters, rotary):
 
 def test_the_real_index_has_exactly_our_names(data):
     index = json.loads((data / "configs" / "index" / "Phi-3.5-mini-instruct.model.safetensors.index.json").read_text())
-    config = phi3.Phi3Config.from_dict(json.loads((data / "configs" / "Phi-3.5-mini-instruct.json").read_text()))
+    config = read(phi3.Phi3Config, json.loads((data / "configs" / "Phi-3.5-mini-instruct.json").read_text()))
     with torch.device("meta"):
         model = phi3.Phi3ForCausalLM(config)
     assert set(index["weight_map"]) == set(model.state_dict()) and len(index["weight_map"]) == 195

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from decoders import kernels
+from decoders.tools import generation
 from tests.families import BATCH, LENGTH, PADDED, inputs
 
 CLOSE = {"atol": 2e-5, "rtol": 0}
@@ -76,6 +78,26 @@ def test_a_token_does_not_depend_on_later_ones(family, path):
     before, after = model(ids, **path).logits, model(changed, **path).logits
     torch.testing.assert_close(after[:, :15], before[:, :15], **CLOSE)
     assert not torch.allclose(after[:, 15:], before[:, 15:], atol=1e-2)
+
+
+def test_rows_of_padding_look_at_themselves(family):
+    """Neither at the future, as in the reference, nor at other padding; on both paths."""
+    model = family.model()
+    ids, mask = inputs(101, padded=True)
+    for layer in model(ids, attention_mask=mask, output_attentions=True).attentions:
+        assert torch.equal(layer[0, :, :PADDED], torch.eye(LENGTH)[:PADDED].expand_as(layer[0, :, :PADDED]))
+
+
+def test_left_padding_has_the_right_gradient_from_the_fused_kernel(family):
+    """With a row of lowest numbers in the mask it is wrong: log(n) drowns in them. In float64, also of those rows."""
+    for window in (None, 3):
+        model = family.model(dtype=torch.float64, **({"sliding_window": window} if family.name == "phi3" else {}))
+        ids, mask = inputs(101, padded=True)
+        outputs = [model(ids, attention_mask=mask, output_attentions=whole).logits for whole in (False, True)]
+        torch.testing.assert_close(*outputs, atol=1e-12, rtol=0)
+        gradients = [torch.autograd.grad(logits.square().mean(), trained(model)) for logits in outputs]
+        for x, y in zip(*gradients, strict=True):
+            torch.testing.assert_close(x, y, atol=1e-12, rtol=1e-9)
 
 
 @torch.no_grad()
@@ -175,7 +197,7 @@ def test_gradients_flow_through_the_cache(family):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_step_under_autograd_equals_one_without(family, dtype):
     """The fast kernels work in shared memory, which autograd could not follow."""
-    model = family.model(dtype=dtype)
+    model = kernels.prepare(family.model(dtype=dtype))
     ids, mask = inputs(101, padded=True)
     mask[0, -1] = 1
     steps = []
@@ -187,7 +209,6 @@ def test_a_step_under_autograd_equals_one_without(family, dtype):
     assert steps[0].requires_grad and not steps[1].requires_grad
     torch.testing.assert_close(steps[0], steps[1], atol=2e-5 if dtype == torch.float32 else 0.1, rtol=0)
     steps[0].square().sum().backward()
-    assert not cache.memory.requires_grad
 
 
 def test_use_cache_false_returns_none(family):
@@ -245,8 +266,8 @@ def test_repetition_penalty_leaves_padding_alone(family):
     model = family.model()
     ids, mask = inputs(101, padded=True)
     options = {"max_new_tokens": 20, "eos_token_id": None, "repetition_penalty": 3.0}
-    alone = model.generate(ids[:1, PADDED:], **options)[0]
-    assert model.generate(ids, mask, **options)[0, PADDED:].tolist() == alone.tolist()
+    alone = generation.generate(model, ids[:1, PADDED:], **options)[0]
+    assert generation.generate(model, ids, mask, **options)[0, PADDED:].tolist() == alone.tolist()
 
 
 def test_stop_ids_come_from_the_checkpoint_unless_given(family):
@@ -286,8 +307,8 @@ def test_processors_criteria_and_streamer(family):
         assert logits.dtype == torch.float32
         return logits.masked_fill(torch.arange(101) % 2 == 1, -torch.inf)
 
-    result = model.generate(ids, max_new_tokens=30, eos_token_id=None, logits_processor=[only_even], streamer=Streamer(),
-                            stopping_criteria=[lambda ids, logits: ids.shape[1] >= LENGTH + 4])  # fmt: skip
+    result = generation.generate(model, ids, max_new_tokens=30, eos_token_id=None, logits_processor=[only_even], streamer=Streamer(),
+                                 stopping_criteria=[lambda ids, logits: ids.shape[1] >= LENGTH + 4])  # fmt: skip
     new = result[0, LENGTH:]
     assert len(new) == 4 and (new % 2 == 0).all()
     assert torch.equal(got[0], ids) and [t.tolist() for t in got[1:-1]] == [[t] for t in new.tolist()]
@@ -306,7 +327,10 @@ def test_processors_criteria_and_streamer(family):
 def test_wrong_options_are_said(family, options, message):
     model = family.model()
     with pytest.raises(ValueError, match=message):
-        model.generate(inputs(101)[0], **{"max_new_tokens": 3, **options})
+        generation.generate(model, inputs(101)[0], **{"max_new_tokens": 3, **options})
+    if "repetition_penalty" not in options:
+        with pytest.raises(ValueError, match=message):
+            model.generate(inputs(101)[0], **{"max_new_tokens": 3, **options})
 
 
 def test_empty_prompts_are_said(family):
@@ -326,28 +350,6 @@ def test_texts_longer_than_the_positions_are_said(family):
         model(full[:, :1], past_key_values=model(full).past_key_values)
 
 
-# ---- Kernels
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("rows", [(1,), (1, 1), (2, 1), (3, 7), (1, 0)], ids=str)
-@pytest.mark.parametrize("stored", ["as it is", "turned", "a view"])
-def test_linear_equals_pytorchs_own(family, dtype, rows, stored):
-    """It chooses among kernels by dtype and number of rows, and leaves the choice of everybody else alone."""
-    weight = {"as it is": torch.randn(31, 24), "turned": torch.randn(24, 31).t(), "a view": torch.randn(40, 24)[5:36]}
-    weight, bias, x = weight[stored].to(dtype), torch.randn(31).to(dtype), torch.randn(*rows, 24).to(dtype)
-    for b in (bias, None):
-        found = family.module.linear(x, weight, b)
-        expected = torch.nn.functional.linear(x, weight, b)
-        tolerance = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 0.2, torch.float16: 0.02}[dtype]
-        assert found.dtype == dtype and found.shape == expected.shape
-        torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
-    with pytest.raises(RuntimeError):
-        family.module.linear(torch.randn(1, 9).to(dtype), weight, None)
-    assert torch.backends.mkldnn.enabled
-
-
 # ---- Arguments
 
 
@@ -360,7 +362,7 @@ def test_unknown_arguments_are_a_type_error(family):
         family.model().generate(ids, max_new_tokens=1, top_q=0.5)
 
 
-@pytest.mark.parametrize("mask", [torch.ones(2, 22), torch.ones(2, 1, 23, 23)], ids=["short", "four-dimensional"])
+@pytest.mark.parametrize("mask", [torch.ones(2, 22), torch.ones(2, 1, 22, 23), torch.ones(2, 1, 1, 23), torch.ones(23)], ids=str)
 def test_masks_of_another_shape_are_said(family, mask):
     with pytest.raises(ValueError, match="attention_mask must be"):
         family.model()(inputs(101)[0], attention_mask=mask)

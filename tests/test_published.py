@@ -128,7 +128,7 @@ def test_published_answers_about_pictures(file, prompt, expected):
     if not (folder / file).exists():
         pytest.skip(f"fuyu-8b lacks {file}")
     image, tokenizer = pytest.importorskip("PIL.Image").open(folder / file), tokenize.load(folder)
-    inputs = fuyu.FuyuProcessor(tokenizer)(prompt, image)
+    inputs = fuyu.FuyuProcessor(fuyu.FuyuImageProcessor(), tokenizer)(prompt, image)
     found = model_of(folder).generate(**inputs, max_new_tokens=16)[0, inputs["input_ids"].shape[1] :]
     assert tokenizer.decode(found, skip_special_tokens=True).startswith(expected.strip())
 
@@ -136,6 +136,6 @@ def test_published_answers_about_pictures(file, prompt, expected):
 def test_published_ids_of_a_picture_and_its_prompt():
     """Of the real vocabulary, with a backslash and an n, as the test of Transformers has it."""
     tokenizer = tokenize.load(folder_of("fuyu-8b"))
-    ids = fuyu.FuyuProcessor(tokenizer)("Generate a coco-style caption.\\n", torch.zeros(417, 640, 3, dtype=torch.uint8))["input_ids"][0]
+    ids = fuyu.FuyuProcessor(fuyu.FuyuImageProcessor(), tokenizer)("Generate a coco-style caption.\\n", torch.zeros(417, 640, 3, dtype=torch.uint8))["input_ids"][0]
     tail = [1, 128340, 71374, 71389, 120412, 71377, 71835, 71374, 73615, 71375, 71399, 71435, 71122]
     assert ids.tolist() == [*[71011] * 22, 71019] * 14 + tail

@@ -425,7 +425,7 @@ def test_merges_may_be_text_or_pairs(tmp_path, tiny):
 def test_only_the_first_line_of_merges_is_a_comment(tmp_path):
     file = tmp_path / "merges.txt"
     file.write_text("#version: 0.2\n# #\n## ##\na b\n")
-    assert tokenize.read_merges(file) == [("#", "#"), ("##", "##"), ("a", "b")]
+    assert read_merges(file) == [("#", "#"), ("##", "##"), ("a", "b")]
 
 
 BROKEN = {

@@ -1,0 +1,1 @@
+"""What the loader and the tokenizer know of the world: one thing a file."""

@@ -1,0 +1,89 @@
+"""Where a checkpoint folder is, and its small files. Nothing heavy is imported."""
+
+import json
+import re
+from pathlib import Path
+
+SMALL_FILES = ("*.json", "merges.txt", "*.model", "*.bpe", "*.jinja")  # configs, indexes, tokenizers
+WEIGHT_FILES = (  # of a hub repository the first kind that it has is fetched
+    ("model.safetensors", "model-*-of-*.safetensors"),
+    ("pytorch_model.bin", "pytorch_model-*-of-*.bin"),
+    ("flax_model.msgpack",),
+    ("tf_model.h5",),
+)
+RELEASE = "latest_checkpointed_iteration.txt"  # in a folder as Adept released it
+
+
+def find(path_or_id: str | Path, weights: bool = True) -> Path:
+    """The folder itself, or that of a hub id such as `EleutherAI/gpt-neo-125m`, fetched into the hub's cache.
+
+    An existing folder makes no request. FileNotFoundError where there is neither; ImportError if the hub is
+    needed and `huggingface_hub` is not installed.
+    """
+    folder = Path(path_or_id)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise NotADirectoryError(f"{folder} is a file: give the checkpoint's folder")
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(path_or_id)) or ".." in str(path_or_id):
+        raise FileNotFoundError(f"there is no folder {folder}, and it cannot be a hub id")
+    try:
+        import huggingface_hub
+    except ImportError:
+        hint = "to fetch it from the hub: pip install 'decoders[hub]'"
+        raise ImportError(f"there is no folder {folder}; {hint}") from None
+
+    def fetch(patterns):
+        return Path(huggingface_hub.snapshot_download(str(path_or_id), allow_patterns=list(patterns)))
+
+    try:
+        folder = fetch(SMALL_FILES)
+        for patterns in WEIGHT_FILES if weights else ():
+            folder = fetch(patterns)
+            if any(any(folder.glob(pattern)) for pattern in patterns):
+                break
+    except Exception as error:  # httpx's and the hub's own kinds; all mean that it cannot be had
+        told = f"the hub did not give it ({type(error).__name__}: {first_line(error)})"
+        raise FileNotFoundError(f"there is no folder {path_or_id}, and {told}") from error
+    return folder
+
+
+def check_file(path: Path) -> Path:
+    """`path` itself, if it is a file with content. OSError or ValueError, in a sentence, if not."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing")
+    if not path.is_file():
+        raise IsADirectoryError(f"{path} is not a file")
+    with path.open("rb") as file:
+        start = file.read(42)
+    if not start:
+        raise ValueError(f"{path} is empty")
+    if start == b"version https://git-lfs.github.com/spec/v1":
+        raise ValueError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` there")
+    return path
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file. ValueError naming the file if it holds none; NaN is not JSON."""
+
+    def refuse(constant):
+        raise ValueError(f"{constant} is not a JSON number")
+
+    try:
+        content = json.loads(check_file(path).read_text("utf-8"), parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not an object of names and values")
+    return content
+
+
+def read_json_if_any(path: Path) -> dict:
+    """As `read_json`, {} where there is no such file."""
+    return read_json(path) if path.exists() else {}
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0]

@@ -1,0 +1,238 @@
+"""A folder's tokenizer files, of any kind -> vocabulary, merges, added tokens and how text is split."""
+
+import json
+import os
+import re
+import shutil
+import struct
+from collections.abc import Iterable
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import sentencepiece
+
+from decoders.formats.folder import check_file, read_json, read_json_if_any
+
+# ---- Splitting patterns ------------------------------------------------------------------------------------
+
+# What a piece of text may be before the merges start, in tiktoken's notation: possessive, with `\s++$` first,
+# so that long runs take no backtracking. Equal to the published patterns of GPT-2, cl100k and o200k.
+CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+CL100K = (CONTRACTION + r"|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+          r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s")
+O200K = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+{CONTRACTION}?"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*{CONTRACTION}?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PUBLISHED = {  # as tokenizer.json writes them -> ours
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+": CL100K,
+    O200K: O200K,
+}
+PATTERN_BY_ROWS = {100352: CL100K, 200064: O200K}  # phi-4 and phi-4-mini; all others split as GPT-2
+
+END_OF_WORD = "</w>"  # GPT-1's
+BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
+# Appended to a model's protobuf it overrides its normalizer_spec: no character map (2), no `▁` before a text
+# (3), blanks as they are (4).
+UNNORMALISED = b"\x1a\x06\x12\x00\x18\x00\x20\x00"
+
+
+class AddedToken(NamedTuple):
+    """A piece of text that becomes one id before anything else is looked at."""
+
+    id: int
+    content: str
+    lstrip: bool = False  # swallow blanks before it
+    rstrip: bool = False  # and after it
+    special: bool = False  # left out by decode(skip_special_tokens=True)
+    normalized: bool = False  # looked for where sentencepiece has put its `▁` already
+
+
+class Files(NamedTuple):
+    """What the folder's files say: those of one kind."""
+
+    source: Path  # the file to blame
+    vocab: dict[str, int]
+    added: dict[int, AddedToken]
+    merges: list[tuple[str, str]] | None = None
+    pattern: str | None = None  # how to split text, in tiktoken's notation, if a file tells
+    pieces: sentencepiece.SentencePieceProcessor | None = None
+
+
+def read_files(folder: Path) -> Files:
+    """From whichever files the folder has."""
+    whole = folder / "tokenizer.json"
+    for file in (folder / "tokenizer.model", folder / "adept_vocab.model"):
+        if file.exists():
+            listed = read_json(whole)["added_tokens"] if whole.exists() else []
+            return pieces_of(file, check_file(file).read_bytes(), listed)
+    if whole.exists():
+        try:
+            return read_whole(whole)
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ValueError(f"{whole} is not a tokenizer ({type(error).__name__}: {error})") from None
+    for vocab, merges in (("vocab.json", "merges.txt"), ("encoder_bpe_40000.json", "vocab_40000.bpe")):
+        if (folder / vocab).exists():
+            return Files(folder / vocab, read_json(folder / vocab), {}, read_merges(folder / merges))
+    kinds = "tokenizer.model, tokenizer.json, vocab.json with merges.txt"
+    raise FileNotFoundError(f"{folder} holds no tokenizer: none of {kinds}")
+
+
+def pieces_of(file: Path, model: bytes, listed: list[dict]) -> Files:
+    """A sentencepiece model in protobuf, and the added tokens that tokenizer.json lists."""
+    try:
+        pieces = sentencepiece.SentencePieceProcessor(model_proto=model + UNNORMALISED)
+    except RuntimeError as error:
+        raise ValueError(f"{file} is not a sentencepiece model: {error}") from None
+    vocab = {pieces.id_to_piece(id): id for id in range(pieces.get_piece_size())}
+    return Files(file, vocab, {token["id"]: flagged(token["id"], token) for token in listed}, pieces=pieces)
+
+
+def read_whole(file: Path) -> Files:
+    """`tokenizer.json`, of any kind. Merges are "a b" or pairs."""
+    content = read_json(file)
+    model, before = content["model"], content["pre_tokenizer"]
+    word_level = model.get("end_of_word_suffix") == END_OF_WORD
+    listed = content.get("added_tokens", [])
+    if model.get("byte_fallback"):
+        replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+        marks = [{"type": "Prepend", "prepend": "▁"}, replace]
+        if before is not None or content["normalizer"] != {"type": "Sequence", "normalizers": marks}:
+            raise ValueError(f"{file} does not put a ▁ before each text and for each space: not supported")
+        return pieces_of(file, sentencepiece_model(model), listed)
+    if model.get("type", "BPE") != "BPE" or (content.get("normalizer") and not word_level):
+        raise ValueError(f"{file}: neither sentencepiece nor BPE of bytes or words, which are supported")
+    merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
+    added = {token["id"]: flagged(token["id"], token) for token in listed}
+    if word_level:
+        return Files(file, model["vocab"], added, merges)
+    steps = before.get("pretokenizers", [before])
+    published = [step["pattern"]["Regex"] for step in steps if step["type"] == "Split"]
+    if {step["type"] for step in steps} - {"Split", "ByteLevel"} or not PUBLISHED.keys() >= set(published):
+        told = published or before
+        raise ValueError(f"{file}: the pre_tokenizer is none of GPT-2's, cl100k's and o200k's: {told}")
+    return Files(file, model["vocab"], added, merges, PUBLISHED[published[0]] if published else GPT2)
+
+
+def sentencepiece_model(model: dict) -> bytes:
+    """The tokenizer.model that tokenizer.json describes, in protobuf: Transformers 5 saves none. Scores of
+    BPE are minus the rank of the merges that make a piece."""
+    unigram = model["type"] == "Unigram"
+    if unigram:
+        ids = {piece: id for id, (piece, _) in enumerate(model["vocab"])}
+        scores, unknown = dict(map(tuple, model["vocab"])), model["vocab"][model["unk_id"]][0]
+    else:
+        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+        results = [piece for piece, _ in groupby(a + b for a, b in pairs)]
+        if len(set(results)) < len(results):
+            raise ValueError("merges that make the same piece do not follow each other, as in sentencepiece")
+        ids, unknown, last = model["vocab"], model["unk_token"], -float(len(results))
+        scores = {**dict.fromkeys(ids, last), **{piece: -float(rank) for rank, piece in enumerate(results)}}
+
+    def kind(piece: str) -> int:
+        if piece in (unknown, "<s>", "</s>"):
+            return 2 if piece == unknown else 3  # unknown, control
+        defined = 4 if unigram and scores[piece] == 0 else 1  # by the vocabulary's makers; a normal piece
+        return 6 if BYTE_PIECE.fullmatch(piece) else defined
+
+    content = b""
+    for piece in sorted(ids, key=ids.get):
+        score = b"\x15" + struct.pack("<f", scores[piece])
+        content += field(1, field(1, piece.encode()) + score + b"\x18" + varint(kind(piece)))
+    spec = b"\x18" + varint(1 if unigram else 2) + b"\x98\x02\x01"  # model_type, byte_fallback
+    return content + field(2, spec + b"\xc0\x02" + varint(ids[unknown]))  # unk_id
+
+
+def field(number: int, content: bytes) -> bytes:
+    """A field of bytes in protobuf."""
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def varint(n: int) -> bytes:
+    """Seven bits a byte, the lowest first; all but the last have the eighth set."""
+    return bytes([n]) if n < 128 else bytes([n & 127 | 128]) + varint(n >> 7)
+
+
+def read_merges(file: Path) -> list[tuple[str, str]]:
+    """Only the first line is a comment, '#' begins real merges too. splitlines splits at more than \\n."""
+    lines = check_file(file).read_text("utf-8").split("\n")
+    pairs = [tuple(line.split(" ")) for line in lines[lines[0].startswith("#version") :] if line]
+    if bad := [pair for pair in pairs if len(pair) != 2]:
+        raise ValueError(f"{file}: {' '.join(bad[0])!r} is not a merge of two")
+    return pairs
+
+
+def added_tokens(folder: Path, vocab: dict[str, int], listed: dict[int, AddedToken],
+                 config: dict) -> list[AddedToken]:
+    """Added tokens with their flags, which folders scatter over five places; the later ones here win."""
+    added = dict(listed)
+    extra = folder / "added_tokens.json"
+    for content, id in (read_json(extra) if extra.exists() else {}).items():
+        added.setdefault(id, AddedToken(id, content))
+    for id, token in config.get("added_tokens_decoder", {}).items():
+        added[int(id)] = flagged(int(id), token)
+    ids = {token.content: token.id for token in added.values()}
+    named = [config.get(f"{role}_token") for role in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")]
+    for token in [*named, *config.get("additional_special_tokens", [])]:
+        content = token_content(token)
+        if content is None:
+            continue
+        id = ids.get(content, vocab.get(content))
+        if id is None:
+            id = max([*vocab.values(), *added]) + 1
+        old = added.get(id) or flagged(id, token if isinstance(token, dict) else {"content": content})
+        added[id] = old._replace(special=True)
+        ids[content] = id
+    return list(added.values())
+
+
+def flagged(id: int, token: dict) -> AddedToken:
+    if token.get("single_word"):
+        raise ValueError(f"added token {token['content']!r} has single_word, which is not supported")
+    flags = (bool(token.get(flag)) for flag in ("lstrip", "rstrip", "special", "normalized"))
+    return AddedToken(id, token["content"], *flags)
+
+
+def token_content(token: dict | str | None) -> str | None:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+# ---- And back ----------------------------------------------------------------------------------------------
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "adept_vocab.model", "vocab.json", "merges.txt",
+                   "encoder_bpe_40000.json", "vocab_40000.bpe", "tokenizer_config.json", "added_tokens.json",
+                   "special_tokens_map.json", "chat_template.jinja")
+
+
+def write_files(source: Path, target: Path, changed: Iterable[AddedToken]) -> None:
+    """Copy a folder's tokenizer files; tokens that are `changed` go where each version looks for them."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER_FILES:
+        if (source / name).exists() and source.resolve() != target.resolve():
+            shutil.copyfile(source / name, target / name)
+    entries = {token.id: {"content": token.content, "lstrip": token.lstrip, "normalized": token.normalized,
+                          "rstrip": token.rstrip, "single_word": False, "special": token.special}
+               for token in changed}
+    if not entries:
+        return
+    config = read_json_if_any(target / "tokenizer_config.json")
+    listed = config.get("added_tokens_decoder", {})
+    config["added_tokens_decoder"] = {**listed, **{str(id): entry for id, entry in entries.items()}}
+    write_json(target / "tokenizer_config.json", config)
+    if (target / "tokenizer.json").exists():
+        content = read_json(target / "tokenizer.json")
+        kept = [token for token in content.get("added_tokens", []) if token["id"] not in entries]
+        added = kept + [{"id": id, **entry} for id, entry in entries.items()]
+        write_json(target / "tokenizer.json", {**content, "added_tokens": sorted(added, key=lambda t: t["id"])})
+
+
+def write_json(file: Path, content: dict) -> None:
+    """Whole or not at all."""
+    aside = file.with_name(f".{file.name}.new")
+    aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    os.replace(aside, file)

@@ -1,0 +1,1 @@
+"""What treats all six models alike, through what they have in common."""
