@@ -27,7 +27,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from decoders import gpt_neo, openai_gpt, persimmon, phi, phi3, weights
+from decoders import gpt_neo, kernels, openai_gpt, persimmon, phi, phi3, weights
+from decoders.formats.config import cache_shape
 
 README = Path(__file__).parent.parent / "README.md"
 RESULTS = Path(__file__).parent / "results.json"
@@ -40,7 +41,7 @@ CONFIG = {"vocab_size": 50257, "hidden_size": 2048, "num_layers": 24, "num_heads
 
 FIRST_TOKEN = {
     "ours": """
-from decoders import gpt_neo, tokenize, weights
+from decoders import gpt_neo, kernels, tokenize, weights
 import torch
 tokenizer, folder = tokenize.load({tokenizer!r}), {folder!r}
 model = weights.load(gpt_neo.GPTNeoForCausalLM, folder)
@@ -56,7 +57,7 @@ print(model.generate(**ids, max_new_tokens=1, do_sample=False)[0, -1].item())
 """,
 }
 LOAD = {
-    "ours": ("from decoders import gpt_neo, weights; import torch",
+    "ours": ("from decoders import gpt_neo, kernels, weights; import torch",
              "model = weights.load(gpt_neo.GPTNeoForCausalLM, {folder!r})"),
     "theirs": ("from transformers import GPTNeoForCausalLM; import torch",
                "model = GPTNeoForCausalLM.from_pretrained({folder!r}, dtype='auto')"),
@@ -150,7 +151,7 @@ def decode_row(pair: tuple, batch: int, context: int, rounds: int, steps: int = 
     from transformers import DynamicCache
 
     ours, theirs = pair
-    dtype, (layers, heads, D) = ours.lm_head.weight.dtype, ours.config.cache_shape
+    dtype, (layers, heads, D) = ours.lm_head.weight.dtype, cache_shape(ours.config)
     size = (batch, heads, context, D)
     past = [(torch.randn(size).to(dtype), torch.randn(size).to(dtype)) for _ in range(layers)]
     mine, other = sys.modules[type(ours).__module__].KVCache(past), DynamicCache(past)
@@ -232,7 +233,7 @@ def openai_gpt_rows(rounds: int, layers: int) -> Iterator[dict]:
     """200 tokens after 256 at GPT-1's size. Transformers has no cache for it: it recomputes everything."""
     from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
-    ours = openai_gpt.OpenAIGPTLMHeadModel(openai_gpt.OpenAIGPTConfig()).init_weights().eval()
+    ours = kernels.prepare(openai_gpt.OpenAIGPTLMHeadModel(openai_gpt.OpenAIGPTConfig()).eval())
     theirs = OpenAIGPTLMHeadModel(OpenAIGPTConfig()).eval()
     theirs.load_state_dict(ours.state_dict())
     ids = torch.randint(0, 40478, (1, 256))
@@ -251,7 +252,7 @@ def bare_products(model: torch.nn.Module) -> float:
     """Tokens per second if a token were nothing but one product with every weight matrix."""
     matrices = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
     rows = {m.in_features: torch.randn(1, 1, m.in_features).to(m.weight.dtype) for m in matrices}
-    run = seconds(lambda: [gpt_neo.linear(rows[m.in_features], m.weight, m.bias) for m in matrices])
+    run = seconds(lambda: [kernels.linear(rows[m.in_features], m.weight, m.bias) for m in matrices])
     return 1 / statistics.median(run() for _ in range(9))
 
 
@@ -303,7 +304,7 @@ def phi_rows(rounds: int, layers: int) -> Iterator[dict]:
     from transformers import PhiConfig, PhiForCausalLM
 
     ours = phi.PhiForCausalLM(phi.PhiConfig(num_hidden_layers=layers)).to(torch.bfloat16)
-    ours.init_weights().eval()
+    kernels.prepare(ours.init_weights().eval())
     with torch.no_grad():
         theirs = attentions(ours, PhiForCausalLM, PhiConfig(num_hidden_layers=layers))
         yield from half_rows("Phi-1.5", ours, theirs, (512, 1900), (512, 1900), rounds)
@@ -317,6 +318,7 @@ def phi3_rows(rounds: int, layers: int) -> Iterator[dict]:
     with torch.device("meta"):
         ours = phi3.Phi3ForCausalLM(phi3.Phi3Config(num_hidden_layers=layers, sliding_window=2047))
     ours = ours.to(torch.bfloat16).to_empty(device="cpu").init_weights().eval()
+    kernels.prepare(ours)
     config = Phi3Config(num_hidden_layers=layers, sliding_window=2047)
     with torch.no_grad():
         theirs = attentions(ours, Phi3ForCausalLM, config)
@@ -367,6 +369,7 @@ def persimmon_rows(rounds: int, layers: int) -> Iterator[dict]:
     with torch.device("meta"):
         ours = persimmon.PersimmonForCausalLM(persimmon.PersimmonConfig(num_hidden_layers=layers))
     ours = ours.to(torch.bfloat16).to_empty(device="cpu").init_weights().eval()
+    kernels.prepare(ours)
     with torch.no_grad():
         theirs = attentions(ours, PersimmonForCausalLM,
                             PersimmonConfig(num_hidden_layers=layers, rope_theta=25000.0))

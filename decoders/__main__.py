@@ -404,7 +404,8 @@ class Conversation:
         before = signal.signal(signal.SIGINT, stop)
         try:
             result = generation.generate(
-                self.model, torch.tensor([ids], device=self.args.device), streamer=watch, past_key_values=self.cache,
+                self.model, torch.tensor([ids], device=self.args.device), streamer=watch,
+                past_key_values=self.cache,
                 stopping_criteria=[lambda ids, logits: stream.stopped or bool(interrupted)],
                 **settings(self.args, self.model, self.tokenizer, len(ids)))
         finally:

@@ -151,7 +151,7 @@ class FuyuConfig:
 class FuyuImages(NamedTuple):
     """Pictures ready to be cut into patches; one list per text, of one picture or none."""
 
-    images: list[list[Tensor]]  # (3, height, width), padded at the bottom and on the right to whole patches only
+    images: list[list[Tensor]]  # (3, height, width), padded below and on the right to whole patches only
     image_unpadded_heights: list[list[int]]
     image_unpadded_widths: list[list[int]]
     image_scale_factors: list[list[float]]  # how much smaller than it was
@@ -185,7 +185,8 @@ class FuyuImageProcessor:
             pixels, scale = resized(pixels, *new), new[0] / height
             height, width = new
         bottom, right = -height % self.patch_size, -width % self.patch_size
-        pixels = F.pad(pixels, (0, 0, 0, right, 0, bottom), value=round(self.padding_value))  # of 255: before rescaling
+        padding = round(self.padding_value)  # of 255: before rescaling
+        pixels = F.pad(pixels, (0, 0, 0, right, 0, bottom), value=padding)
         values = (torch.arange(256, dtype=torch.float64) * (1 / 255)).float()
         values = (values - 0.5) / 0.5
         return values[pixels.long()].permute(2, 0, 1), height, width, scale
@@ -545,7 +546,7 @@ def causal_bias(T: int, S: int, mask: Maybe, texts: Maybe, x: Tensor, whole: boo
     numbers to add. `texts` (B, T) tells packed ones apart. A row that sees nothing, as one of padding may,
     looks at itself: so it is finite, and the fused kernel's gradient right. ValueError for another shape.
     """
-    if mask is None and texts is None and not whole and T in (1, S):
+    if mask is None and texts is None and not whole and (T == 1 or T == S):
         return None
     if mask is not None and mask.shape[1:] != (S,) and (mask.dim() != 4 or mask.shape[2:] != (T, S)):
         told = f"(batch, {S}), with the cached tokens, or (batch, 1 or heads, {T}, {S})"
@@ -580,8 +581,9 @@ def attention(q, k, v, bias, scale, dropout=0.0) -> Tensor:
         rows = q.reshape(B, K, H // K, D)
         return F.scaled_dot_product_attention(rows, k, v, bias, dropout, scale=scale).view(B, H, T, D)
     k, v = (part if K == H else part.repeat_interleave(H // K, dim=1) for part in (k, v))
-    causal = bias is None and T > 1  # aligned to the top left: right, as there is no past then
-    return F.scaled_dot_product_attention(q, k, v, bias, dropout, is_causal=causal, scale=scale)
+    if bias is None and T > 1:  # is_causal is aligned to the top left: right, as there is no past then
+        return F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True, scale=scale)
+    return F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=scale)
 
 
 class PersimmonAttention(nn.Module):
@@ -807,12 +809,12 @@ class GenerationMixin:
     def check_generation(self, T: int, max_new_tokens: int, temperature, top_k, top_p) -> None:
         if T < 1 or max_new_tokens < 0:
             raise ValueError(f"the prompt has {T} tokens, max_new_tokens is {max_new_tokens}")
-        if self.max_positions is not None and T + max_new_tokens - 1 > self.max_positions:  # the last is not fed
-            room = f"{self.max_positions} positions"
-            raise ValueError(f"{T} prompt + {max_new_tokens} new tokens do not fit into {room}")
+        room = self.max_positions
+        if room is not None and T + max_new_tokens - 1 > room:  # the last new token is not fed
+            raise ValueError(f"{T} prompt + {max_new_tokens} new tokens do not fit into {room} positions")
         if not (temperature > 0 and (top_k is None or top_k >= 1) and (top_p is None or 0 < top_p <= 1)):
-            raise ValueError("temperature must be above 0, top_k must be at least 1, top_p must be above 0 to "
-                             f"1, not {temperature}, {top_k}, {top_p}")
+            raise ValueError("temperature must be above 0, top_k must be at least 1, top_p must be above 0 "
+                             f"to 1, not {temperature}, {top_k}, {top_p}")
 
     def prepare_inputs(self, ids: Tensor, mask: Maybe, cache: KVCache | None, **inputs) -> dict:
         """Arguments of `forward` for those of `ids` (B, T) that `cache` does not hold yet."""
@@ -889,15 +891,15 @@ class PersimmonForCausalLM(PreTrainedModel, GenerationMixin):
 
 def check_patches(image_patches: Tensor | Sequence[Tensor], indices: Tensor, T: int) -> None:
     """ValueError unless each row has as many patches as places, which count them from 0."""
-    counts, rows = (indices >= 0).sum(1).tolist(), image_patches
-    sizes = [len(row.flatten(0, -2)) for row in (rows.flatten(0, -2)[None] if isinstance(rows, Tensor) else rows)]
+    counts, one = (indices >= 0).sum(1).tolist(), isinstance(image_patches, Tensor)
+    sizes = [len(row.flatten(0, -2)) for row in ([image_patches] if one else image_patches)]
     if (indices[:, T:] >= 0).any():
         raise ValueError(f"image_patches_indices has patches beyond the {T} tokens of input_ids")
-    if isinstance(rows, Tensor) and sizes[0] != sum(counts):
+    if one and sizes[0] != sum(counts):
         raise ValueError(f"{sizes[0]} patches for {sum(counts)} places in input_ids")
-    if not isinstance(rows, Tensor) and len(sizes) != len(counts):
+    if not one and len(sizes) != len(counts):
         raise ValueError(f"image_patches has {len(sizes)} rows, input_ids {len(counts)}")
-    for i, (size, count) in enumerate(zip(sizes, counts, strict=False) if not isinstance(rows, Tensor) else ()):
+    for i, (size, count) in enumerate(() if one else zip(sizes, counts, strict=True)):
         if size != count:
             raise ValueError(f"row {i} has {size} patches for {count} places in input_ids")
     if (indices >= (indices >= 0).sum(1, keepdim=True)).any():
@@ -933,8 +935,8 @@ class FuyuForCausalLM(PreTrainedModel, GenerationMixin):
             inputs_embeds = self.with_patches(input_ids, image_patches, image_patches_indices)
             input_ids = None
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        return self.language_model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, labels,
-                                   use_cache, output_attentions, output_hidden_states, logits_to_keep)
+        return self.language_model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds,
+                                   labels, use_cache, output_attentions, output_hidden_states, logits_to_keep)
 
     def with_patches(self, input_ids: Tensor, image_patches: Any, indices: Maybe) -> Tensor:
         """(B, T, C): words, and patches where they belong."""
@@ -947,7 +949,8 @@ class FuyuForCausalLM(PreTrainedModel, GenerationMixin):
             check_patches(image_patches, indices, T)
         indices = F.pad(indices[:, :T], (0, T - min(T, indices.shape[1])), value=-1).to(x.device)
         rows = [image_patches] if isinstance(image_patches, Tensor) else image_patches
-        patches = torch.cat([row.flatten(0, -2) for row in rows]).to(x.device, self.vision_embed_tokens.weight.dtype)
+        patches = torch.cat([row.flatten(0, -2) for row in rows])
+        patches = patches.to(x.device, self.vision_embed_tokens.weight.dtype)
         if not len(patches):
             return x
         counts = (indices >= 0).sum(1)

@@ -71,7 +71,8 @@ class GPTNeoConfig:
 
     def __post_init__(self):
         self.intermediate_size = self.intermediate_size or 4 * self.hidden_size
-        self.attention_layers = self.attention_layers or [kind for kinds, n in self.attention_types for kind in kinds * n]
+        if self.attention_layers is None:
+            self.attention_layers = [kind for kinds, n in self.attention_types for kind in kinds * n]
 
     @classmethod
     def from_dict(cls, d: dict) -> "GPTNeoConfig":
@@ -135,11 +136,11 @@ class Block(NamedTuple):
 
     queries: slice
     keys: slice
-    bias: Tensor | None  # (1 or B, 1 or H, queries, keys); None: plain causal, or one query that sees all keys
+    bias: Tensor | None  # (1 or B, 1 or H, queries, keys); None: plain causal, or one query that sees all
 
 
 def window_bias(T: int, S: int, window: int, mask: Maybe, texts: Maybe, x: Tensor) -> Tensor:
-    """(1 or B, 1 or H, T, S) to add to the scores of the last T of S keys, each with a window, itself counted.
+    """(1 or B, 1 or H, T, S) to add to the scores of the last T of S keys; each sees `window`, itself too.
 
     `mask` is (B, S), 0 at padding, or says all by itself: (B, 1 or H, T, S), true where a query looks, or
     numbers to add. `texts` (B, S) tells packed ones apart. A row that sees nothing, as one of padding may,
@@ -170,9 +171,9 @@ def attention_blocks(T: int, S: int, window: int | None, mask: Maybe, texts: May
     past, simple, blocks = S - T, mask is None and texts is None, []
     alone = mask is not None and mask.shape[1:] != (S,)  # a mask that says all by itself
     if whole or alone or window is None or torch.compiler.is_compiling():  # which would unroll the blocks
-        bare = simple and not whole and window is None and T in (1, S)
+        bare = simple and not whole and window is None and (T == 1 or T == S)
         bias = None if bare else window_bias(T, S, window or S, mask, texts, x)
-        return [Block(slice(0, T), slice(0, S), bias)]
+        return [Block(slice(None), slice(None), bias)]
     for start in range(0, T, window):
         queries = slice(start, min(start + window, T))
         keys = slice(max(0, past + start - window + 1), past + queries.stop)
@@ -202,8 +203,9 @@ def attention(q, k, v, bias, scale, dropout=0.0) -> Tensor:
         rows = q.reshape(B, K, H // K, D)
         return F.scaled_dot_product_attention(rows, k, v, bias, dropout, scale=scale).view(B, H, T, D)
     k, v = (part if K == H else part.repeat_interleave(H // K, dim=1) for part in (k, v))
-    causal = bias is None and T > 1  # aligned to the top left: right, as there is no past then
-    return F.scaled_dot_product_attention(q, k, v, bias, dropout, is_causal=causal, scale=scale)
+    if bias is None and T > 1:  # is_causal is aligned to the top left: right, as there is no past then
+        return F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True, scale=scale)
+    return F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=scale)
 
 
 class GPTNeoSelfAttention(nn.Module):
@@ -337,11 +339,11 @@ class GPTNeoModel(PreTrainedModel):
                 output_attentions: bool = False, output_hidden_states: bool = False) -> ModelOutput:
         """Hidden states of `input_ids` (B, T), or of `inputs_embeds` (B, T, C).
 
-        `attention_mask`: see `window_bias`; one of (B, 1 or H, T, S) hides besides what order and windows hide, as
-        in Transformers. `position_ids` (B, T) or (T,), left out, go on from the cache's length whatever the mask
-        says. Where they begin anew, without mask and with use_cache=False, packed texts are kept apart: as in
-        Transformers 5, 4.x sees one text. `head_mask` (H,) or (layers, H) multiplies the weights. ValueError where
-        shapes disagree or the text is longer than `max_position_embeddings`.
+        `attention_mask`: see `window_bias`; one of (B, 1 or H, T, S) hides besides what order and windows
+        hide, as in Transformers. `position_ids` (B, T) or (T,), left out, go on from the cache's length
+        whatever the mask says. Where they begin anew, without mask and with use_cache=False, packed texts
+        are kept apart: as in Transformers 5, 4.x sees one text. `head_mask` (H,) or (layers, H) multiplies
+        the weights. ValueError where shapes disagree or the text is longer than `max_position_embeddings`.
         """
         if isinstance(past_key_values, Tensor):  # model(ids, mask), as all other models take it
             past_key_values, attention_mask = None, past_key_values
@@ -447,12 +449,12 @@ class GenerationMixin:
     def check_generation(self, T: int, max_new_tokens: int, temperature, top_k, top_p) -> None:
         if T < 1 or max_new_tokens < 0:
             raise ValueError(f"the prompt has {T} tokens, max_new_tokens is {max_new_tokens}")
-        if self.max_positions is not None and T + max_new_tokens - 1 > self.max_positions:  # the last is not fed
-            room = f"{self.max_positions} positions"
-            raise ValueError(f"{T} prompt + {max_new_tokens} new tokens do not fit into {room}")
+        room = self.max_positions
+        if room is not None and T + max_new_tokens - 1 > room:  # the last new token is not fed
+            raise ValueError(f"{T} prompt + {max_new_tokens} new tokens do not fit into {room} positions")
         if not (temperature > 0 and (top_k is None or top_k >= 1) and (top_p is None or 0 < top_p <= 1)):
-            raise ValueError("temperature must be above 0, top_k must be at least 1, top_p must be above 0 to "
-                             f"1, not {temperature}, {top_k}, {top_p}")
+            raise ValueError("temperature must be above 0, top_k must be at least 1, top_p must be above 0 "
+                             f"to 1, not {temperature}, {top_k}, {top_p}")
 
     def prepare_inputs(self, ids: Tensor, mask: Maybe, cache: KVCache | None, **inputs) -> dict:
         """Arguments of `forward` for those of `ids` (B, T) that `cache` does not hold yet."""
@@ -499,7 +501,8 @@ class GPTNeoForCausalLM(PreTrainedModel, GenerationMixin):
         Labels are not shifted, -100 is left out. `logits_to_keep`: how many last ones (0: all), or which.
         """
         x, *rest = self.transformer(input_ids, past_key_values, attention_mask, token_type_ids, position_ids,
-                                    head_mask, inputs_embeds, use_cache, output_attentions, output_hidden_states)
+                                    head_mask, inputs_embeds, use_cache, output_attentions,
+                                    output_hidden_states)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits, loss = self.lm_head(x[:, kept]), None
         if labels is not None:  # in float32, as Transformers 5; 4.x rounds it to the logits' dtype
@@ -509,8 +512,8 @@ class GPTNeoForCausalLM(PreTrainedModel, GenerationMixin):
     def prepare_inputs(self, ids: Tensor, mask: Maybe, cache: KVCache | None, **inputs) -> dict:
         """New tokens have the type of the last one before them."""
         if (types := inputs.pop("token_type_ids", None)) is not None:
-            types = F.pad(types[:, None].double(), (0, ids.shape[1] - types.shape[1]), mode="replicate")[:, 0].long()
-            inputs["token_type_ids"] = types[:, len(cache or ()) :]
+            new = types[:, -1:].expand(-1, ids.shape[1] - types.shape[1])
+            inputs["token_type_ids"] = torch.cat([types, new], dim=1)[:, len(cache or ()) :]
         return super().prepare_inputs(ids, mask, cache, **inputs)
 
 # ---- Heads -------------------------------------------------------------------------------------------------
@@ -552,7 +555,8 @@ class GPTNeoForSequenceClassification(PreTrainedModel):
                 output_attentions: bool = False, output_hidden_states: bool = False) -> CausalLMOutput:
         """Logits (B, num_labels) at each row's last token; `labels` (B,), or (B, num_labels) of floats."""
         x, *rest = self.transformer(input_ids, past_key_values, attention_mask, token_type_ids, position_ids,
-                                    head_mask, inputs_embeds, use_cache, output_attentions, output_hidden_states)
+                                    head_mask, inputs_embeds, use_cache, output_attentions,
+                                    output_hidden_states)
         logits = self.score(x[range(len(x)), last_token(input_ids, x, self.config.pad_token_id)])
         loss = None if labels is None else classification_loss(logits, labels, self.config.problem_type)
         return CausalLMOutput(loss, logits, *rest)
@@ -574,7 +578,8 @@ class GPTNeoForTokenClassification(PreTrainedModel):
                 output_attentions: bool = False, output_hidden_states: bool = False) -> CausalLMOutput:
         """Logits (B, T, num_labels); `labels` (B, T) with -100 where there is none."""
         x, *rest = self.transformer(input_ids, past_key_values, attention_mask, token_type_ids, position_ids,
-                                    head_mask, inputs_embeds, use_cache, output_attentions, output_hidden_states)
+                                    head_mask, inputs_embeds, use_cache, output_attentions,
+                                    output_hidden_states)
         logits = self.classifier(self.dropout(x))
         loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten())
         return CausalLMOutput(loss, logits, *rest)
@@ -603,8 +608,9 @@ class GPTNeoForQuestionAnswering(PreTrainedModel):
                 output_hidden_states: bool = False) -> QuestionAnsweringOutput:
         """Logits (B, T) of where the answer starts and ends. Positions (B,) are clamped to the text; those
         past its end do not count in the loss."""
-        x, _, *rest = self.transformer(input_ids, None, attention_mask, token_type_ids, position_ids, head_mask,
-                                       inputs_embeds, False, output_attentions, output_hidden_states)
+        x, _, *rest = self.transformer(input_ids, None, attention_mask, token_type_ids, position_ids,
+                                       head_mask, inputs_embeds, False, output_attentions,
+                                       output_hidden_states)
         start, end = self.qa_outputs(x).unbind(-1)  # (B, T) each
         loss = None
         if start_positions is not None and end_positions is not None:

@@ -5,15 +5,15 @@
 
 `prepare` gives each `nn.Linear`, GPT-1's `Conv1D` and each attention module another way to compute the same,
 for inference on a CPU. Wherever PyTorch has to see the plain operations (autograd, autocast, forward AD,
-torch.func, a compiler, export, tracing, tensor subclasses, dispatch modes, other devices) it gets them: there a
-prepared model does exactly what a plain one does. No global setting is touched, so threads may share a model.
+torch.func, a compiler, export, tracing, tensor subclasses, dispatch modes, other devices) it gets them: there
+a prepared model does exactly what a plain one does. No global setting is touched: threads may share a model.
 
 - float32: oneDNN's product takes half the time of MKL's, which `F.linear` calls, for few rows, and less for
   many (measured on an AMD EPYC).
-- bfloat16, one row: PyTorch's own row kernel takes two thirds of the time of oneDNN's, which `F.linear` calls.
-  No operator leads to it as long as oneDNN is on, and that switch is process-wide. So the kernel is taken out
-  of libtorch by its name, which states its argument types, and believed only after it has given the numbers of
-  `F.linear` on a small product. Where it is not found `F.linear` stays.
+- bfloat16, one row: PyTorch's own row kernel takes two thirds of the time of oneDNN's, which `F.linear`
+  calls. No operator leads to it as long as oneDNN is on, and that switch is process-wide. So the kernel is
+  taken out of libtorch by its name, which states its argument types, and believed only after it has given the
+  right numbers for a small product. Where it is not found `F.linear` stays.
 - attention of one query in half precision: the fused kernel takes three times as long as the formula.
 """
 
@@ -35,19 +35,20 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 
 def is_followed() -> bool:
-    """Whether something must see the plain operations: autograd, a compiler, a tracer, a transform, a mode."""
+    """Whether somebody must see the plain operations: autograd, a compiler, a tracer, a transform, a mode."""
     return (
         torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
         or torch.is_autocast_enabled("cpu") or forward_ad._current_level >= 0
-        or torch._C._functorch.peek_interpreter_stack() is not None or _get_current_dispatch_mode() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or _get_current_dispatch_mode() is not None
     )  # fmt: skip
 
 
 def is_simple(*tensors: Tensor) -> bool:
-    """Plain dense tensors on the CPU, of one dtype: no subclass such as DTensor or torchao's, no fake ones."""
-    first = tensors[0]
+    """Dense tensors on the CPU, of one dtype: no subclass such as DTensor or torchao's, no fake ones."""
+    dtype, strided = tensors[0].dtype, torch.strided
     return all(
-        type(t) in (Tensor, nn.Parameter) and t.is_cpu and t.layout is torch.strided and t.dtype is first.dtype
+        type(t) in (Tensor, nn.Parameter) and t.is_cpu and t.layout is strided and t.dtype is dtype
         for t in tensors
     )
 
@@ -83,8 +84,8 @@ ROW_KERNEL = ("_ZN2at6native12DispatchStubIPFviiN3c108BFloat16EPKS3_iS5_iS3_PS3_
 
 @cache
 def row_kernel() -> Callable | None:
-    """void (int m, int n, BFloat16 alpha, const BFloat16 *a, int lda, const BFloat16 *x, int incx, BFloat16 beta,
-    BFloat16 *y, int incy) out of libtorch; None where it is not to be had or does not give the right numbers."""
+    """void (int m, int n, BFloat16 alpha, const BFloat16 *a, int lda, const BFloat16 *x, int incx,
+    BFloat16 beta, BFloat16 *y, int incy) out of libtorch; None where it is not to be had or is wrong."""
     names = {"AVX512": ("6AVX512", "4AVX2"), "AVX2": ("4AVX2",)}
     i, half, p = ctypes.c_int, ctypes.c_uint16, ctypes.c_void_p
     try:
@@ -107,7 +108,7 @@ def gives_the_right_numbers(kernel: Callable) -> bool:
 
 
 def forward(self: nn.Module, x: Tensor) -> Tensor:
-    """Of a prepared nn.Linear. By its name a pickled module finds its own `forward` again, and is plain then."""
+    """Of a prepared nn.Linear. By its name a pickled module finds its own `forward`, and is plain then."""
     return linear(x, self.weight, self.bias)
 
 
@@ -123,7 +124,7 @@ turned_forward.__name__ = "forward"
 
 def attention(plain: Callable, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float,
               dropout: float = 0.0) -> Tensor:
-    """(B, H, T, D), by the formula for one half-precision query, else by `plain`, the model file's function."""
+    """(B, H, T, D), by the formula for one half-precision query, else by `plain`, the model file's own."""
     if q.shape[2] != 1 or q.dtype.itemsize != 2 or dropout or is_followed() or not is_simple(q, k, v):
         return plain(q, k, v, bias, scale, dropout)
     return one_query_attention(q, k, v, bias, scale)
@@ -138,7 +139,8 @@ def one_query_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, sc
     (B, H, _, D), (K, S) = q.shape, k.shape[1:3]
     q, y = q.reshape(B, K, H // K, D), q.new_empty(B, K, H // K, D)
     if bias is not None:
-        bias = bias.expand(B, H, 1, S).view(B, K, H // K, S) if bias.shape[1] == H else bias.expand(B, 1, 1, S)
+        by_head = bias.shape[1] == H
+        bias = bias.expand(B, H, 1, S).view(B, K, H // K, S) if by_head else bias.expand(B, 1, 1, S)
     memory = scratch(2**19, S * D)
     step = memory.numel() // (S * D)
     for b in range(B):
@@ -167,7 +169,7 @@ def scratch(wanted: int, needed: int) -> Tensor:
 
 
 def prepare(model: nn.Module) -> nn.Module:
-    """Put the faster ways under `model`, in place. Parameters, names and types of modules stay as they are."""
+    """Put the faster ways under `model`, in place. Parameters, names and types of modules stay."""
     for module in model.modules():
         if "forward" in vars(module):  # somebody else's, such as a hook's
             continue

@@ -136,7 +136,7 @@ def causal_bias(T: int, S: int, mask: Maybe, texts: Maybe, x: Tensor, whole: boo
     numbers to add. `texts` (B, T) tells packed ones apart. A row that sees nothing, as one of padding may,
     looks at itself: so it is finite, and the fused kernel's gradient right. ValueError for another shape.
     """
-    if mask is None and texts is None and not whole and T in (1, S):
+    if mask is None and texts is None and not whole and (T == 1 or T == S):
         return None
     if mask is not None and mask.shape[1:] != (S,) and (mask.dim() != 4 or mask.shape[2:] != (T, S)):
         told = f"(batch, {S}), with the cached tokens, or (batch, 1 or heads, {T}, {S})"
@@ -171,8 +171,9 @@ def attention(q, k, v, bias, scale, dropout=0.0) -> Tensor:
         rows = q.reshape(B, K, H // K, D)
         return F.scaled_dot_product_attention(rows, k, v, bias, dropout, scale=scale).view(B, H, T, D)
     k, v = (part if K == H else part.repeat_interleave(H // K, dim=1) for part in (k, v))
-    causal = bias is None and T > 1  # aligned to the top left: right, as there is no past then
-    return F.scaled_dot_product_attention(q, k, v, bias, dropout, is_causal=causal, scale=scale)
+    if bias is None and T > 1:  # is_causal is aligned to the top left: right, as there is no past then
+        return F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True, scale=scale)
+    return F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=scale)
 
 
 class Conv1D(nn.Module):
@@ -312,9 +313,9 @@ class OpenAIGPTModel(PreTrainedModel):
         """Hidden states of `input_ids` (B, T), or of `inputs_embeds` (B, T, C).
 
         `attention_mask`: see `causal_bias`. `position_ids` (B, T) or (T,), left out, go on from the cache's
-        length whatever the mask says; packed texts see each other, as in all versions of Transformers. `head_mask`
-        (H,) or (layers, H) multiplies the weights. ValueError where shapes disagree or the text is longer than
-        `n_positions`.
+        length whatever the mask says; packed texts see each other, as in all versions of Transformers.
+        `head_mask` (H,) or (layers, H) multiplies the weights. ValueError where shapes disagree or the text
+        is longer than `n_positions`.
         """
         x = embed(self.tokens_embed, input_ids, inputs_embeds)
         saving = self.gradient_checkpointing and self.training and past_key_values is None
@@ -405,12 +406,12 @@ class GenerationMixin:
     def check_generation(self, T: int, max_new_tokens: int, temperature, top_k, top_p) -> None:
         if T < 1 or max_new_tokens < 0:
             raise ValueError(f"the prompt has {T} tokens, max_new_tokens is {max_new_tokens}")
-        if self.max_positions is not None and T + max_new_tokens - 1 > self.max_positions:  # the last is not fed
-            room = f"{self.max_positions} positions"
-            raise ValueError(f"{T} prompt + {max_new_tokens} new tokens do not fit into {room}")
+        room = self.max_positions
+        if room is not None and T + max_new_tokens - 1 > room:  # the last new token is not fed
+            raise ValueError(f"{T} prompt + {max_new_tokens} new tokens do not fit into {room} positions")
         if not (temperature > 0 and (top_k is None or top_k >= 1) and (top_p is None or 0 < top_p <= 1)):
-            raise ValueError("temperature must be above 0, top_k must be at least 1, top_p must be above 0 to "
-                             f"1, not {temperature}, {top_k}, {top_p}")
+            raise ValueError("temperature must be above 0, top_k must be at least 1, top_p must be above 0 "
+                             f"to 1, not {temperature}, {top_k}, {top_p}")
 
     def prepare_inputs(self, ids: Tensor, mask: Maybe, cache: KVCache | None, **inputs) -> dict:
         """Arguments of `forward` for those of `ids` (B, T) that `cache` does not hold yet."""
@@ -456,8 +457,9 @@ class OpenAIGPTLMHeadModel(PreTrainedModel, GenerationMixin):
 
         Labels are not shifted, -100 is left out. `logits_to_keep`: how many last ones (0: all), or which.
         """
-        x, *rest = self.transformer(input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds,
-                                    output_attentions, output_hidden_states, past_key_values, use_cache)
+        x, *rest = self.transformer(input_ids, attention_mask, token_type_ids, position_ids, head_mask,
+                                    inputs_embeds, output_attentions, output_hidden_states, past_key_values,
+                                    use_cache)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits, loss = self.lm_head(x[:, kept]), None
         if labels is not None:  # in float32, as Transformers 5; 4.37 rounds it to the logits' dtype
@@ -467,8 +469,8 @@ class OpenAIGPTLMHeadModel(PreTrainedModel, GenerationMixin):
     def prepare_inputs(self, ids: Tensor, mask: Maybe, cache: KVCache | None, **inputs) -> dict:
         """New tokens have the type of the last one before them."""
         if (types := inputs.pop("token_type_ids", None)) is not None:
-            types = F.pad(types[:, None].double(), (0, ids.shape[1] - types.shape[1]), mode="replicate")[:, 0].long()
-            inputs["token_type_ids"] = types[:, len(cache or ()) :]
+            new = types[:, -1:].expand(-1, ids.shape[1] - types.shape[1])
+            inputs["token_type_ids"] = torch.cat([types, new], dim=1)[:, len(cache or ()) :]
         return super().prepare_inputs(ids, mask, cache, **inputs)
 
 # ---- Heads -------------------------------------------------------------------------------------------------
@@ -509,8 +511,9 @@ class OpenAIGPTForSequenceClassification(PreTrainedModel):
                 labels: Maybe = None, output_attentions: bool = False, output_hidden_states: bool = False,
                 past_key_values: Any = None, use_cache: bool | None = None) -> CausalLMOutput:
         """Logits (B, num_labels) at each row's last token; `labels` (B,), or (B, num_labels) of floats."""
-        x, *rest = self.transformer(input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds,
-                                    output_attentions, output_hidden_states, past_key_values, use_cache)
+        x, *rest = self.transformer(input_ids, attention_mask, token_type_ids, position_ids, head_mask,
+                                    inputs_embeds, output_attentions, output_hidden_states, past_key_values,
+                                    use_cache)
         logits = self.score(x[range(len(x)), last_token(input_ids, x, self.config.pad_token_id)])
         loss = None if labels is None else classification_loss(logits, labels, self.config.problem_type)
         return CausalLMOutput(loss, logits, *rest)
@@ -588,8 +591,8 @@ class OpenAIGPTDoubleHeadsModel(PreTrainedModel):
         ids, mask, types, places, vectors = (None if part is None else part.flatten(0, 1) for part in (
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds))
         x, cache, states, attentions = self.transformer(
-            ids, mask, types, places, head_mask, vectors, output_attentions, output_hidden_states, past_key_values,
-            use_cache)
+            ids, mask, types, places, head_mask, vectors, output_attentions, output_hidden_states,
+            past_key_values, use_cache)
         x, states = x.view(B, M, T, -1), states and tuple(h.view(B, M, T, -1) for h in states)
         logits, mc_logits = self.lm_head(x), self.multiple_choice_head(x, mc_token_ids)
         loss = mc_loss = None  # in float32, as without a second head; Transformers rounds these two

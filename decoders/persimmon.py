@@ -177,7 +177,7 @@ def causal_bias(T: int, S: int, mask: Maybe, texts: Maybe, x: Tensor, whole: boo
     numbers to add. `texts` (B, T) tells packed ones apart. A row that sees nothing, as one of padding may,
     looks at itself: so it is finite, and the fused kernel's gradient right. ValueError for another shape.
     """
-    if mask is None and texts is None and not whole and T in (1, S):
+    if mask is None and texts is None and not whole and (T == 1 or T == S):
         return None
     if mask is not None and mask.shape[1:] != (S,) and (mask.dim() != 4 or mask.shape[2:] != (T, S)):
         told = f"(batch, {S}), with the cached tokens, or (batch, 1 or heads, {T}, {S})"
@@ -212,8 +212,9 @@ def attention(q, k, v, bias, scale, dropout=0.0) -> Tensor:
         rows = q.reshape(B, K, H // K, D)
         return F.scaled_dot_product_attention(rows, k, v, bias, dropout, scale=scale).view(B, H, T, D)
     k, v = (part if K == H else part.repeat_interleave(H // K, dim=1) for part in (k, v))
-    causal = bias is None and T > 1  # aligned to the top left: right, as there is no past then
-    return F.scaled_dot_product_attention(q, k, v, bias, dropout, is_causal=causal, scale=scale)
+    if bias is None and T > 1:  # is_causal is aligned to the top left: right, as there is no past then
+        return F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True, scale=scale)
+    return F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=scale)
 
 
 class PersimmonAttention(nn.Module):
@@ -439,12 +440,12 @@ class GenerationMixin:
     def check_generation(self, T: int, max_new_tokens: int, temperature, top_k, top_p) -> None:
         if T < 1 or max_new_tokens < 0:
             raise ValueError(f"the prompt has {T} tokens, max_new_tokens is {max_new_tokens}")
-        if self.max_positions is not None and T + max_new_tokens - 1 > self.max_positions:  # the last is not fed
-            room = f"{self.max_positions} positions"
-            raise ValueError(f"{T} prompt + {max_new_tokens} new tokens do not fit into {room}")
+        room = self.max_positions
+        if room is not None and T + max_new_tokens - 1 > room:  # the last new token is not fed
+            raise ValueError(f"{T} prompt + {max_new_tokens} new tokens do not fit into {room} positions")
         if not (temperature > 0 and (top_k is None or top_k >= 1) and (top_p is None or 0 < top_p <= 1)):
-            raise ValueError("temperature must be above 0, top_k must be at least 1, top_p must be above 0 to "
-                             f"1, not {temperature}, {top_k}, {top_p}")
+            raise ValueError("temperature must be above 0, top_k must be at least 1, top_p must be above 0 "
+                             f"to 1, not {temperature}, {top_k}, {top_p}")
 
     def prepare_inputs(self, ids: Tensor, mask: Maybe, cache: KVCache | None, **inputs) -> dict:
         """Arguments of `forward` for those of `ids` (B, T) that `cache` does not hold yet."""

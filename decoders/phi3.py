@@ -247,11 +247,11 @@ class Block(NamedTuple):
 
     queries: slice
     keys: slice
-    bias: Tensor | None  # (1 or B, 1 or H, queries, keys); None: plain causal, or one query that sees all keys
+    bias: Tensor | None  # (1 or B, 1 or H, queries, keys); None: plain causal, or one query that sees all
 
 
 def window_bias(T: int, S: int, window: int, mask: Maybe, texts: Maybe, x: Tensor) -> Tensor:
-    """(1 or B, 1 or H, T, S) to add to the scores of the last T of S keys, each with a window, itself counted.
+    """(1 or B, 1 or H, T, S) to add to the scores of the last T of S keys; each sees `window`, itself too.
 
     `mask` is (B, S), 0 at padding, or says all by itself: (B, 1 or H, T, S), true where a query looks, or
     numbers to add. `texts` (B, S) tells packed ones apart. A row that sees nothing, as one of padding may,
@@ -282,9 +282,9 @@ def attention_blocks(T: int, S: int, window: int | None, mask: Maybe, texts: May
     past, simple, blocks = S - T, mask is None and texts is None, []
     alone = mask is not None and mask.shape[1:] != (S,)  # a mask that says all by itself
     if whole or alone or window is None or torch.compiler.is_compiling():  # which would unroll the blocks
-        bare = simple and not whole and window is None and T in (1, S)
+        bare = simple and not whole and window is None and (T == 1 or T == S)
         bias = None if bare else window_bias(T, S, window or S, mask, texts, x)
-        return [Block(slice(0, T), slice(0, S), bias)]
+        return [Block(slice(None), slice(None), bias)]
     for start in range(0, T, window):
         queries = slice(start, min(start + window, T))
         keys = slice(max(0, past + start - window + 1), past + queries.stop)
@@ -314,8 +314,9 @@ def attention(q, k, v, bias, scale, dropout=0.0) -> Tensor:
         rows = q.reshape(B, K, H // K, D)
         return F.scaled_dot_product_attention(rows, k, v, bias, dropout, scale=scale).view(B, H, T, D)
     k, v = (part if K == H else part.repeat_interleave(H // K, dim=1) for part in (k, v))
-    causal = bias is None and T > 1  # aligned to the top left: right, as there is no past then
-    return F.scaled_dot_product_attention(q, k, v, bias, dropout, is_causal=causal, scale=scale)
+    if bias is None and T > 1:  # is_causal is aligned to the top left: right, as there is no past then
+        return F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True, scale=scale)
+    return F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=scale)
 
 
 class Phi3Attention(nn.Module):
@@ -541,12 +542,12 @@ class GenerationMixin:
     def check_generation(self, T: int, max_new_tokens: int, temperature, top_k, top_p) -> None:
         if T < 1 or max_new_tokens < 0:
             raise ValueError(f"the prompt has {T} tokens, max_new_tokens is {max_new_tokens}")
-        if self.max_positions is not None and T + max_new_tokens - 1 > self.max_positions:  # the last is not fed
-            room = f"{self.max_positions} positions"
-            raise ValueError(f"{T} prompt + {max_new_tokens} new tokens do not fit into {room}")
+        room = self.max_positions
+        if room is not None and T + max_new_tokens - 1 > room:  # the last new token is not fed
+            raise ValueError(f"{T} prompt + {max_new_tokens} new tokens do not fit into {room} positions")
         if not (temperature > 0 and (top_k is None or top_k >= 1) and (top_p is None or 0 < top_p <= 1)):
-            raise ValueError("temperature must be above 0, top_k must be at least 1, top_p must be above 0 to "
-                             f"1, not {temperature}, {top_k}, {top_p}")
+            raise ValueError("temperature must be above 0, top_k must be at least 1, top_p must be above 0 "
+                             f"to 1, not {temperature}, {top_k}, {top_p}")
 
     def prepare_inputs(self, ids: Tensor, mask: Maybe, cache: KVCache | None, **inputs) -> dict:
         """Arguments of `forward` for those of `ids` (B, T) that `cache` does not hold yet."""

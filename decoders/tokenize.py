@@ -101,8 +101,8 @@ class Tokenizer:
         return new
 
     def save(self, folder: str | Path) -> None:
-        """Write the files that this was loaded from into `folder`, with what was added since, for Transformers
-        too. OSError where they are no longer there."""
+        """Write the files that this was loaded from into `folder`, with what was added since, for
+        Transformers too. OSError where they are no longer there."""
         if self.folder is None:
             raise ValueError("this tokenizer was not loaded from a folder: there are no files to save")
         write_files(self.folder, Path(folder), self.changed.values())

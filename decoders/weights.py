@@ -4,9 +4,9 @@
     for name, tensor in tensors("path/to/gpt-neo-125m").items(): ...
     save(model, "elsewhere", tokenizer)
 
-Folders may hold any of the formats in `formats/files.py`, whole or in shards. Whatever they call a tensor, here
-it has the name that the hub uses today. Broken folders raise ValueError, missing or unreadable files OSError,
-with one line that says which file and what to do.
+Folders may hold any of the formats in `formats/files.py`, whole or in shards. Whatever they call a tensor,
+here it has the name that the hub uses today. Broken folders raise ValueError, missing or unreadable files
+OSError, with one line that says which file and what to do.
 """
 
 import json
@@ -59,7 +59,7 @@ def tensors(path: str | Path) -> Tensors:
                 name = f"{layout.prefix}.{name}"
             if name not in found:
                 found[name], found.origin[name] = tensor, (file, stored)
-            elif found.origin[name][1] == stored or not torch.equal(found[name], tensor):  # a twin is the same
+            elif found.origin[name][1] == stored or not torch.equal(found[name], tensor):  # no twin
                 raise ValueError(f"{file} holds {stored}, which {found.origin[name][0].name} holds as well")
     return found
 
@@ -219,8 +219,8 @@ def resize_embeddings(model: nn.Module, n: int) -> None:
 
 def save(model: nn.Module, folder: str | Path, tokenizer: Any = None, *,
          max_shard_bytes: int = 5_000_000_000) -> None:
-    """Write `config.json`, `generation_config.json` if there is one, and safetensors, for Transformers too; with
-    a tokenizer its files, and what was added to it.
+    """Write `config.json`, `generation_config.json` if there is one, and safetensors, for Transformers too;
+    with a tokenizer its files, and what was added to it.
 
     All is written aside and then moved into place, so that a failure leaves the folder as it was. Weights of
     an older save that the new one does not replace are removed; other files stay.
@@ -251,7 +251,7 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Any = None, *,
 
 
 def config_of(model: nn.Module) -> dict[str, Any]:
-    """What was read beside what the model's config says now; label names only as long as their number fits."""
+    """What was read beside what the model's config says now; label names while their number fits."""
     own = model.config.to_dict()
     others = {key: value for key, value in model.config_json.items()
               if key not in own and key not in ("architectures", "dtype", "torch_dtype")}

@@ -30,6 +30,7 @@ import torch
 from tqdm import tqdm
 
 from decoders import fuyu, gpt_neo, openai_gpt, persimmon, phi, phi3, tokenize, weights
+from decoders.formats import vocab
 from examples.stories import conversations, requests, stories
 
 TRAIN_SEED, HELD_OUT_SEED, HELD_OUT, PICTURES = 1, 2, 200, 500
@@ -261,7 +262,7 @@ def sentencepiece_unigram(texts: list[str], folder: Path, word: str = "[A-Za-z]{
     chances = {**dict.fromkeys(words, -6.0), **{number: -10 - int(number) / 1000 for number in numbers}}
     model = {"type": "Unigram", "unk_id": 0, "byte_fallback": True,
              "vocab": [[piece, chances.get(piece, score)] for piece, (_, score) in pieces.items()]}
-    (folder / "tokenizer.model").write_bytes(sentencepiece_model(model))
+    (folder / "tokenizer.model").write_bytes(vocab.sentencepiece_model(model))
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     added = [{"id": pieces[piece][0], "content": piece, **flags} for piece in ("<unk>", ADEPT_END)]
     whole = whole_sentencepiece(model, added, ADEPT_END)

@@ -25,6 +25,8 @@ def definitions(file: Path):
     for node in ast.parse(file.read_text()).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             yield node.name, ast.dump(node)
+        if isinstance(node, ast.Assign):
+            yield node.targets[0].id, ast.dump(node)
 
 
 def test_same_name_means_same_code():

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from decoders import tokenize
+from decoders.formats.vocab import read_merges
 from tests.conftest import ROOT
 
 TINY = ROOT / "checkpoints" / "tiny-gpt-neo"

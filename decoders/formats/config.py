@@ -116,8 +116,9 @@ def check_absent(d: dict, keys: Iterable[str]) -> None:
     """ValueError for what would change the model and is not built here."""
     for key in keys:
         if d.get(key):
-            told = ": quantised weights are not supported"
-            raise ValueError(key + (told if key == "quantization_config" else f" {d[key]!r} is not supported"))
+            if key == "quantization_config":
+                raise ValueError("quantization_config: quantised weights are not supported")
+            raise ValueError(f"{key} {d[key]!r} is not supported")
 
 
 def check_divides(d: dict, part: str, whole: str) -> None:
@@ -392,8 +393,10 @@ def cache_shape(config: Any) -> tuple[int, int, int]:
     return one("num_hidden_layers", "num_layers", "n_layer"), fields.get("num_key_value_heads") or heads, size
 
 
-PICTURE_STEPS = {"do_resize": True, "resample": 2, "do_pad": True, "padding_mode": "constant", "do_normalize": True,
-                 "image_mean": 0.5, "image_std": 0.5, "do_rescale": True, "rescale_factor": 1 / 255}
+PICTURE_STEPS = {  # of Fuyu's image processor: what it does and cannot do otherwise
+    "do_resize": True, "resample": 2, "do_pad": True, "padding_mode": "constant", "do_normalize": True,
+    "image_mean": 0.5, "image_std": 0.5, "do_rescale": True, "rescale_factor": 1 / 255,
+}
 
 
 def preprocessor(folder: Path, config: dict) -> dict[str, Any]:

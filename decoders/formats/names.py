@@ -64,8 +64,8 @@ def modern_fuyu(name: str, tensor: Tensor, config: dict) -> Named:
 
 HEADS = ("lm_head.", "score.", "classifier.", "qa_outputs.", "multiple_choice_head.")
 NEW_HEADS = HEADS[1:]  # may be absent: they are what a user adds to a base checkpoint
-TWINS = {  # class -> names under which some version of Transformers looks for the same tensor
-    "PhiForTokenClassification": {f"score.{leaf}": f"classifier.{leaf}" for leaf in ("weight", "bias")},  # 4.37
+TWINS = {  # class -> names under which an old Transformers, here 4.37, looks for the same tensor
+    "PhiForTokenClassification": {"score.weight": "classifier.weight", "score.bias": "classifier.bias"},
 }
 
 

@@ -227,8 +227,8 @@ def write_files(source: Path, target: Path, changed: Iterable[AddedToken]) -> No
     if (target / "tokenizer.json").exists():
         content = read_json(target / "tokenizer.json")
         kept = [token for token in content.get("added_tokens", []) if token["id"] not in entries]
-        added = kept + [{"id": id, **entry} for id, entry in entries.items()]
-        write_json(target / "tokenizer.json", {**content, "added_tokens": sorted(added, key=lambda t: t["id"])})
+        added = sorted(kept + [{"id": id, **entry} for id, entry in entries.items()], key=lambda t: t["id"])
+        write_json(target / "tokenizer.json", {**content, "added_tokens": added})
 
 
 def write_json(file: Path, content: dict) -> None:

@@ -1,10 +1,10 @@
-"""Ways to decode, for all models: what `generate` of a model file has, and penalties, processors and criteria.
+"""Ways to decode, for all models: what `generate` of a model file has, and penalties, processors, criteria.
 
     from decoders.tools import generation
     generation.generate(model, ids, max_new_tokens=20, repetition_penalty=1.2)
 
-A model has to offer `forward` with a cache, `prepare_inputs` and `special_ids`. Where the loop in a model file can
-do the same, both give the same ids.
+A model has to offer `forward` with a cache, `prepare_inputs` and `special_ids`. Where the loop in a
+model file can do the same, both give the same ids.
 """
 
 import sys
@@ -33,8 +33,9 @@ class RepetitionPenalty:
 
 
 @torch.no_grad()
-def generate(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None, *, max_new_tokens: int,
-             repetition_penalty: float | None = None, logits_processor: Sequence[Processor] = (),
+def generate(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None, *,
+             max_new_tokens: int, repetition_penalty: float | None = None,
+             logits_processor: Sequence[Processor] = (),
              stopping_criteria: Sequence[Callable[[Tensor, Tensor], Any]] = (), do_sample: bool = False,
              temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
              eos_token_id: int | Sequence[int] | str | None = "checkpoint", pad_token_id: int | None = None,
@@ -42,7 +43,7 @@ def generate(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None 
              **inputs) -> Tensor:
     """(B, T + new) ids, as `model.generate`, which describes the other arguments.
 
-    Each processor maps (ids, float32 logits) to logits, each criterion to True or (B,) booleans where to stop.
+    Each processor maps (ids, float32 logits) to logits, each criterion to True or (B,) booleans.
     """
     model.check_generation(input_ids.shape[1], max_new_tokens, temperature, top_k, top_p)
     next_token = sys.modules[type(model).__module__].next_token

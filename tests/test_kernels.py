@@ -1,0 +1,103 @@
+"""The faster ways under a loaded model compute what the plain ones do, and get out of the way where they must."""
+
+import copy
+import pickle
+import threading
+
+import pytest
+import torch
+
+from decoders import kernels
+from tests.families import PADDED, inputs
+
+CLOSE = {"atol": 2e-5, "rtol": 0}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("rows", [(1,), (1, 1), (2, 1), (3, 7), (1, 0)], ids=str)
+@pytest.mark.parametrize("stored", ["as it is", "turned", "a view"])
+def test_linear_equals_pytorchs_own(dtype, rows, stored):
+    """It chooses among kernels by dtype and number of rows, and leaves the choice of everybody else alone."""
+    weight = {"as it is": torch.randn(31, 24), "turned": torch.randn(24, 31).t(), "a view": torch.randn(40, 24)[5:36]}
+    weight, bias, x = weight[stored].to(dtype), torch.randn(31).to(dtype), torch.randn(*rows, 24).to(dtype)
+    for b in (bias, None):
+        found = kernels.linear(x, weight, b)
+        expected = torch.nn.functional.linear(x, weight, b)
+        tolerance = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 0.2, torch.float16: 0.02}[dtype]
+        assert found.dtype == dtype and found.shape == expected.shape
+        torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
+    with pytest.raises(RuntimeError, match="shapes|size"):
+        kernels.linear(torch.randn(1, 9).to(dtype), weight, None)
+    assert torch.backends.mkldnn.enabled
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_prepared_model_equals_a_plain_one(family, dtype):
+    """A whole pass and steps, padded."""
+    plain, prepared = family.model(dtype=dtype), kernels.prepare(family.model(dtype=dtype))
+    ids, mask = inputs(101, padded=True)
+    results = []
+    for model in (plain, prepared):
+        cache, logits = None, []
+        for part in ids.split([PADDED + 3, 1, 1, 14], dim=1):
+            seen = mask[:, : sum(x.shape[1] for x in logits) + part.shape[1]]
+            output = model(part, attention_mask=seen, past_key_values=cache)
+            cache = output.past_key_values
+            logits.append(output.logits)
+        results.append(torch.cat(logits, 1))
+    torch.testing.assert_close(*results, **(CLOSE if dtype == torch.float32 else {"atol": 0.2, "rtol": 0}))
+    kernels.plain(prepared)
+    assert torch.equal(prepared(ids).logits, plain(ids).logits)
+
+
+def test_autograd_autocast_and_functional_transforms_see_the_plain_model(family):
+    model, prepared = family.model(), kernels.prepare(family.model())
+    ids, _ = inputs(101)
+    assert torch.equal(model(ids, labels=ids).loss, prepared(ids, labels=ids).loss)
+    with torch.autocast("cpu", torch.bfloat16):
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad):
+                assert torch.equal(model(ids).logits, prepared(ids).logits)
+
+    def loss(parameters, ids):
+        return torch.func.functional_call(prepared, parameters, (ids,), {"labels": ids, "use_cache": False}).loss
+
+    parameters = {name: p.detach() for name, p in prepared.named_parameters()}
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, ids[:, None])
+    alone = torch.func.grad(loss)(parameters, ids[:1])
+    for name, gradient in alone.items():
+        torch.testing.assert_close(each[name][0], gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_prepared_models_are_copied_and_pickled(family):
+    model = kernels.prepare(family.model(dtype=torch.bfloat16))
+    ids, _ = inputs(101)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        torch.testing.assert_close(other(ids).logits, model(ids).logits, atol=0.1, rtol=0)
+        assert not {id(p) for p in other.parameters()} & {id(p) for p in model.parameters()}
+
+
+def test_eight_threads_share_a_model_and_no_setting_is_touched(family):
+    """The flag of oneDNN was seen off by other threads, and stayed off after an exception."""
+    model = kernels.prepare(family.model(dtype=torch.bfloat16))
+    ids = inputs(101)[0][:1]
+    expected, wrong = model.generate(ids, max_new_tokens=12, eos_token_id=None).tolist(), []
+
+    def work(number: int) -> None:
+        for _ in range(3):
+            if number == 0:
+                with pytest.raises(RuntimeError), torch.no_grad():
+                    model.get_submodule(family.output)(torch.randn(1, 5).bfloat16())
+            if not torch.backends.mkldnn.enabled:
+                wrong.append("the setting was off")
+            if model.generate(ids, max_new_tokens=12, eos_token_id=None).tolist() != expected:
+                wrong.append("another text")
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and torch.backends.mkldnn.enabled
