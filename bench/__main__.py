@@ -41,7 +41,7 @@ CONFIG = {"vocab_size": 50257, "hidden_size": 2048, "num_layers": 24, "num_heads
 
 FIRST_TOKEN = {
     "ours": """
-from decoders import gpt_neo, kernels, tokenize, weights
+from decoders import gpt_neo, tokenize, weights
 import torch
 tokenizer, folder = tokenize.load({tokenizer!r}), {folder!r}
 model = weights.load(gpt_neo.GPTNeoForCausalLM, folder)
@@ -57,7 +57,7 @@ print(model.generate(**ids, max_new_tokens=1, do_sample=False)[0, -1].item())
 """,
 }
 LOAD = {
-    "ours": ("from decoders import gpt_neo, kernels, weights; import torch",
+    "ours": ("from decoders import gpt_neo, weights; import torch",
              "model = weights.load(gpt_neo.GPTNeoForCausalLM, {folder!r})"),
     "theirs": ("from transformers import GPTNeoForCausalLM; import torch",
                "model = GPTNeoForCausalLM.from_pretrained({folder!r}, dtype='auto')"),

@@ -681,7 +681,8 @@ class PreTrainedModel(nn.Module):
             part.gradient_checkpointing = True
 
     def train(self, mode: bool = True) -> "PreTrainedModel":
-        if mode and not self.training and (dtype := next(self.parameters()).dtype).itemsize == 2:
+        inner = any(isinstance(part, PreTrainedModel) for part in self.children())  # which warns in our place
+        if mode and not self.training and not inner and (dtype := next(self.parameters()).dtype).itemsize == 2:
             warnings.warn(f"weights in {dtype}: AdamW makes float16 NaN and loses small steps in bfloat16. "
                           "Train float32 weights, under torch.autocast for speed", stacklevel=2)
         return super().train(mode)

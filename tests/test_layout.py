@@ -54,10 +54,12 @@ def test_model_files_import_torch_and_the_standard_library_only(file):
     assert not re.search("^(import|from) PIL", file.read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", ["weights.py", "tokenize.py"])
-def test_loader_and_tokenizer_import_no_model(name):
-    text = (PACKAGE / name).read_text()
-    assert not re.search(rf"import .*({'|'.join(file.stem for file in MODELS)})\b", text)
+@pytest.mark.parametrize("file", [*(PACKAGE / f"{n}.py" for n in ("weights", "tokenize", "kernels")), *sorted((PACKAGE / "formats").glob("*.py"))],
+                         ids=lambda f: f.name)  # fmt: skip
+def test_the_lower_floors_import_no_model_and_no_tool(file):
+    """A line of the module's own, not an example in a docstring."""
+    names = "|".join([*(model.stem for model in MODELS), r"tools", r"decoders\.tools"])
+    assert not re.search(rf"^\s*(from|import) .*\b({names})\b", file.read_text(), re.MULTILINE)
 
 
 def test_the_package_itself_imports_nothing_heavy():

@@ -1,6 +1,7 @@
 """What PyTorch offers works on the model files as they are."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -31,15 +32,18 @@ def test_strict_export_with_a_dynamic_length(family):
 
 
 def test_fresh_models_start_at_the_loss_of_a_guess(family):
-    model = family.cls()(family.config(hidden_size=48) if family.name != "openai-gpt" else family.config()).eval()
+    model = family.cls()(family.config()).eval()
     ids, _ = inputs(101)
     assert abs(model(ids, labels=ids).loss.item() - math.log(101)) < 0.5
 
 
 def test_training_half_precision_weights_is_warned_of_once(family):
-    model = family.model(dtype=torch.float16)
-    with pytest.warns(UserWarning, match="train float32|Train float32"):
-        model.train()
+    for dtype, count in ((torch.float16, 1), (torch.bfloat16, 1), (torch.float32, 0)):
+        model = family.model(dtype=dtype)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.train().train()
+        assert len(caught) == count and all("Train float32 weights" in str(warning.message) for warning in caught)
 
 
 def test_gradient_checkpointing_changes_no_gradient_in_any_family(family):
