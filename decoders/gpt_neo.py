@@ -131,81 +131,52 @@ class KVCache:
 
 # ---- Attention ---------------------------------------------------------------------------------------------
 
-class Block(NamedTuple):
-    """Some queries, the keys that they need, and what to add to the scores between them."""
 
-    queries: slice
-    keys: slice
-    bias: Tensor | None  # (1 or B, 1 or H, queries, keys); None: plain causal, or one query that sees all
+def local_bias(T: int, S: int, window: int | None, mask: Maybe, texts: Maybe, x: Tensor,
+               whole: bool) -> Maybe:
+    """(1 or B, 1 or H, T, S) to add to the scores of the last T of S positions, which see `window` keys each
+    (None: all), itself counted. One query gets those of its window only. None, unless `whole`, where none is
+    needed: plain causal, or one query that sees every key.
 
-
-def window_bias(T: int, S: int, window: int, mask: Maybe, texts: Maybe, x: Tensor) -> Tensor:
-    """(1 or B, 1 or H, T, S) to add to the scores of the last T of S keys; each sees `window`, itself too.
-
-    `mask` is (B, S), 0 at padding, or says all by itself: (B, 1 or H, T, S), true where a query looks, or
-    numbers to add. `texts` (B, S) tells packed ones apart. A row that sees nothing, as one of padding may,
-    looks at itself: so it is finite, and the fused kernel's gradient right. ValueError for another shape.
+    `mask` is (B, S), 0 at padding, or (B, 1 or H, T, S), true where a query may look, or numbers to add:
+    order and windows hide besides. `texts` (B, T) tells packed ones apart. A row that sees nothing, as one of
+    padding may, looks at itself: so it is finite, and the fused kernel's gradient right. ValueError for other
+    shapes.
     """
+    short = window is None or (not torch.compiler.is_compiling() and S <= window)  # a graph holds for any S
+    if mask is None and texts is None and not whole and short and (T == 1 or T == S):
+        return None
     if mask is not None and mask.shape[1:] != (S,) and (mask.dim() != 4 or mask.shape[2:] != (T, S)):
         told = f"(batch, {S}), with the cached tokens, or (batch, 1 or heads, {T}, {S})"
         raise ValueError(f"attention_mask must be {told}, not {tuple(mask.shape)}")
-    if mask is not None and mask.dim() == 4 and mask.dtype != torch.bool:
-        return mask.to(x.dtype).clamp(min=torch.finfo(x.dtype).min)
+    added = mask if mask is not None and mask.dim() == 4 and mask.dtype != torch.bool else None
     causal = x.new_ones(1, 1, T, S, dtype=torch.bool).tril(S - T)
-    look = causal.triu(S - T - window + 1)
-    if mask is not None:
-        look = mask if mask.dim() == 4 else look & (mask != 0)[:, None, None]
+    look = causal.triu(S - T - (window or S) + 1)
+    if mask is not None and added is None:
+        look = look & (mask if mask.dim() == 4 else (mask != 0)[:, None, None])
     if texts is not None:
-        look = look & (texts[:, None, S - T :, None] == texts[:, None, None])
+        look = look & (texts[:, None, :, None] == texts[:, None, None])
     look = look | (causal.triu(S - T) & ~look.any(-1, keepdim=True))
-    return x.new_zeros(look.shape).masked_fill(~look, -math.inf)
+    bias = x.new_zeros(look.shape).masked_fill(~look, -math.inf)
+    bias = bias if added is None else (bias + added.to(x.dtype)).clamp(min=torch.finfo(x.dtype).min)
+    return bias if T > 1 or whole else bias[..., -(window or S) :]
 
 
-def attention_blocks(T: int, S: int, window: int | None, mask: Maybe, texts: Maybe, x: Tensor,
-                     whole: bool) -> list[Block]:
-    """Causal attention of the last T of S positions in blocks; a query sees `window` keys, itself counted.
-
-    A short window gives blocks of `window` queries and at most 2 * window - 1 keys: there is no T x T mask,
-    and a decoding step reads its window only. `whole` asks for one block with all keys and a bias.
-    """
-    past, simple, blocks = S - T, mask is None and texts is None, []
-    alone = mask is not None and mask.shape[1:] != (S,)  # a mask that says all by itself
-    if whole or alone or window is None or torch.compiler.is_compiling():  # which would unroll the blocks
-        bare = simple and not whole and window is None and (T == 1 or T == S)
-        bias = None if bare else window_bias(T, S, window or S, mask, texts, x)
-        return [Block(slice(None), slice(None), bias)]
-    for start in range(0, T, window):
-        queries = slice(start, min(start + window, T))
-        keys = slice(max(0, past + start - window + 1), past + queries.stop)
-        masks, bias = (None if part is None else part[:, keys] for part in (mask, texts)), None
-        if not simple or (T > 1 and (past > 0 or S > window)):
-            bias = window_bias(queries.stop - start, keys.stop - keys.start, window, *masks, x)
-        blocks.append(Block(queries, keys, bias))
-    return blocks
-
-
-def spelled_out_attention(q, k, v, bias, scale, dropout=0.0, head_mask=None) -> tuple[Tensor, Tensor]:
-    """The formula: (B, H, T, D), and the weights (B, H, T, S) as they multiply v. Head h of q reads head
-    h // (H / K) of k and v."""
-    k, v = (part.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for part in (k, v))
+def attention(q, k, v, bias, scale, dropout=0.0, whole=False, head_mask=None) -> tuple[Tensor, Maybe]:
+    """(B, H, T, D), and if `whole` the weights (B, H, T, S) as they multiply v: then by the formula, else by
+    PyTorch's fused kernel. That has no forward-mode derivative but in `sdpa_kernel(SDPBackend.MATH)` of
+    `torch.nn.attention`. Head h of q reads head h // (H / K) of k and v."""
+    if (groups := q.shape[1] // k.shape[1]) > 1:
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    if not whole and bias is None and q.shape[2] > 1:  # there is no past: is_causal counts from the top left
+        return F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True, scale=scale), None
+    if not whole:
+        return F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=scale), None
     wide = torch.promote_types(q.dtype, torch.float32)  # scores of half-precision q and k overflow float16
     scores = q.to(wide) @ k.to(wide).transpose(2, 3) * scale  # (B, H, T, S)
     weights = F.dropout((scores if bias is None else scores + bias).softmax(-1), dropout)
     weights = weights if head_mask is None else weights * head_mask.view(-1, 1, 1)
     return (weights @ v.to(wide)).to(q.dtype), weights.to(q.dtype)
-
-
-def attention(q, k, v, bias, scale, dropout=0.0) -> Tensor:
-    """What `spelled_out_attention` computes, by PyTorch's fused kernel. It has no forward-mode derivative:
-    for that, run inside `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`."""
-    (B, H, T, D), K = q.shape, k.shape[1]
-    if T == 1 and K < H and (bias is None or bias.shape[1] == 1):  # heads that share keys are rows
-        rows = q.reshape(B, K, H // K, D)
-        return F.scaled_dot_product_attention(rows, k, v, bias, dropout, scale=scale).view(B, H, T, D)
-    k, v = (part if K == H else part.repeat_interleave(H // K, dim=1) for part in (k, v))
-    if bias is None and T > 1:  # is_causal is aligned to the top left: right, as there is no past then
-        return F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True, scale=scale)
-    return F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=scale)
 
 
 class GPTNeoSelfAttention(nn.Module):
@@ -222,22 +193,18 @@ class GPTNeoSelfAttention(nn.Module):
         self.attention_dropout = config.attention_dropout
         self.resid_dropout = nn.Dropout(config.resid_dropout)
 
-    def forward(self, x: Tensor, blocks: list[Block], cache: KVCache | None, head_mask: Maybe, whole: bool):
+    def forward(self, x: Tensor, bias: Maybe, cache: KVCache | None, head_mask: Maybe, whole: bool):
         B, T, C = x.shape
         q, k, v = (
             proj(x).view(B, T, self.num_heads, C // self.num_heads).transpose(1, 2)  # (B, H, T, D)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         if cache is not None:
-            k, v = cache.update(self.layer, k, v)  # (B, H, S, D)
-        dropout, weights = self.attention_dropout if self.training else 0.0, None
-        if whole:
-            y, weights = spelled_out_attention(q, k, v, blocks[0].bias, 1.0, dropout, head_mask)
-        else:
-            y = torch.cat([
-                self.attend(q[:, :, queries], k[:, :, keys], v[:, :, keys], bias, 1.0, dropout)
-                for queries, keys, bias in blocks
-            ], dim=2)
+            k, v = cache.update(self.layer, k, v)  # (B, K, S, D)
+        if bias is not None:  # a decoding step reads its window only
+            k, v = k[:, :, -bias.shape[-1] :], v[:, :, -bias.shape[-1] :]
+        dropout = self.attention_dropout if self.training else 0.0
+        y, weights = self.attend(q, k, v, bias, 1.0, dropout, whole, head_mask)
         return self.resid_dropout(self.out_proj(y.transpose(1, 2).reshape(B, T, C))), weights
 
 # ---- MLP and layer -----------------------------------------------------------------------------------------
@@ -286,18 +253,16 @@ class PreTrainedModel(nn.Module):
         self.config = config
         self.config_json, self.generation_config = {}, {}  # what the checkpoint's files of these names say
 
-    @torch.no_grad()
     def init_weights(self, part: nn.Module | None = None) -> "PreTrainedModel":
-        """Draw all weights or those of `part`: matrices N(0, initializer_range), biases 0, norms 1."""
-        part = part or self
-        for name, p in part.named_parameters() if not next(part.parameters()).is_meta else ():
+        """Draw anew (all, or `part`): matrices N(0, initializer_range), norms 1, biases and padding 0."""
+        for name, p in (part or self).named_parameters():
             if p.dim() > 1:
-                p.normal_(0.0, self.config.initializer_range)
+                nn.init.normal_(p, 0.0, self.config.initializer_range)
             else:
-                p.fill_(0.0 if name.endswith("bias") else 1.0)
-        for table in part.modules():
-            if getattr(table, "padding_idx", None) is not None and not table.weight.is_meta:
-                table.weight[table.padding_idx] = 0.0
+                nn.init.constant_(p, 0.0 if name.endswith("bias") else 1.0)
+        for table in (part or self).modules():
+            if getattr(table, "padding_idx", None) is not None:
+                nn.init.zeros_(table.weight[table.padding_idx])
         return self
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
@@ -307,7 +272,7 @@ class PreTrainedModel(nn.Module):
 
     def train(self, mode: bool = True) -> "PreTrainedModel":
         inner = any(isinstance(part, PreTrainedModel) for part in self.children())  # which warns in our place
-        if mode and not self.training and not inner and (dtype := next(self.parameters()).dtype).itemsize == 2:
+        if mode and not (self.training or inner) and (dtype := next(self.parameters()).dtype).itemsize == 2:
             warnings.warn(f"weights in {dtype}: AdamW makes float16 NaN and loses small steps in bfloat16. "
                           "Train float32 weights, under torch.autocast for speed", stacklevel=2)
         return super().train(mode)
@@ -340,10 +305,9 @@ class GPTNeoModel(PreTrainedModel):
                 output_attentions: bool = False, output_hidden_states: bool = False) -> ModelOutput:
         """Hidden states of `input_ids` (B, T), or of `inputs_embeds` (B, T, C).
 
-        `attention_mask`: see `window_bias`; one of (B, 1 or H, T, S) hides besides what order and windows
-        hide, as in Transformers. `position_ids` (B, T) or (T,), left out, go on from the cache's length
-        whatever the mask says. Where they begin anew, without mask and with use_cache=False, packed texts
-        are kept apart: as in Transformers 5, 4.x sees one text. `head_mask` (H,) or (layers, H) multiplies
+        `attention_mask`: see `local_bias`. `position_ids` (B, T) or (T,), left out, go on from the cache's
+        length whatever the mask says. Where they begin anew, without mask and with use_cache=False, packed
+        texts are kept apart: as in Transformers 5, 4.x sees one text. `head_mask` (H,) or (layers, H) scales
         the weights. ValueError where shapes disagree or the text is longer than `max_position_embeddings`.
         """
         if isinstance(past_key_values, Tensor):  # model(ids, mask), as all other models take it
@@ -363,27 +327,19 @@ class GPTNeoModel(PreTrainedModel):
         x = x + self.wpe(places)
         x = self.drop(x if token_type_ids is None else x + self.wte(token_type_ids))
         whole = output_attentions or head_mask is not None
-        blocks = {kind: self.blocks(T, past + T, window, attention_mask, texts, x, whole)
+        biases = {kind: local_bias(T, past + T, window, attention_mask, texts, x, whole)
                   for kind, window in (("global", None), ("local", self.config.window_size))}
         hidden_states, attentions = [], []
         for i, layer in enumerate(self.h):
             hidden_states.append(x)
             heads = head_mask if head_mask is None or head_mask.dim() == 1 else head_mask[i]
             run = partial(checkpoint, layer, use_reentrant=False) if saving else layer
-            x, weights = run(x, blocks[self.config.attention_layers[i]], cache, heads, whole)
+            x, weights = run(x, biases[self.config.attention_layers[i]], cache, heads, whole)
             attentions.append(weights)
         x = self.ln_f(x)
         hidden_states = (*hidden_states, x) if output_hidden_states else None
         attentions = tuple(attentions) if output_attentions else None
         return ModelOutput(x, cache if use_cache else None, hidden_states, attentions)
-
-    def blocks(self, T: int, S: int, window: int | None, mask: Maybe, texts: Maybe, x: Tensor,
-               whole: bool) -> list[Block]:
-        """`attention_blocks`, but a mask for every query and key does not replace order and windows."""
-        if mask is None or mask.dim() == 2:
-            return attention_blocks(T, S, window, mask, texts, x, whole)
-        both = window_bias(T, S, S, mask, texts, x) + window_bias(T, S, window or S, None, None, x)
-        return [Block(slice(0, T), slice(0, S), both.clamp(min=torch.finfo(x.dtype).min))]
 
 # ---- Causal language model ---------------------------------------------------------------------------------
 
@@ -397,6 +353,9 @@ class CausalLMOutput(NamedTuple):
 
 def next_token(logits, temperature, top_k, top_p, generator) -> Tensor:
     """(B,) ids drawn from (B, V) float32 logits, in Transformers' order: a seed draws the same there."""
+    if not (temperature > 0 and (top_k is None or top_k >= 1) and (top_p is None or 0 < top_p <= 1)):
+        raise ValueError("temperature must be above 0, top_k must be at least 1, top_p must be above 0 to 1, "
+                         f"not {temperature}, {top_k}, {top_p}")
     logits = logits / temperature
     if top_k is not None:
         lowest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
@@ -425,49 +384,30 @@ class GenerationMixin:
         `past_key_values` holds the beginning of the prompts already, and in the end all but the last ids.
         `inputs` are other arguments of `forward`. ValueError for what cannot be, TypeError for the unknown.
         """
-        self.check_generation(input_ids.shape[1], max_new_tokens, temperature, top_k, top_p)
+        T, room = input_ids.shape[1], self.max_positions or math.inf
+        if T < 1 or max_new_tokens < 0:
+            raise ValueError(f"the prompt has {T} tokens, max_new_tokens is {max_new_tokens}")
+        if T + max_new_tokens - 1 > room:  # the last new token is not fed
+            raise ValueError(f"{T} prompt + {max_new_tokens} new tokens do not fit into {room} positions")
         ids, cache, (eos, pad) = input_ids, past_key_values, self.special_ids(eos_token_id, pad_token_id)
         mask = None if attention_mask is None or attention_mask.all() else attention_mask.long()
         running = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
-        if streamer is not None:
-            streamer.put(ids.cpu())
+        put = (lambda new: None) if streamer is None else (lambda new: streamer.put(new.cpu()))
+        put(ids)
         for _ in range(max_new_tokens):
             output = self(**self.prepare_inputs(ids, mask, cache, **inputs), logits_to_keep=1)
             cache, logits = output.past_key_values, output.logits[:, -1].float()
             new = next_token(logits, temperature, top_k, top_p, generator) if do_sample else logits.argmax(-1)
             new = torch.where(running, new, pad)
+            put(new)
             ids = torch.cat([ids, new[:, None]], 1)
             mask = None if mask is None else F.pad(mask, (0, 1), value=1)
-            if streamer is not None:
-                streamer.put(new.cpu())
             running &= ~torch.isin(new, eos.to(new.device))
             if not running.any():
                 break
         if streamer is not None:
             streamer.end()
         return ids
-
-    def check_generation(self, T: int, max_new_tokens: int, temperature, top_k, top_p) -> None:
-        if T < 1 or max_new_tokens < 0:
-            raise ValueError(f"the prompt has {T} tokens, max_new_tokens is {max_new_tokens}")
-        room = self.max_positions
-        if room is not None and T + max_new_tokens - 1 > room:  # the last new token is not fed
-            raise ValueError(f"{T} prompt + {max_new_tokens} new tokens do not fit into {room} positions")
-        if not (temperature > 0 and (top_k is None or top_k >= 1) and (top_p is None or 0 < top_p <= 1)):
-            raise ValueError("temperature must be above 0, top_k must be at least 1, top_p must be above 0 "
-                             f"to 1, not {temperature}, {top_k}, {top_p}")
-
-    def prepare_inputs(self, ids: Tensor, mask: Maybe, cache: KVCache | None, **inputs) -> dict:
-        """Arguments of `forward` for those of `ids` (B, T) that `cache` does not hold yet."""
-        cached, known = len(cache or ()), inspect.signature(self.forward).parameters
-        if cached >= ids.shape[1]:
-            told = f"past_key_values holds {cached} tokens of a prompt of {ids.shape[1]}"
-            raise ValueError(f"{told}: one must be new")
-        own = {"input_ids": ids[:, cached:], "attention_mask": mask, "past_key_values": cache,
-               "position_ids": None if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)[:, cached:]}
-        if unknown := inputs.keys() - (known.keys() - own.keys()):
-            raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
-        return {**own, **inputs}
 
     def special_ids(self, eos: Any, pad: int | None) -> tuple[Tensor, int]:
         """The ids to stop at (n,), and the filler: `pad`, else the checkpoint's, else the first stop id."""
@@ -476,6 +416,18 @@ class GenerationMixin:
         eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
         fillers = (pad, self.generation_config.get("pad_token_id"), self.config.pad_token_id, *eos, 0)
         return torch.tensor(eos, dtype=torch.long), next(i for i in fillers if i is not None)
+
+    def prepare_inputs(self, ids: Tensor, mask: Maybe, cache: KVCache | None, **inputs) -> dict:
+        """Arguments of `forward` for those of `ids` (B, T) that `cache` does not hold yet."""
+        past = len(cache or ())
+        if past >= ids.shape[1]:
+            told = f"past_key_values holds {past} tokens of a prompt of {ids.shape[1]}"
+            raise ValueError(f"{told}: one must be new")
+        if unknown := inputs.keys() - inspect.signature(self.forward).parameters:
+            raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
+        places = None if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)[:, past:]
+        own = {"attention_mask": mask, "position_ids": places, "past_key_values": cache}
+        return dict(input_ids=ids[:, past:], **own, **inputs)
 
 
 class GPTNeoForCausalLM(PreTrainedModel, GenerationMixin):
@@ -519,26 +471,23 @@ class GPTNeoForCausalLM(PreTrainedModel, GenerationMixin):
 
 # ---- Heads -------------------------------------------------------------------------------------------------
 
-def last_token(input_ids: Maybe, x: Tensor, pad_token_id: int | None) -> Tensor | int:
-    """(B,) index of each row's last token that is not padding, as Transformers 4.50 and 5. 4.37 looks for the
-    first pad id instead, and so cuts a text that contains it. The mask has no say in any version."""
-    if pad_token_id is None and len(x) > 1:
-        raise ValueError(f"a batch of {len(x)} needs config.pad_token_id to find the end of each row")
-    if pad_token_id is None or input_ids is None:
-        return x.shape[1] - 1
-    return (torch.arange(x.shape[1], device=x.device) * (input_ids != pad_token_id)).argmax(-1)
-
-
-def classification_loss(logits: Tensor, labels: Tensor, problem_type: str | None) -> Tensor:
-    """Regression, one label or several: as `problem_type` says, else as the labels suggest."""
-    if problem_type is None:
-        kind = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
-        problem_type = "regression" if logits.shape[-1] == 1 else kind
-    if problem_type == "regression":
-        return F.mse_loss(logits.squeeze(), labels.squeeze().to(logits.dtype))
-    if problem_type == "single_label_classification":
-        return F.cross_entropy(logits, labels.view(-1))
-    return F.binary_cross_entropy_with_logits(logits, labels)
+def read_last(logits: Tensor, input_ids: Maybe, labels: Maybe, config: Any) -> tuple[Maybe, Tensor]:
+    """Loss, and of logits (B, T, labels) those of each row's last token that is not padding, as Transformers
+    4.50 and 5: 4.37 cuts a text that contains the pad id, and no version asks the mask. The loss is that of a
+    regression, of one label or of several, as `problem_type` says, else as the labels suggest."""
+    (B, T, n), pad, last, kind = logits.shape, config.pad_token_id, -1, config.problem_type
+    if pad is None and B > 1:
+        raise ValueError(f"a batch of {B} needs config.pad_token_id to find the end of each row")
+    if pad is not None and input_ids is not None:
+        last = (torch.arange(T, device=logits.device) * (input_ids != pad)).argmax(-1)
+    logits = logits[range(B), last]
+    if labels is None:
+        return None, logits
+    if kind == "regression" or (kind is None and n == 1):
+        return F.mse_loss(logits.squeeze(), labels.squeeze().to(logits.dtype)), logits
+    if kind == "single_label_classification" or (kind is None and not labels.is_floating_point()):
+        return F.cross_entropy(logits, labels.view(-1)), logits
+    return F.binary_cross_entropy_with_logits(logits, labels), logits
 
 
 class GPTNeoForSequenceClassification(PreTrainedModel):
@@ -558,9 +507,7 @@ class GPTNeoForSequenceClassification(PreTrainedModel):
         x, *rest = self.transformer(input_ids, past_key_values, attention_mask, token_type_ids, position_ids,
                                     head_mask, inputs_embeds, use_cache, output_attentions,
                                     output_hidden_states)
-        logits = self.score(x[range(len(x)), last_token(input_ids, x, self.config.pad_token_id)])
-        loss = None if labels is None else classification_loss(logits, labels, self.config.problem_type)
-        return CausalLMOutput(loss, logits, *rest)
+        return CausalLMOutput(*read_last(self.score(x), input_ids, labels, self.config), *rest)
 
 
 class GPTNeoForTokenClassification(PreTrainedModel):

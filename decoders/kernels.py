@@ -14,7 +14,9 @@ a prepared model does exactly what a plain one does. No global setting is touche
   calls. No operator leads to it as long as oneDNN is on, and that switch is process-wide. So the kernel is
   taken out of libtorch by its name, which states its argument types, and believed only after it has given the
   right numbers for a small product. Where it is not found `F.linear` stays.
-- attention of one query in half precision: the fused kernel takes three times as long as the formula.
+- attention of one query: in half precision the fused kernel takes three times as long as the formula; heads
+  that share keys become rows of one product, where PyTorch would copy the keys.
+- attention with a window: in blocks, so that no score outside of it is computed.
 """
 
 import ctypes
@@ -122,12 +124,40 @@ turned_forward.__name__ = "forward"
 # ---- Attention ---------------------------------------------------------------------------------------------
 
 
-def attention(plain: Callable, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float,
-              dropout: float = 0.0) -> Tensor:
-    """(B, H, T, D), by the formula for one half-precision query, else by `plain`, the model file's own."""
-    if q.shape[2] != 1 or q.dtype.itemsize != 2 or dropout or is_followed() or not is_simple(q, k, v):
-        return plain(q, k, v, bias, scale, dropout)
-    return one_query_attention(q, k, v, bias, scale)
+def attention(plain: Callable, window: int | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None,
+              scale: float, dropout: float = 0.0, whole: bool = False, head_mask: Tensor | None = None):
+    """As `plain`, the model file's own: one half-precision query by the formula, heads that share keys as
+    rows of one product, a window in blocks."""
+    (B, H, T, D), K = q.shape, k.shape[1]
+    if not (whole or dropout or is_followed()) and is_simple(q, k, v):
+        if T == 1 and q.dtype.itemsize == 2:
+            return one_query_attention(q, k, v, bias, scale), None
+        if T == 1 and K < H and (bias is None or bias.shape[1] == 1):
+            rows = q.reshape(B, K, H // K, D)
+            return F.scaled_dot_product_attention(rows, k, v, bias, scale=scale).view(B, H, T, D), None
+        if window and T > window and bias is not None and hides_older(bias, window):
+            return window_attention(plain, window, q, k, v, bias, scale), None
+    return plain(q, k, v, bias, scale, dropout, whole, head_mask)
+
+
+def hides_older(bias: Tensor, window: int) -> bool:
+    """Whether no query sees a key that is `window` or more positions before it, as without windows it may."""
+    T, S = bias.shape[2:]
+    older = torch.ones(T, S, dtype=torch.bool).tril(S - T - window)
+    return bool((torch.isneginf(bias) | ~older).all())
+
+
+def window_attention(plain: Callable, window: int, q: Tensor, k: Tensor, v: Tensor, bias: Tensor,
+                     scale: float) -> Tensor:
+    """(B, H, T, D) in blocks of `window` queries, which need 2 * window - 1 keys at most."""
+    T, S = bias.shape[2:]
+    blocks = []
+    for start in range(0, T, window):
+        queries = slice(start, min(start + window, T))
+        keys = slice(max(0, S - T + start - window + 1), S - T + queries.stop)
+        near = k[:, :, keys], v[:, :, keys], bias[:, :, queries, keys]
+        blocks.append(plain(q[:, :, queries], *near, scale)[0])
+    return torch.cat(blocks, dim=2)
 
 
 def one_query_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
@@ -170,6 +200,8 @@ def scratch(wanted: int, needed: int) -> Tensor:
 
 def prepare(model: nn.Module) -> nn.Module:
     """Put the faster ways under `model`, in place. Parameters, names and types of modules stay."""
+    config = getattr(model, "config", None)
+    window = getattr(config, "sliding_window", None) or getattr(config, "window_size", None)
     for module in model.modules():
         if "forward" in vars(module):  # somebody else's, such as a hook's
             continue
@@ -178,7 +210,7 @@ def prepare(model: nn.Module) -> nn.Module:
         elif type(module).__name__ == "Conv1D":
             module.forward = MethodType(turned_forward, module)
         elif hasattr(type(module), "attend"):
-            module.attend = partial(attention, type(module).attend)
+            module.attend = partial(attention, type(module).attend, window)
     return model
 
 

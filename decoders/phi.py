@@ -193,28 +193,21 @@ def causal_bias(T: int, S: int, mask: Maybe, texts: Maybe, x: Tensor, whole: boo
     return x.new_zeros(look.shape).masked_fill(~look, -math.inf)
 
 
-def spelled_out_attention(q, k, v, bias, scale, dropout=0.0, head_mask=None) -> tuple[Tensor, Tensor]:
-    """The formula: (B, H, T, D), and the weights (B, H, T, S) as they multiply v. Head h of q reads head
-    h // (H / K) of k and v."""
-    k, v = (part.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for part in (k, v))
+def attention(q, k, v, bias, scale, dropout=0.0, whole=False, head_mask=None) -> tuple[Tensor, Maybe]:
+    """(B, H, T, D), and if `whole` the weights (B, H, T, S) as they multiply v: then by the formula, else by
+    PyTorch's fused kernel. That has no forward-mode derivative but in `sdpa_kernel(SDPBackend.MATH)` of
+    `torch.nn.attention`. Head h of q reads head h // (H / K) of k and v."""
+    if (groups := q.shape[1] // k.shape[1]) > 1:
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    if not whole and bias is None and q.shape[2] > 1:  # there is no past: is_causal counts from the top left
+        return F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True, scale=scale), None
+    if not whole:
+        return F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=scale), None
     wide = torch.promote_types(q.dtype, torch.float32)  # scores of half-precision q and k overflow float16
     scores = q.to(wide) @ k.to(wide).transpose(2, 3) * scale  # (B, H, T, S)
     weights = F.dropout((scores if bias is None else scores + bias).softmax(-1), dropout)
     weights = weights if head_mask is None else weights * head_mask.view(-1, 1, 1)
     return (weights @ v.to(wide)).to(q.dtype), weights.to(q.dtype)
-
-
-def attention(q, k, v, bias, scale, dropout=0.0) -> Tensor:
-    """What `spelled_out_attention` computes, by PyTorch's fused kernel. It has no forward-mode derivative:
-    for that, run inside `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`."""
-    (B, H, T, D), K = q.shape, k.shape[1]
-    if T == 1 and K < H and (bias is None or bias.shape[1] == 1):  # heads that share keys are rows
-        rows = q.reshape(B, K, H // K, D)
-        return F.scaled_dot_product_attention(rows, k, v, bias, dropout, scale=scale).view(B, H, T, D)
-    k, v = (part if K == H else part.repeat_interleave(H // K, dim=1) for part in (k, v))
-    if bias is None and T > 1:  # is_causal is aligned to the top left: right, as there is no past then
-        return F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True, scale=scale)
-    return F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=scale)
 
 
 class PhiAttention(nn.Module):
@@ -242,11 +235,8 @@ class PhiAttention(nn.Module):
         q, k = rotate(q, *tables), rotate(k, *tables)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, K, S, D)
-        dropout, weights = self.attention_dropout if self.training else 0.0, None
-        if whole:
-            y, weights = spelled_out_attention(q, k, v, bias, D**-0.5, dropout)
-        else:
-            y = self.attend(q, k, v, bias, D**-0.5, dropout)
+        dropout = self.attention_dropout if self.training else 0.0
+        y, weights = self.attend(q, k, v, bias, D**-0.5, dropout, whole)
         return self.dense(y.transpose(1, 2).reshape(B, T, C)), weights
 
 # ---- MLP and layer -----------------------------------------------------------------------------------------
@@ -294,18 +284,16 @@ class PreTrainedModel(nn.Module):
         self.config = config
         self.config_json, self.generation_config = {}, {}  # what the checkpoint's files of these names say
 
-    @torch.no_grad()
     def init_weights(self, part: nn.Module | None = None) -> "PreTrainedModel":
-        """Draw all weights or those of `part`: matrices N(0, initializer_range), biases 0, norms 1."""
-        part = part or self
-        for name, p in part.named_parameters() if not next(part.parameters()).is_meta else ():
+        """Draw anew (all, or `part`): matrices N(0, initializer_range), norms 1, biases and padding 0."""
+        for name, p in (part or self).named_parameters():
             if p.dim() > 1:
-                p.normal_(0.0, self.config.initializer_range)
+                nn.init.normal_(p, 0.0, self.config.initializer_range)
             else:
-                p.fill_(0.0 if name.endswith("bias") else 1.0)
-        for table in part.modules():
-            if getattr(table, "padding_idx", None) is not None and not table.weight.is_meta:
-                table.weight[table.padding_idx] = 0.0
+                nn.init.constant_(p, 0.0 if name.endswith("bias") else 1.0)
+        for table in (part or self).modules():
+            if getattr(table, "padding_idx", None) is not None:
+                nn.init.zeros_(table.weight[table.padding_idx])
         return self
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
@@ -315,7 +303,7 @@ class PreTrainedModel(nn.Module):
 
     def train(self, mode: bool = True) -> "PreTrainedModel":
         inner = any(isinstance(part, PreTrainedModel) for part in self.children())  # which warns in our place
-        if mode and not self.training and not inner and (dtype := next(self.parameters()).dtype).itemsize == 2:
+        if mode and not (self.training or inner) and (dtype := next(self.parameters()).dtype).itemsize == 2:
             warnings.warn(f"weights in {dtype}: AdamW makes float16 NaN and loses small steps in bfloat16. "
                           "Train float32 weights, under torch.autocast for speed", stacklevel=2)
         return super().train(mode)
@@ -390,6 +378,9 @@ class CausalLMOutput(NamedTuple):
 
 def next_token(logits, temperature, top_k, top_p, generator) -> Tensor:
     """(B,) ids drawn from (B, V) float32 logits, in Transformers' order: a seed draws the same there."""
+    if not (temperature > 0 and (top_k is None or top_k >= 1) and (top_p is None or 0 < top_p <= 1)):
+        raise ValueError("temperature must be above 0, top_k must be at least 1, top_p must be above 0 to 1, "
+                         f"not {temperature}, {top_k}, {top_p}")
     logits = logits / temperature
     if top_k is not None:
         lowest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
@@ -418,49 +409,30 @@ class GenerationMixin:
         `past_key_values` holds the beginning of the prompts already, and in the end all but the last ids.
         `inputs` are other arguments of `forward`. ValueError for what cannot be, TypeError for the unknown.
         """
-        self.check_generation(input_ids.shape[1], max_new_tokens, temperature, top_k, top_p)
+        T, room = input_ids.shape[1], self.max_positions or math.inf
+        if T < 1 or max_new_tokens < 0:
+            raise ValueError(f"the prompt has {T} tokens, max_new_tokens is {max_new_tokens}")
+        if T + max_new_tokens - 1 > room:  # the last new token is not fed
+            raise ValueError(f"{T} prompt + {max_new_tokens} new tokens do not fit into {room} positions")
         ids, cache, (eos, pad) = input_ids, past_key_values, self.special_ids(eos_token_id, pad_token_id)
         mask = None if attention_mask is None or attention_mask.all() else attention_mask.long()
         running = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
-        if streamer is not None:
-            streamer.put(ids.cpu())
+        put = (lambda new: None) if streamer is None else (lambda new: streamer.put(new.cpu()))
+        put(ids)
         for _ in range(max_new_tokens):
             output = self(**self.prepare_inputs(ids, mask, cache, **inputs), logits_to_keep=1)
             cache, logits = output.past_key_values, output.logits[:, -1].float()
             new = next_token(logits, temperature, top_k, top_p, generator) if do_sample else logits.argmax(-1)
             new = torch.where(running, new, pad)
+            put(new)
             ids = torch.cat([ids, new[:, None]], 1)
             mask = None if mask is None else F.pad(mask, (0, 1), value=1)
-            if streamer is not None:
-                streamer.put(new.cpu())
             running &= ~torch.isin(new, eos.to(new.device))
             if not running.any():
                 break
         if streamer is not None:
             streamer.end()
         return ids
-
-    def check_generation(self, T: int, max_new_tokens: int, temperature, top_k, top_p) -> None:
-        if T < 1 or max_new_tokens < 0:
-            raise ValueError(f"the prompt has {T} tokens, max_new_tokens is {max_new_tokens}")
-        room = self.max_positions
-        if room is not None and T + max_new_tokens - 1 > room:  # the last new token is not fed
-            raise ValueError(f"{T} prompt + {max_new_tokens} new tokens do not fit into {room} positions")
-        if not (temperature > 0 and (top_k is None or top_k >= 1) and (top_p is None or 0 < top_p <= 1)):
-            raise ValueError("temperature must be above 0, top_k must be at least 1, top_p must be above 0 "
-                             f"to 1, not {temperature}, {top_k}, {top_p}")
-
-    def prepare_inputs(self, ids: Tensor, mask: Maybe, cache: KVCache | None, **inputs) -> dict:
-        """Arguments of `forward` for those of `ids` (B, T) that `cache` does not hold yet."""
-        cached, known = len(cache or ()), inspect.signature(self.forward).parameters
-        if cached >= ids.shape[1]:
-            told = f"past_key_values holds {cached} tokens of a prompt of {ids.shape[1]}"
-            raise ValueError(f"{told}: one must be new")
-        own = {"input_ids": ids[:, cached:], "attention_mask": mask, "past_key_values": cache,
-               "position_ids": None if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)[:, cached:]}
-        if unknown := inputs.keys() - (known.keys() - own.keys()):
-            raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
-        return {**own, **inputs}
 
     def special_ids(self, eos: Any, pad: int | None) -> tuple[Tensor, int]:
         """The ids to stop at (n,), and the filler: `pad`, else the checkpoint's, else the first stop id."""
@@ -469,6 +441,18 @@ class GenerationMixin:
         eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
         fillers = (pad, self.generation_config.get("pad_token_id"), self.config.pad_token_id, *eos, 0)
         return torch.tensor(eos, dtype=torch.long), next(i for i in fillers if i is not None)
+
+    def prepare_inputs(self, ids: Tensor, mask: Maybe, cache: KVCache | None, **inputs) -> dict:
+        """Arguments of `forward` for those of `ids` (B, T) that `cache` does not hold yet."""
+        past = len(cache or ())
+        if past >= ids.shape[1]:
+            told = f"past_key_values holds {past} tokens of a prompt of {ids.shape[1]}"
+            raise ValueError(f"{told}: one must be new")
+        if unknown := inputs.keys() - inspect.signature(self.forward).parameters:
+            raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
+        places = None if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)[:, past:]
+        own = {"attention_mask": mask, "position_ids": places, "past_key_values": cache}
+        return dict(input_ids=ids[:, past:], **own, **inputs)
 
 
 class PhiForCausalLM(PreTrainedModel, GenerationMixin):
@@ -507,26 +491,23 @@ class PhiForCausalLM(PreTrainedModel, GenerationMixin):
 
 # ---- Heads -------------------------------------------------------------------------------------------------
 
-def last_token(input_ids: Maybe, x: Tensor, pad_token_id: int | None) -> Tensor | int:
-    """(B,) index of each row's last token that is not padding, as Transformers 4.50 and 5. 4.37 looks for the
-    first pad id instead, and so cuts a text that contains it. The mask has no say in any version."""
-    if pad_token_id is None and len(x) > 1:
-        raise ValueError(f"a batch of {len(x)} needs config.pad_token_id to find the end of each row")
-    if pad_token_id is None or input_ids is None:
-        return x.shape[1] - 1
-    return (torch.arange(x.shape[1], device=x.device) * (input_ids != pad_token_id)).argmax(-1)
-
-
-def classification_loss(logits: Tensor, labels: Tensor, problem_type: str | None) -> Tensor:
-    """Regression, one label or several: as `problem_type` says, else as the labels suggest."""
-    if problem_type is None:
-        kind = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
-        problem_type = "regression" if logits.shape[-1] == 1 else kind
-    if problem_type == "regression":
-        return F.mse_loss(logits.squeeze(), labels.squeeze().to(logits.dtype))
-    if problem_type == "single_label_classification":
-        return F.cross_entropy(logits, labels.view(-1))
-    return F.binary_cross_entropy_with_logits(logits, labels)
+def read_last(logits: Tensor, input_ids: Maybe, labels: Maybe, config: Any) -> tuple[Maybe, Tensor]:
+    """Loss, and of logits (B, T, labels) those of each row's last token that is not padding, as Transformers
+    4.50 and 5: 4.37 cuts a text that contains the pad id, and no version asks the mask. The loss is that of a
+    regression, of one label or of several, as `problem_type` says, else as the labels suggest."""
+    (B, T, n), pad, last, kind = logits.shape, config.pad_token_id, -1, config.problem_type
+    if pad is None and B > 1:
+        raise ValueError(f"a batch of {B} needs config.pad_token_id to find the end of each row")
+    if pad is not None and input_ids is not None:
+        last = (torch.arange(T, device=logits.device) * (input_ids != pad)).argmax(-1)
+    logits = logits[range(B), last]
+    if labels is None:
+        return None, logits
+    if kind == "regression" or (kind is None and n == 1):
+        return F.mse_loss(logits.squeeze(), labels.squeeze().to(logits.dtype)), logits
+    if kind == "single_label_classification" or (kind is None and not labels.is_floating_point()):
+        return F.cross_entropy(logits, labels.view(-1)), logits
+    return F.binary_cross_entropy_with_logits(logits, labels), logits
 
 
 class PhiForSequenceClassification(PreTrainedModel):
@@ -545,9 +526,7 @@ class PhiForSequenceClassification(PreTrainedModel):
         """Logits (B, num_labels) at each row's last token; `labels` (B,), or (B, num_labels) of floats."""
         x, *rest = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds,
                               use_cache, output_attentions, output_hidden_states)
-        logits = self.score(x[range(len(x)), last_token(input_ids, x, self.config.pad_token_id)])
-        loss = None if labels is None else classification_loss(logits, labels, self.config.problem_type)
-        return CausalLMOutput(loss, logits, *rest)
+        return CausalLMOutput(*read_last(self.score(x), input_ids, labels, self.config), *rest)
 
 
 class PhiForTokenClassification(PreTrainedModel):

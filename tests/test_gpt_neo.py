@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from decoders import gpt_neo
+from decoders import gpt_neo, kernels
 from tests.families import GPT_NEO, inputs, read
 
 
@@ -56,15 +56,34 @@ def test_a_decoding_step_of_a_local_layer_reads_its_window_only():
         torch.testing.assert_close(found, expected, atol=2e-5 if dtype == torch.float32 else 0.1, rtol=0)
 
 
-@pytest.mark.parametrize(("T", "S"), [(1000, 1000), (700, 1000), (5, 300), (1, 300)])
-def test_no_mask_of_a_local_layer_is_larger_than_two_windows(T, S):
-    blocks = gpt_neo.attention_blocks(T, S, 5, None, None, torch.zeros(1), whole=False)
-    assert sum(b.queries.stop - b.queries.start for b in blocks) == T
-    for block in blocks:
-        assert block.keys.stop - block.keys.start <= 9
-        assert block.bias is None or block.bias.numel() <= 5 * 9
-    plain = gpt_neo.attention_blocks(T, T, T, None, None, torch.zeros(1), whole=False)
-    assert len(plain) == 1 and plain[0].bias is None, "plain causal attention needs no mask"
+@torch.no_grad()
+@pytest.mark.parametrize(("T", "S"), [(60, 60), (50, 60), (7, 60), (6, 60), (23, 23)])
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_loaded_models_local_layers_score_no_more_than_two_windows_at_once(T, S, padded, monkeypatch):
+    """And compute the same; a mask that opens more than the window is believed."""
+    q, (k, v) = torch.randn(2, 4, T, 12), torch.randn(2, 2, 4, S, 12)
+    mask = torch.ones(2, S, dtype=torch.long)
+    mask[0, :20] = 1 - padded
+    bias = gpt_neo.local_bias(T, S, 5, mask if padded else None, None, q, False)
+    widest = []
+
+    def plain(q, k, v, bias, *rest):
+        widest.append((q.shape[2], k.shape[2]))
+        return gpt_neo.attention(q, k, v, bias, *rest)
+
+    found, _ = kernels.attention(plain, 5, q, k, v, bias, 1.0)
+    torch.testing.assert_close(found, gpt_neo.attention(q, k, v, bias, 1.0)[0], atol=1e-5, rtol=0)
+    assert sum(queries for queries, _ in widest) == T and max(widest) <= (5, 9)
+    bias[:, :, -1, 0], widest[:] = 0.0, []
+    found, _ = kernels.attention(plain, 5, q, k, v, bias, 1.0)
+    torch.testing.assert_close(found, gpt_neo.attention(q, k, v, bias, 1.0)[0], atol=1e-5, rtol=0)
+    assert widest == [(T, S)]
+
+
+def test_plain_causal_attention_needs_no_mask():
+    for T, S, window in ((9, 9, None), (1, 9, None), (9, 9, 9), (1, 5, 5)):
+        assert gpt_neo.local_bias(T, S, window, None, None, torch.zeros(1), False) is None
+    assert gpt_neo.local_bias(1, 300, 5, torch.ones(2, 300), None, torch.zeros(1), False).shape == (2, 1, 1, 5)
 
 
 @pytest.mark.parametrize("window", [1, 2, 22, 23, 24, 67])

@@ -230,7 +230,7 @@ def test_the_padding_token_never_trains():
 def test_gradients_agree_beyond_the_limit():
     ours, theirs = PHI3.pair(**LONGROPE)
     ids, _ = inputs(101)
-    for model in (ours, theirs):
+    for model in (ours.double(), theirs.double()):
         model(ids, labels=ids).loss.backward()
     expected = dict(theirs.named_parameters())
     for name, p in ours.named_parameters():

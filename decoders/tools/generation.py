@@ -32,6 +32,18 @@ class RepetitionPenalty:
         return logits.scatter(1, ids, torch.where(old < 0, old * self.penalty, old / self.penalty))
 
 
+def check(model: nn.Module, T: int, max_new_tokens: int, temperature, top_k, top_p) -> None:
+    """ValueError for numbers that cannot be, before anything is computed."""
+    if T < 1 or max_new_tokens < 0:
+        raise ValueError(f"the prompt has {T} tokens, max_new_tokens is {max_new_tokens}")
+    room = model.max_positions
+    if room is not None and T + max_new_tokens - 1 > room:  # the last new token is not fed
+        raise ValueError(f"{T} prompt + {max_new_tokens} new tokens do not fit into {room} positions")
+    if not (temperature > 0 and (top_k is None or top_k >= 1) and (top_p is None or 0 < top_p <= 1)):
+        raise ValueError("temperature must be above 0, top_k must be at least 1, top_p must be above 0 "
+                         f"to 1, not {temperature}, {top_k}, {top_p}")
+
+
 @torch.no_grad()
 def generate(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None, *,
              max_new_tokens: int, repetition_penalty: float | None = None,
@@ -45,7 +57,7 @@ def generate(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None 
 
     Each processor maps (ids, float32 logits) to logits, each criterion to True or (B,) booleans.
     """
-    model.check_generation(input_ids.shape[1], max_new_tokens, temperature, top_k, top_p)
+    check(model, input_ids.shape[1], max_new_tokens, temperature, top_k, top_p)
     next_token = sys.modules[type(model).__module__].next_token
     penalty = None if repetition_penalty is None else RepetitionPenalty(repetition_penalty)
     ids, cache, (eos, pad) = input_ids, past_key_values, model.special_ids(eos_token_id, pad_token_id)
