@@ -3,7 +3,7 @@ BIN := .venv/bin
 PICTURE := checkpoints/tiny-fuyu/shapes.png
 CAPTION := Generate a coco-style caption.
 
-.PHONY: run test bench lint clean
+.PHONY: run test ecosystem bench lint clean
 
 # Make .venv, install what is pinned, tell a story with every model.
 run: .venv/run
@@ -17,7 +17,11 @@ run: .venv/run
 
 # Everything: parity with Transformers, properties, broken folders, the command line.
 test: .venv/test
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto -m "not ecosystem"
+
+# Compilers, ONNX, torchao, Trainer, accelerate, peft, several processes: they are heavy to install.
+ecosystem: .venv/ecosystem
+	$(BIN)/python -m pytest -n auto tests/test_ecosystem.py
 
 # Ours against Transformers on this machine; the table goes into README.md.
 bench: .venv/test
@@ -38,4 +42,8 @@ clean:
 
 .venv/test: requirements.txt requirements-test.txt pyproject.toml .venv/run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt -e '.[test]'
+	touch $@
+
+.venv/ecosystem: requirements-ecosystem.txt .venv/test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-ecosystem.txt -e '.[ecosystem]'
 	touch $@

@@ -77,6 +77,11 @@ print(loaded, time.perf_counter() - start, peak_memory() - torch_alone)
 """
 
 
+def every(model: torch.nn.Module) -> dict:
+    """Its tensors under every name: a state dict of ours has one name for a tied matrix."""
+    return dict(model.named_parameters(remove_duplicate=False))
+
+
 Pair = tuple[float, float, float]  # ours, theirs, ratio
 
 
@@ -129,7 +134,7 @@ def both(folder: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, torch.nn.Mo
 
     ours = weights.load(gpt_neo.GPTNeoForCausalLM, folder, dtype=dtype)
     theirs = GPTNeoForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    theirs.load_state_dict(ours.state_dict(), assign=True)
+    theirs.load_state_dict(every(ours), assign=True)
     theirs.tie_weights()
     ids = torch.randint(0, 50257, (1, 40))
     with torch.no_grad():
@@ -235,7 +240,7 @@ def openai_gpt_rows(rounds: int, layers: int) -> Iterator[dict]:
 
     ours = kernels.prepare(openai_gpt.OpenAIGPTLMHeadModel(openai_gpt.OpenAIGPTConfig()).eval())
     theirs = OpenAIGPTLMHeadModel(OpenAIGPTConfig()).eval()
-    theirs.load_state_dict(ours.state_dict())
+    theirs.load_state_dict(every(ours))
     ids = torch.randint(0, 40478, (1, 256))
     texts = []
     a, b, ratio = alternate(
@@ -263,7 +268,7 @@ def attentions(ours: torch.nn.Module, theirs_class: type, config: object) -> dic
         with torch.device("meta"):
             own = copy.deepcopy(config)  # the attention is written into it
             model = theirs_class._from_config(own, attn_implementation=attention).eval()
-        model.load_state_dict(ours.state_dict(), assign=True)
+        model.load_state_dict(every(ours), assign=True)
         model.model.rotary_emb = type(model.model.rotary_emb)(own)  # not a weight
         theirs[attention] = model
     ids = torch.randint(0, config.vocab_size, (1, 40))

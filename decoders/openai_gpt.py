@@ -14,7 +14,7 @@ openai-community/openai-gpt, and OpenAI's own release (`weights.py` reads it).
 Agrees with Transformers 4.37.2, 4.50.3 and 5.23.0 (eager attention); comments tell where these differ.
 
 Letters: B batch, T new tokens, S keys (cached + new), H heads, D head size, C width, V vocabulary, M choices.
-The hub's files hold masks beside the weights, and no `lm_head.weight`: `load_state_dict(..., strict=False)`.
+The hub's files hold masks beside the weights: `load_state_dict(..., strict=False)` leaves them out.
 """
 
 import inspect
@@ -240,14 +240,28 @@ class ModelOutput(NamedTuple):
     attentions: tuple[Tensor, ...] | None = None  # (B, H, T, S) per layer, after dropout and head_mask
 
 
+def forget_tied(model: nn.Module, state: dict, prefix: str, metadata: Any) -> None:
+    """In a state dict a tied matrix has one name, the table's, as in the hub's files: safetensors asks so."""
+    if model.table and model.lm_head.weight is model.get_submodule(model.table).weight:
+        state.pop(f"{prefix}lm_head.weight", None)
+
+
+def recall_tied(model: nn.Module, state: dict, prefix: str, *rest) -> None:
+    if model.table and model.config.tie_word_embeddings and f"{prefix}{model.table}.weight" in state:
+        state.setdefault(f"{prefix}lm_head.weight", state[f"{prefix}{model.table}.weight"])
+
+
 class PreTrainedModel(nn.Module):
     """What all models share: how weights start, and what a checkpoint says beside its tensors."""
 
     gradient_checkpointing = False
+    table = ""  # where a model with `lm_head` has the token table, to which that may be tied
 
     def __init__(self, config: Any):
         super().__init__()
         self.config = config
+        self.register_state_dict_post_hook(forget_tied)
+        self.register_load_state_dict_pre_hook(recall_tied)
         self.config_json, self.generation_config = {}, {}  # what the checkpoint's files of these names say
 
     def init_weights(self, part: nn.Module | None = None) -> "PreTrainedModel":
@@ -261,6 +275,10 @@ class PreTrainedModel(nn.Module):
             if getattr(table, "padding_idx", None) is not None:
                 nn.init.zeros_(table.weight[table.padding_idx])
         return self
+
+    def tie_weights(self) -> None:
+        if self.table and self.config.tie_word_embeddings:
+            self.lm_head.weight = self.get_submodule(self.table).weight  # a bias stays its own
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
         """In training keep only what enters a layer, and compute the rest again in the backward pass."""
@@ -420,7 +438,7 @@ class GenerationMixin:
 
 
 class OpenAIGPTLMHeadModel(PreTrainedModel, GenerationMixin):
-    config_class = OpenAIGPTConfig
+    config_class, table = OpenAIGPTConfig, "transformer.tokens_embed"
 
     def __init__(self, config: OpenAIGPTConfig):
         super().__init__(config)
@@ -428,10 +446,6 @@ class OpenAIGPTLMHeadModel(PreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.max_positions = config.n_positions
         self.init_weights(self.lm_head).tie_weights()
-
-    def tie_weights(self) -> None:
-        if self.config.tie_word_embeddings:
-            self.lm_head.weight = self.transformer.tokens_embed.weight
 
     def forward(self, input_ids: Maybe = None, attention_mask: Maybe = None, token_type_ids: Maybe = None,
                 position_ids: Maybe = None, head_mask: Maybe = None, inputs_embeds: Maybe = None,
@@ -448,7 +462,8 @@ class OpenAIGPTLMHeadModel(PreTrainedModel, GenerationMixin):
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits, loss = self.lm_head(x[:, kept]), None
         if labels is not None:  # in float32, as Transformers 5; 4.37 rounds it to the logits' dtype
-            loss = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten())
+            wide = torch.promote_types(logits.dtype, torch.float32)
+            loss = F.cross_entropy(logits[:, :-1].to(wide).flatten(0, 1), labels[:, 1:].flatten())
         return CausalLMOutput(loss, logits, *rest)
 
     def prepare_inputs(self, ids: Tensor, mask: Maybe, cache: KVCache | None, **inputs) -> dict:
@@ -538,7 +553,7 @@ class OpenAIGPTSummary(nn.Module):
 class OpenAIGPTDoubleHeadsModel(PreTrainedModel):
     """A language model and a multiple choice head over the same text."""
 
-    config_class = OpenAIGPTConfig
+    config_class, table = OpenAIGPTConfig, "transformer.tokens_embed"
 
     def __init__(self, config: OpenAIGPTConfig):
         super().__init__(config)
@@ -548,10 +563,6 @@ class OpenAIGPTDoubleHeadsModel(PreTrainedModel):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.multiple_choice_head = OpenAIGPTSummary(config)
         self.init_weights(self.lm_head).init_weights(self.multiple_choice_head).tie_weights()
-
-    def tie_weights(self) -> None:
-        if self.config.tie_word_embeddings:
-            self.lm_head.weight = self.transformer.tokens_embed.weight
 
     def forward(self, input_ids: Maybe = None, attention_mask: Maybe = None, token_type_ids: Maybe = None,
                 position_ids: Maybe = None, head_mask: Maybe = None, inputs_embeds: Maybe = None,
@@ -575,9 +586,10 @@ class OpenAIGPTDoubleHeadsModel(PreTrainedModel):
             past_key_values, use_cache)
         x, states = x.view(B, M, T, -1), states and tuple(h.view(B, M, T, -1) for h in states)
         logits, mc_logits = self.lm_head(x), self.multiple_choice_head(x, mc_token_ids)
-        loss = mc_loss = None  # in float32, as without a second head; Transformers rounds these two
+        loss = mc_loss = None  # Transformers rounds these two to the logits' dtype
+        wide = torch.promote_types(logits.dtype, torch.float32)
         if labels is not None:
-            loss = F.cross_entropy(logits[..., :-1, :].float().flatten(0, 2), labels[..., 1:].flatten())
+            loss = F.cross_entropy(logits[..., :-1, :].to(wide).flatten(0, 2), labels[..., 1:].flatten())
         if mc_labels is not None:
-            mc_loss = F.cross_entropy(mc_logits.float(), mc_labels.view(-1))
+            mc_loss = F.cross_entropy(mc_logits.to(wide), mc_labels.view(-1))
         return DoubleHeadsOutput(loss, mc_loss, logits, mc_logits, cache, states, attentions)

@@ -353,14 +353,28 @@ class ModelOutput(NamedTuple):
     attentions: tuple[Tensor, ...] | None = None  # (B, H, T, S) per layer, after dropout and head_mask
 
 
+def forget_tied(model: nn.Module, state: dict, prefix: str, metadata: Any) -> None:
+    """In a state dict a tied matrix has one name, the table's, as in the hub's files: safetensors asks so."""
+    if model.table and model.lm_head.weight is model.get_submodule(model.table).weight:
+        state.pop(f"{prefix}lm_head.weight", None)
+
+
+def recall_tied(model: nn.Module, state: dict, prefix: str, *rest) -> None:
+    if model.table and model.config.tie_word_embeddings and f"{prefix}{model.table}.weight" in state:
+        state.setdefault(f"{prefix}lm_head.weight", state[f"{prefix}{model.table}.weight"])
+
+
 class PreTrainedModel(nn.Module):
     """What all models share: how weights start, and what a checkpoint says beside its tensors."""
 
     gradient_checkpointing = False
+    table = ""  # where a model with `lm_head` has the token table, to which that may be tied
 
     def __init__(self, config: Any):
         super().__init__()
         self.config = config
+        self.register_state_dict_post_hook(forget_tied)
+        self.register_load_state_dict_pre_hook(recall_tied)
         self.config_json, self.generation_config = {}, {}  # what the checkpoint's files of these names say
 
     def init_weights(self, part: nn.Module | None = None) -> "PreTrainedModel":
@@ -374,6 +388,10 @@ class PreTrainedModel(nn.Module):
             if getattr(table, "padding_idx", None) is not None:
                 nn.init.zeros_(table.weight[table.padding_idx])
         return self
+
+    def tie_weights(self) -> None:
+        if self.table and self.config.tie_word_embeddings:
+            self.lm_head.weight = self.get_submodule(self.table).weight  # a bias stays its own
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
         """In training keep only what enters a layer, and compute the rest again in the backward pass."""
@@ -533,17 +551,14 @@ class GenerationMixin:
 
 
 class Phi3ForCausalLM(PreTrainedModel, GenerationMixin):
-    config_class, max_positions = Phi3Config, None  # rotary positions have no end
+    config_class, table = Phi3Config, "model.embed_tokens"
+    max_positions = None  # rotary positions have no end
 
     def __init__(self, config: Phi3Config):
         super().__init__(config)
         self.model = Phi3Model(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.init_weights(self.lm_head).tie_weights()
-
-    def tie_weights(self) -> None:
-        if self.config.tie_word_embeddings:
-            self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(self, input_ids: Maybe = None, attention_mask: Maybe = None, position_ids: Maybe = None,
                 past_key_values: Any = None, inputs_embeds: Maybe = None, labels: Maybe = None,
@@ -558,7 +573,8 @@ class Phi3ForCausalLM(PreTrainedModel, GenerationMixin):
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits, loss = self.lm_head(x[:, kept]), None
         if labels is not None:
-            loss = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten())
+            wide = torch.promote_types(logits.dtype, torch.float32)
+            loss = F.cross_entropy(logits[:, :-1].to(wide).flatten(0, 1), labels[:, 1:].flatten())
         return CausalLMOutput(loss, logits, *rest)
 
     def prepare_inputs(self, ids: Tensor, mask: Maybe, cache: KVCache | None, **inputs) -> dict:

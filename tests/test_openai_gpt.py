@@ -24,7 +24,7 @@ def theirs_from(ours, **changes):
     transformers = pytest.importorskip("transformers")
     config = {k: v for k, v in {**OPENAI_GPT.tiny, **changes}.items() if k != "model_type"}
     theirs = transformers.OpenAIGPTDoubleHeadsModel(transformers.OpenAIGPTConfig(**config))
-    theirs.load_state_dict(ours.state_dict())
+    theirs.load_state_dict({**ours.state_dict(), "lm_head.weight": ours.lm_head.weight})
     return theirs.eval()
 
 

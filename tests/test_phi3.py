@@ -323,7 +323,7 @@ def test_shards_without_an_output_layer_load_when_tied(tmp_path):
     """As phi-4-mini's: bfloat16 in shards, no lm_head."""
     model = PHI3.model(tie_word_embeddings=True, dtype=torch.bfloat16)
     state = dict(model.state_dict())
-    del state["lm_head.weight"]
+    assert "lm_head.weight" not in state
     folder = folders.write_config(tmp_path, PHI3, tie_word_embeddings=True)
     folders.safetensors_shards(folder, state)
     loaded = weights.load(phi3.Phi3ForCausalLM, folder)

@@ -1,11 +1,16 @@
 """What PyTorch offers works on the model files as they are."""
 
+import copy
 import math
+import pickle
 import warnings
 
 import pytest
 import torch
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from decoders import kernels
 from tests.families import inputs
 
 
@@ -86,3 +91,111 @@ def test_packed_texts_are_kept_apart_as_in_transformers_5(family):
         assert (found - theirs(ids, position_ids=places, use_cache=False).logits).abs().max() < 2e-5
         alone = ours(ids[:, 9:]).logits
     torch.testing.assert_close(found[:, 9:], alone, atol=2e-5, rtol=0)
+
+
+# ---- Transforms and other derivatives
+
+
+def loss_of(model, ids):
+    """Of all parameters, as a function."""
+    return lambda parameters: torch.func.functional_call(model, parameters, (ids,), {"labels": ids, "use_cache": False}).loss
+
+
+def test_forward_mode_agrees_with_reverse_mode(family):
+    """The derivative of the loss along one direction: jvp in no_grad, and forward AD by hand, prepared or not."""
+    ids, _ = inputs(101)
+    for prepare in (kernels.plain, kernels.prepare):
+        model = prepare(family.model(dtype=torch.float64))
+        loss = loss_of(model, ids)
+        parameters = {name: p.detach() for name, p in model.named_parameters()}
+        along = {name: torch.randn_like(p) for name, p in parameters.items()}
+        gradient = torch.func.grad(loss)(parameters)
+        expected = sum((gradient[name] * along[name]).sum() for name in along)
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            found = torch.func.jvp(loss, (parameters,), (along,))[1]
+            with forward_ad.dual_level():
+                dual = loss({name: forward_ad.make_dual(p, along[name]) for name, p in parameters.items()})
+                by_hand = forward_ad.unpack_dual(dual).tangent
+        torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
+        torch.testing.assert_close(by_hand, expected, atol=1e-9, rtol=1e-9)
+
+
+def test_gradients_of_each_sample(family):
+    model, (ids, _) = family.model(), inputs(101)
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    each = torch.func.vmap(lambda row: torch.func.grad(loss_of(model, row[None]))(parameters))(ids)
+    for i, row in enumerate(ids):
+        alone = torch.func.grad(loss_of(model, row[None]))(parameters)
+        for name, gradient in alone.items():
+            torch.testing.assert_close(each[name][i], gradient, atol=1e-6, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_gradcheck(family, whole):
+    """Numerical derivatives in float64, on both paths of the attention, and of the loss."""
+    model = family.model(dtype=torch.float64)
+    x = torch.randn(2, 5, 48, dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+
+    def outputs(x):
+        output = model(inputs_embeds=x, attention_mask=mask, labels=mask * 7, use_cache=False, output_attentions=whole)
+        return output.loss, output.logits[..., :9], *(output.attentions or ())[:1]
+
+    assert torch.autograd.gradcheck(outputs, (x,), fast_mode=True)
+
+
+def test_shapes_on_the_meta_device(family):
+    with torch.device("meta"):
+        model = family.cls()(family.config())
+        output = model(torch.zeros(2, 9, dtype=torch.long), attention_mask=torch.ones(2, 9), labels=torch.zeros(2, 9, dtype=torch.long))
+    assert output.logits.is_meta and output.logits.shape == (2, 9, 101) and output.loss.shape == ()
+
+
+# ---- Lower precision, copies
+
+
+@torch.no_grad()
+def test_quantize_dynamic_finds_every_product(family):
+    ids, _ = inputs(101)
+    for prepare in (kernels.plain, kernels.prepare):
+        model = prepare(family.model())
+        expected = model(ids).logits
+        linears = sum(isinstance(part, torch.nn.Linear) for part in model.modules())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            quantised = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+        assert sum("quantized" in type(part).__module__ for part in quantised.modules()) >= linears > 0
+        assert 1e-4 < (quantised(ids).logits - expected).norm() / expected.norm() < 0.2
+
+
+@pytest.mark.parametrize("prepare", [kernels.plain, kernels.prepare], ids=["plain", "prepared"])
+def test_copies_and_pickles_are_the_model(family, prepare, tmp_path):
+    model, (ids, _) = prepare(family.model()), inputs(101)
+    torch.save(model, tmp_path / "model.pt")
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    for other in (loaded, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        torch.testing.assert_close(other(ids).logits, model(ids).logits, atol=2e-5, rtol=0)
+        other.get_parameter(next(iter(dict(other.named_parameters())))).data.zero_()
+    assert next(model.parameters()).abs().sum() > 0, "a copy shares no memory"
+
+
+def test_a_tied_matrix_has_one_name_in_a_state_dict(family):
+    """As in the hub's files, and as safetensors wants it; either form is taken back."""
+    changes = {"tie_word_embeddings": True}
+    model, other = family.model(**changes), family.model(**changes, seed=7)
+    base = getattr(model, "language_model", model)
+    prefix, state = "language_model." if base is not model else "", model.state_dict()
+    assert base.lm_head.weight is base.get_submodule(base.table).weight and f"{prefix}lm_head.weight" not in state
+    for given in (state, {**state, f"{prefix}lm_head.weight": base.lm_head.weight}):
+        other.load_state_dict({name: torch.zeros_like(t) for name, t in state.items()})
+        other.load_state_dict(given)
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    base.lm_head.weight = torch.nn.Parameter(torch.zeros_like(base.lm_head.weight))
+    assert f"{prefix}lm_head.weight" in model.state_dict(), "what is no longer tied is kept"
+
+
+def test_attentions_of_bfloat16_have_gradients(family):
+    model, (ids, _) = family.model(dtype=torch.bfloat16), inputs(101)
+    output = model(ids, output_attentions=True)
+    sum(weights.square().sum() for weights in output.attentions).backward()
+    assert model.get_parameter(next(n for n, _ in model.named_parameters() if any(k in n for k in ("q_proj", "qkv", "c_attn", "query_key")))).grad.abs().sum() > 0
