@@ -102,7 +102,7 @@ class Phi3Config:
     def rope_of(self, lengths: Tensor) -> Tensor:
         """(B,) whether texts of `lengths` (B,) tokens take the long factors: as the longest does, or each for
         itself."""
-        lengths = lengths if self.rope_per_row else lengths.amax().expand_as(lengths)
+        lengths = lengths if self.rope_per_row else F.pad(lengths, (0, 1)).amax().expand_as(lengths)
         return lengths > self.original_max_position_embeddings
 
     @property
@@ -302,9 +302,8 @@ class Phi3Attention(nn.Module):
         self.attention_dropout = config.attention_dropout
 
     def forward(self, x: Tensor, bias: Maybe, tables: tuple, cache: KVCache | None, whole: bool):
-        B, T, C = x.shape
         q, k, v = (
-            part.view(B, T, -1, self.D).transpose(1, 2)  # (B, H, T, D), (B, K, T, D) twice
+            part.unflatten(-1, (-1, self.D)).transpose(1, 2)  # (B, H, T, D), (B, K, T, D) twice
             for part in self.qkv_proj(x).split(self.parts, dim=-1)
         )
         q, k = rotate(q, *tables), rotate(k, *tables)
@@ -314,7 +313,7 @@ class Phi3Attention(nn.Module):
             k, v = k[:, :, -bias.shape[-1] :], v[:, :, -bias.shape[-1] :]
         dropout = self.attention_dropout if self.training else 0.0
         y, weights = self.attend(q, k, v, bias, self.D**-0.5, dropout, whole)
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1)), weights
+        return self.o_proj(y.transpose(1, 2).flatten(2)), weights
 
 # ---- MLP and layer -----------------------------------------------------------------------------------------
 

@@ -13,18 +13,17 @@ if __name__ == "tokenize":  # Python was started in this folder, and torch wants
 
 import codecs
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, lru_cache
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from unicodedata import category
 
 import sentencepiece
 import tiktoken
 
+from decoders.formats.characters import category, decomposed
 from decoders.formats.chat import CHAT_FORMATS, Part, chat_template
 from decoders.formats.folder import find, read_json_if_any
 from decoders.formats.vocab import (
@@ -404,8 +403,8 @@ class PieceTokenizer(Tokenizer):
 # ---- GPT-1's own BPE ---------------------------------------------------------------------------------------
 
 WORD_BREAKS = re.compile("[\t\n\r \xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
-CJK = re.compile("([\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002ceaf"
-                 "\U0002f800-\U0002fa1f])")
+CJK = re.compile("([\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002b81f"
+                 "\U0002b920-\U0002ceaf\U0002f800-\U0002fa1f])")  # a gap that the fast tokenizer has too
 
 
 def is_punctuation(char: str) -> bool:
@@ -417,7 +416,7 @@ def plain_words(text: str) -> list[str]:
     """What `AutoTokenizer` makes of a text without blanks: no control characters or accents, lower case,
     every punctuation mark and ideograph a word of its own. Example: "Café-Bar!" -> cafe - bar !"""
     text = "".join(c for c in text if category(c) not in ("Cc", "Cf", "Co", "Cs") and c != "\ufffd")
-    text = unicodedata.normalize("NFD", CJK.sub(r" \1 ", text))
+    text = decomposed(CJK.sub(r" \1 ", text))
     text = "".join(f" {c} " if is_punctuation(c) else c.lower() for c in text if category(c) != "Mn")
     return [word for word in WORD_BREAKS.split(text) if word]
 

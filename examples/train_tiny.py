@@ -72,10 +72,11 @@ def byte_level_bpe(texts: list[str], folder: Path, vocab_size: int = 1000) -> No
     trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=False)
     bpe.train_from_iterator(texts, trainer)
     bpe.add_special_tokens([END])
-    bpe.save(str(folder / "tokenizer.json"))
-    vocab = json.loads(bpe.to_str())["model"]
-    merges = ["#version: 0.2", *(" ".join(pair) for pair in vocab["merges"])]
-    (folder / "merges.txt").write_text("\n".join(merges) + "\n", "utf-8")
+    whole = json.loads(bpe.to_str())
+    vocab = whole["model"]
+    vocab["merges"] = [" ".join(pair) for pair in vocab["merges"]]  # as older tokenizers want them too
+    (folder / "tokenizer.json").write_text(json.dumps(whole, ensure_ascii=False), "utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *vocab["merges"]]) + "\n", "utf-8")
     with_end = {**vocab["vocab"], END: bpe.token_to_id(END)}
     (folder / "vocab.json").write_text(json.dumps(with_end, ensure_ascii=False), "utf-8")
     names = {f"{role}_token": END for role in ("bos", "eos", "unk")}

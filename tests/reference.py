@@ -1,6 +1,7 @@
 """Run by any Python that has Transformers, of any version: python tests/reference.py IN.pt OUT.pt
 
-IN holds cases: class name, config, weights, calls (keyword arguments of forward). OUT gets what that version returns.
+IN holds cases: class name, config, weights, calls (keyword arguments of forward), or class name, folder, calls, or
+folder and texts for its tokenizer. OUT gets what that version returns.
 It imports nothing from this project, so that it runs where only Transformers is installed.
 """
 
@@ -16,8 +17,17 @@ VALUES = ("loss", "logits", "hidden_states", "attentions", "start_logits", "end_
 def main(source: str, target: str) -> None:
     results = []
     for case in torch.load(source, weights_only=False):
+        if "texts" in case:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(case["folder"])
+            results.append([tokenizer(text)["input_ids"] for text in case["texts"]])
+            continue
         if not hasattr(transformers, case["class"]):
             results.append(None)  # a version without this family
+            continue
+        if "folder" in case:
+            model, report = getattr(transformers, case["class"]).from_pretrained(case["folder"], output_loading_info=True)
+            assert not report["missing_keys"], report
+            results.append([{"logits": model(**call, return_dict=True)["logits"]} for call in case["calls"]])
             continue
         config = dict(case["config"])
         config = type(transformers.AutoConfig.for_model(config.pop("model_type")))(**config)

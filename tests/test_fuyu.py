@@ -521,3 +521,24 @@ def test_transformers_answers_alike_from_the_checkpoint(processor):
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], max_new_tokens=20, do_sample=False,
             image_patches=torch.cat([patches[0] for patches in inputs["image_patches"]]))  # fmt: skip
         assert model.generate(**inputs, max_new_tokens=20).tolist() == expected.tolist()
+
+
+# ---- preprocessor_config.json
+
+
+def test_the_folder_says_how_large_a_picture_may_be(processor, tmp_path):
+    """Into 60 x 60 pixels a picture of 180 x 300 goes as 36 x 60: two rows of two patches, each with its line end."""
+    from decoders.formats.config import preprocessor
+
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 60, "width": 60}}))
+    small = fuyu.FuyuProcessor(fuyu.FuyuImageProcessor(**preprocessor(tmp_path, {"patch_size": 30})), tokenize.load(TINY))
+    assert small.image_processor.size == {"height": 60, "width": 60}
+    batch, whole = (p("a red circle", picture(180, 300)) for p in (small, processor))
+    patches = (batch["image_patches_indices"][0] >= 0).sum()
+    assert patches == 4 and (whole["image_patches_indices"][0] >= 0).sum() == 60
+    assert whole["input_ids"].shape[1] - batch["input_ids"].shape[1] == (60 + 6) - (4 + 2)
+    for broken, message in (({"size": {"height": 60}}, "size must be height and width"), ({"size": {"height": 0, "width": 9}}, "size"),
+                            ({"do_normalize": False}, "do_normalize False is not supported"), ({"padding_value": "x"}, "padding_value")):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(broken))
+        with pytest.raises(ValueError, match=message):
+            preprocessor(tmp_path, {})

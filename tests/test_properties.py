@@ -5,7 +5,7 @@ import torch
 
 from decoders import kernels
 from decoders.tools import generation
-from tests.families import BATCH, LENGTH, PADDED, inputs
+from tests.families import BATCH, FAMILIES, LENGTH, PADDED, inputs
 
 CLOSE = {"atol": 2e-5, "rtol": 0}
 
@@ -400,3 +400,49 @@ def test_training_learns(family):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0] and BATCH == 2
+
+
+# ---- Odd arguments
+
+
+@torch.no_grad()
+def test_an_empty_batch_gives_empty_results(family):
+    model, (ids, mask) = family.model(), inputs(101)
+    for options in ({}, {"attention_mask": mask[:0]}, {"output_attentions": True}):
+        assert model(ids[:0], **options).logits.shape == (0, 23, 101)
+    assert model.generate(ids[:0], max_new_tokens=2).shape == (0, 24)
+
+
+def test_positions_of_one_row_serve_all(family):
+    model, (ids, _) = family.model(), inputs(101)
+    places = torch.arange(23) + 3
+    found = model(ids, position_ids=places, use_cache=False).logits
+    assert torch.equal(found, model(ids, position_ids=places.expand(2, 23), use_cache=False).logits)
+
+
+def test_labels_that_all_are_left_out_give_no_loss(family):
+    """The mean of nothing is NaN, as in Transformers."""
+    model, (ids, _) = family.model(), inputs(101)
+    assert model(ids, labels=torch.full_like(ids, -100)).loss.isnan()
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_an_unknown_argument_of_generate_is_named(family, warm):
+    model, (ids, _) = family.model(), inputs(101)
+    cache = model(ids[:, :9]).past_key_values if warm else None
+    for name in ("num_beams", "top_q"):
+        with pytest.raises(TypeError, match=name):
+            model.generate(ids, max_new_tokens=3, past_key_values=cache, **{name: 2})
+
+
+def test_token_types_and_head_masks_act_on_every_step():
+    """Of GPT-Neo and GPT-1: as passes over the whole text, new tokens with the type of the last one before."""
+    for family in (f for f in FAMILIES if f.name in ("gpt_neo", "openai-gpt")):
+        model, (ids, _) = family.model(), inputs(101)
+        types, heads = torch.randint(0, 101, ids.shape), torch.tensor([1.0, 0, 0.5, 1])
+        found, text = model.generate(ids, max_new_tokens=5, eos_token_id=None, token_type_ids=types, head_mask=heads), ids
+        for _ in range(5):
+            text = torch.cat([text, model(text, token_type_ids=types, head_mask=heads, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+            types = torch.cat([types, types[:, -1:]], 1)
+        assert torch.equal(found, text)
+        assert not torch.equal(found, model.generate(ids, max_new_tokens=5, eos_token_id=None))

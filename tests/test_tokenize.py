@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from decoders import tokenize
+from decoders.formats import characters
 from decoders.formats.vocab import read_merges
 from tests.conftest import ROOT
 
@@ -499,8 +500,19 @@ def test_gpt1_glued_fragments_equal_the_fast_tokenizer(gpt1):
             assert ours.decode(ids, skip) == theirs.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False), ids
 
 
+def test_gpt1_knows_the_characters_that_the_fast_tokenizer_knows(gpt1):
+    """Its tables are Unicode 8's: of later marks and punctuation it makes <unk>, as of what is not assigned. All
+    1.1 million code points were compared once; here all of which Unicode 8 thinks otherwise, and every 40th."""
+    ours, theirs = gpt1
+    later = [chr(c) for c in range(0x110000) if characters.LATER.match(chr(c))]
+    others = [chr(c) for c in range(0, 0x110000, 40) if not 0xD800 <= c < 0xE000]
+    for char in [*later, *others, *characters.PUNCTUATION_THEN, *characters.MARKS_THEN, "\U0002b820", "\U0002b920", "\u0378"]:
+        for text in (f"a{char}b", f"e{char}\u0301 {char}"):
+            assert ours.encode(text, False) == theirs.encode(text, add_special_tokens=False), ascii(text)
+
+
 @RELAXED
-@given(text=st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=60))
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
 def test_gpt1_any_text_equals_the_fast_tokenizer(gpt1, text):
     ours, theirs = gpt1
     assert ours.encode(text, False) == theirs.encode(text, add_special_tokens=False)
@@ -572,3 +584,16 @@ def test_gpt1_files_of_openais_release(data, tmp_path):
     (tmp_path / "encoder_bpe_40000.json").write_bytes((hub / "vocab.json").read_bytes())
     (tmp_path / "vocab_40000.bpe").write_bytes((hub / "merges.txt").read_bytes())
     assert tokenize.load(tmp_path).encode("Hello world") == [3570, 1276]
+
+
+# ---- Arguments
+
+
+def test_a_second_text_and_roles_are_said(tiny):
+    """`encode(a, b)` took b for a flag; of a dictionary the keys became tokens."""
+    with pytest.raises(TypeError, match="one text"):
+        tiny.encode("a", "b")
+    with pytest.raises(TypeError, match=r"such as \['\[CLS\]'\]"):
+        tiny.add_special_tokens({"cls_token": "[CLS]"})
+    with pytest.raises(TypeError, match="such as"):
+        tiny.add_special_tokens("[CLS]")

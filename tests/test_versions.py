@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.families import GPT_NEO, inputs
+from decoders import model_class, read_config, tokenize, weights
+from tests.families import GPT_NEO, PHI, inputs
 
 REFERENCES = [path for path in os.environ.get("DECODERS_REFERENCES", "").split(":") if path]
 FILE = Path(__file__).with_name("reference.py")
@@ -120,3 +121,24 @@ def test_the_loss_is_float32_in_half_precision(other, dtype):
     assert ours.dtype == torch.float32
     assert theirs["loss"].dtype == (torch.float32 if version.startswith("5") else dtype)
     assert abs(ours - theirs["loss"]) < 0.05
+
+
+@torch.no_grad()
+def test_a_saved_head_is_found_by_every_version(other, tmp_path):
+    """4.37 calls the token classifier of Phi `classifier`, later versions `score`: both names are in the file."""
+    model, (ids, _) = PHI.model("ForTokenClassification", num_labels=3), inputs(101)
+    weights.save(model, tmp_path / "saved")
+    _, [[theirs]] = other([{"class": "PhiForTokenClassification", "folder": str(tmp_path / "saved"), "calls": [{"input_ids": ids}]}])
+    assert (model(ids).logits - theirs["logits"]).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("name", ["gpt-neo", "openai-gpt", "phi", "phi3", "persimmon"])
+def test_a_saved_tokenizer_is_read_by_every_version(other, tmp_path, name):
+    """With a token that was added here."""
+    source = Path("checkpoints") / f"tiny-{name}"
+    tokenizer = tokenize.load(source)
+    tokenizer.add_special_tokens(["<|extra|>"])
+    weights.save(weights.load(model_class(read_config(source)), source), tmp_path / "saved", tokenizer)
+    texts = ["Once upon a time", "Once<|extra|> upon, a fox.", "<|extra|><|extra|>"]
+    _, [found] = other([{"folder": str(tmp_path / "saved"), "texts": texts}])
+    assert found == [tokenizer.encode(text) for text in texts]

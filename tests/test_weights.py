@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from decoders import weights
 from decoders.formats.names import grouped
 from tests import folders
-from tests.families import inputs
+from tests.families import inputs, redraw
 
 
 def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
@@ -151,6 +151,27 @@ def test_we_read_what_transformers_saves(family, tmp_path):
     ours, theirs = family.pair()
     theirs.save_pretrained(tmp_path)
     assert equal(weights.load(family.cls(), tmp_path), ours)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("head", ["Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification",
+                                  "ForQuestionAnswering", "DoubleHeadsModel"])  # fmt: skip
+def test_every_head_that_transformers_saves_is_read(family, tmp_path, head):
+    """Tied tensors under whatever name it chooses: 5.23 saves `lm_head.weight` of two heads instead of the table."""
+    transformers = pytest.importorskip("transformers")
+    if not hasattr(family.module, family.class_name(head)):
+        pytest.skip("no such head in this family")
+    config = family.their_config(num_labels=3)
+    config = type(transformers.AutoConfig.for_model(config.pop("model_type")))(**config)
+    theirs = redraw(getattr(transformers, family.class_name(head))._from_config(config, attn_implementation="eager")).eval()
+    theirs.save_pretrained(tmp_path)
+    ours, (ids, _) = weights.load(family.cls(head), tmp_path), inputs(101)
+    ids = ids[None] if head == "DoubleHeadsModel" else ids[:1]
+    found, expected = ours(ids), theirs(ids, return_dict=True)
+    names = [n for n in expected if n in found._fields and isinstance(expected[n], torch.Tensor)]
+    assert names
+    for name in names:
+        assert (getattr(found, name) - expected[name]).abs().max() < 2e-5, name
 
 
 def test_saving_over_a_loaded_folder_keeps_the_loaded_weights(family, tmp_path):
