@@ -26,6 +26,7 @@ import tiktoken
 from decoders.formats.characters import category, decomposed
 from decoders.formats.chat import CHAT_FORMATS, Part, chat_template
 from decoders.formats.folder import find, read_json_if_any
+from decoders.formats.switch import switched
 from decoders.formats.vocab import (
     BYTE_PIECE,
     END_OF_WORD,
@@ -100,11 +101,16 @@ class Tokenizer:
         return new
 
     def save(self, folder: str | Path) -> None:
-        """Write the files that this was loaded from into `folder`, with what was added since, for
-        Transformers too. OSError where they are no longer there."""
+        """Write the files that this was loaded from into `folder`, with what was added, for Transformers
+        too. All at once; OSError where they are no longer there."""
+        with switched(Path(folder)) as new:
+            self.write(new)
+
+    def write(self, folder: Path) -> None:
+        """As `save`, file by file: for a folder in which nobody reads yet."""
         if self.folder is None:
             raise ValueError("this tokenizer was not loaded from a folder: there are no files to save")
-        write_files(self.folder, Path(folder), self.changed.values())
+        write_files(self.folder, folder, self.changed.values())
 
     def _known(self, content: str) -> AddedToken | None:
         id = self.token_id(content)

@@ -10,10 +10,8 @@ OSError, with one line that says which file and what to do.
 """
 
 import json
-import os
 import re
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,6 +28,7 @@ from decoders.formats.config import family, modern, read_config
 from decoders.formats.files import stored_tensors
 from decoders.formats.folder import find, first_line, read_json_if_any
 from decoders.formats.names import HEADS, LAYOUTS, NEW_HEADS, TWINS, grouped
+from decoders.formats.switch import stamp, switched
 
 # ---- Tensors -----------------------------------------------------------------------------------------------
 
@@ -117,8 +116,19 @@ def load(model_class: type, path_or_id: str | Path, *, dtype: torch.dtype | None
     ValueError lists all that is missing, unexpected or misshapen at once. A head that the checkpoint does not
     have (classification on a base model) is drawn anew, with a warning.
     """
-    folder = find(path_or_id)
-    model, found = on_meta(model_class, folder, **overrides), tensors(folder)
+    for _ in range(2):
+        folder = find(path_or_id)
+        before = stamp(folder)
+        try:
+            model, found = on_meta(model_class, folder, **overrides), tensors(folder)
+        except (OSError, ValueError):
+            if stamp(folder) == before:
+                raise
+            continue  # somebody is writing there
+        if stamp(folder) == before:
+            break
+    else:
+        raise ValueError(f"{folder} is being written: load it again when that has ended")
     matched = match(model, found)
     if matched.problems:
         raise ValueError(f"{folder} does not fit {model_class.__name__}: {'; '.join(matched.problems)}")
@@ -222,32 +232,30 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Any = None, *,
     """Write `config.json`, `generation_config.json` if there is one, and safetensors, for Transformers too;
     with a tokenizer its files, and what was added to it.
 
-    All is written aside and then moved into place, so that a failure leaves the folder as it was. Weights of
-    an older save that the new one does not replace are removed; other files stay.
+    One switch: a failure, or a kill at any moment, leaves the old files or the new; of two writers one wins
+    whole. Weights of an older save that the new one does not replace are removed, and its generation
+    config; other files stay.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     state = {name: parameter.detach() for name, parameter in model.named_parameters()}  # a tied one once
     twins = TWINS.get(type(model).__name__, {})  # what an older Transformers looks for
     state |= {twins[name]: tensor.clone() for name, tensor in state.items() if name in twins}
     dtype = str(stored_dtype(folder, state.values())).removeprefix("torch.")
     config = {"architectures": [type(model).__name__], **config_of(model), "torch_dtype": dtype}
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
-        new = Path(temporary)
+
+    def stale() -> set[str]:
+        patterns = ("model*.safetensors", "model.safetensors.index.json")
+        own = set() if model.generation_config else {"generation_config.json"}
+        return own | {file.name for pattern in patterns for file in folder.glob(pattern)}
+
+    with switched(folder, stale) as new:
         (new / "config.json").write_text(json.dumps(config, indent=2, allow_nan=False) + "\n")
         if model.generation_config:
             text = json.dumps(model.generation_config, indent=2, allow_nan=False) + "\n"
             (new / "generation_config.json").write_text(text)
         if tokenizer is not None:
-            tokenizer.save(new)
+            tokenizer.write(new)
         write_shards(state, new, max_shard_bytes)
-        written = {file.name for file in new.iterdir()}
-        for file in sorted(new.iterdir()):
-            os.replace(file, folder / file.name)
-    for pattern in ("model*.safetensors", "model.safetensors.index.json"):
-        for stale in folder.glob(pattern):
-            if stale.name not in written:
-                stale.unlink()
 
 
 def config_of(model: nn.Module) -> dict[str, Any]:

@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+from decoders.formats.switch import finish
+
 SMALL_FILES = ("*.json", "merges.txt", "*.model", "*.bpe", "*.jinja")  # configs, indexes, tokenizers
 WEIGHT_FILES = (  # of a hub repository the first kind that it has is fetched
     ("model.safetensors", "model-*-of-*.safetensors"),
@@ -22,6 +24,7 @@ def find(path_or_id: str | Path, weights: bool = True) -> Path:
     """
     folder = Path(path_or_id)
     if folder.is_dir():
+        finish(folder)
         return folder
     if folder.exists():
         raise NotADirectoryError(f"{folder} is a file: give the checkpoint's folder")

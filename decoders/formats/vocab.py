@@ -1,7 +1,6 @@
 """A folder's tokenizer files, of any kind -> vocabulary, merges, added tokens and how text is split."""
 
 import json
-import os
 import re
 import shutil
 import struct
@@ -211,9 +210,8 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "adept_vocab.model", "vo
 
 def write_files(source: Path, target: Path, changed: Iterable[AddedToken]) -> None:
     """Copy a folder's tokenizer files; tokens that are `changed` go where each version looks for them."""
-    target.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
-        if (source / name).exists() and source.resolve() != target.resolve():
+        if (source / name).exists():
             shutil.copyfile(source / name, target / name)
     entries = {token.id: {"content": token.content, "lstrip": token.lstrip, "normalized": token.normalized,
                           "rstrip": token.rstrip, "single_word": False, "special": token.special}
@@ -232,7 +230,4 @@ def write_files(source: Path, target: Path, changed: Iterable[AddedToken]) -> No
 
 
 def write_json(file: Path, content: dict) -> None:
-    """Whole or not at all."""
-    aside = file.with_name(f".{file.name}.new")
-    aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    os.replace(aside, file)
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -1,0 +1,114 @@
+"""The files of a folder change all at once or not at all, whatever happens meanwhile.
+
+New files are written and synced in a hidden folder `.saving-...` inside; to rename that to `.saved-...` is
+the switch. Then they are moved into place, stale ones are removed, and `.saved-...` goes. Whoever finds one,
+a reader or the next writer, ends the moving first: a folder whose writer was killed holds the old files or
+the new ones.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+STALE = ".stale.json"  # among the new files: the names of old ones that have no place beside them
+
+
+@contextmanager
+def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
+    """Whether this process alone holds the folder; the system takes the lock back from a killed one."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(descriptor)
+
+
+def sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def switched(folder: Path, stale: Callable[[], set[str]] = set) -> Iterator[Path]:
+    """A folder to write into. On leaving, its files are those of `folder`, and those that `stale` names and
+    that were not written are gone. An OSError names the folder, and leaves all as it was."""
+    aside = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as held:
+            with locked(folder):
+                move(folder)
+                clean(folder)
+                aside = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+                held.enter_context(locked(aside))
+            yield aside
+            names = {file.name for file in aside.iterdir()}
+            for name in names:
+                sync(aside / name)
+            with locked(folder):
+                move(folder)  # what another writer, killed meanwhile, has decided
+                (aside / STALE).write_text(json.dumps(sorted(stale() - names)))
+                sync(aside / STALE)
+                sync(aside)
+                aside = aside.rename(folder / aside.name.replace(".saving-", ".saved-"))
+                sync(folder)
+                move(folder)
+    except OSError as error:
+        if str(folder) in str(error):
+            raise
+        told = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+        raise OSError(error.errno, f"{folder} cannot be written: {told}") from error
+    finally:
+        if aside is not None and aside.name.startswith(".saving-"):
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def clean(folder: Path) -> None:
+    """Under the lock: away with what killed writers left, which no longer hold theirs."""
+    for left in folder.glob(".saving-*"):
+        with suppress(OSError), locked(left, wait=False) as alone:
+            if alone:
+                shutil.rmtree(left)
+
+
+def finish(folder: Path) -> None:
+    """End what a writer has decided, but was killed before it moved all files."""
+    if any(folder.glob(".saved-*")):
+        with locked(folder):
+            move(folder)
+
+
+def move(folder: Path) -> None:
+    """Under the lock: new files into place, stale ones away."""
+    for decided in folder.glob(".saved-*"):
+        stale = decided / STALE
+        for file in sorted(decided.iterdir()):
+            if file != stale:
+                os.replace(file, folder / file.name)
+        for name in json.loads(stale.read_text()) if stale.exists() else ():
+            with suppress(FileNotFoundError):
+                os.unlink(folder / name)
+        stale.unlink(missing_ok=True)
+        decided.rmdir()
+    sync(folder)
+
+
+def stamp(folder: Path) -> set[tuple]:
+    """Which files there are: another after any change."""
+    found = set()
+    for file in os.scandir(folder):
+        with suppress(FileNotFoundError):  # it went meanwhile
+            state = file.stat()
+            found.add((file.name, state.st_ino, state.st_mtime_ns, state.st_size))
+    return {entry for entry in found if not entry[0].startswith(".saving-")}
