@@ -1,9 +1,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PICTURE := checkpoints/tiny-fuyu/shapes.png
+MINUTES := 1
+SEED := 0
 CAPTION := Generate a coco-style caption.
 
-.PHONY: run test ecosystem bench lint clean
+.PHONY: run test ecosystem fuzz bench lint clean
 
 # Make .venv, install what is pinned, tell a story with every model.
 run: .venv/run
@@ -22,6 +24,11 @@ test: .venv/test
 # Compilers, ONNX, torchao, Trainer, accelerate, peft, several processes: they are heavy to install.
 ecosystem: .venv/ecosystem
 	$(BIN)/python -m pytest -n auto tests/test_ecosystem.py
+
+# Damaged folders and killed writers for as long as you like: make fuzz MINUTES=60 SEED=3
+fuzz: .venv/test
+	$(BIN)/python -m tests.fuzz.folders --minutes $(MINUTES) --seed $(SEED)
+	rm -rf .fuzz && $(BIN)/python -m tests.fuzz.saves .fuzz --kills 1000 --seed $(SEED) && rm -rf .fuzz
 
 # Ours against Transformers on this machine; the table goes into README.md.
 bench: .venv/test

@@ -549,19 +549,22 @@ def load(path_or_id: str | Path, original: bool = False) -> Tokenizer:
         if files.pieces and END_OF_TEXT in files.vocab:  # Adept's release does not say
             config = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": "<unk>", **config}
         tokenizer = build(files, {**config, **names}, folder, model.get("vocab_size"), original)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
         raise ValueError(f"{source} is not a tokenizer ({type(error).__name__}: {error})") from None
     except ValueError as error:
         raise error if str(folder) in str(error) else ValueError(f"{source}: {error}") from None
     for role in ("bos", "eos", "pad"):
         content = token_content(config.get(f"{role}_token") or names.get(f"{role}_token"))
+        if not isinstance(content, str | None):
+            told = f"{role}_token must be a text, not {content!r:.80}"
+            raise ValueError(f"{folder / 'tokenizer_config.json'}: {told}")
         if content is not None:
             known = tokenizer.added.get(content)
             setattr(tokenizer, f"{role}_token_id", known.id if known else None)
     if isinstance(tokenizer, PieceTokenizer) and config.get("add_bos_token", True):
         tokenizer.before = (tokenizer.bos_token_id,) if tokenizer.bos_token_id is not None else ()
     kind = model.get("model_type", "persimmon" if source.name == "adept_vocab.model" else None)
-    if kind in CHAT_FORMATS:
+    if isinstance(kind, str) and kind in CHAT_FORMATS:
         form = CHAT_FORMATS[kind]
         tokenizer.chat_format = form(tokenizer, chat_template(folder, config))
     tokenizer.folder = folder
@@ -572,6 +575,9 @@ def build(files: Files, config: dict, folder: Path, rows: int | None, original: 
     """The class that the vocabulary wants. `rows` is the size of the model's token table."""
     if config.get("add_prefix_space") and not files.pieces:
         raise ValueError("add_prefix_space is not supported")
+    ids = files.vocab.values()
+    if not all(type(id) is int and 0 <= id < 2**31 for id in ids) or len(set(ids)) < len(ids):
+        raise ValueError("ids of the vocabulary must be whole numbers from 0 on, each of one token")
     is_word_level = any(word.endswith(END_OF_WORD) for word in files.vocab)
     if original and not is_word_level:
         raise ValueError("original=True is for GPT-1, and this is another vocabulary")

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from decoders import kernels
-from decoders.formats.config import family, modern, read_config
+from decoders.formats.config import check_ids, family, modern, read_config
 from decoders.formats.files import stored_tensors
 from decoders.formats.folder import find, first_line, read_json_if_any
 from decoders.formats.names import HEADS, LAYOUTS, NEW_HEADS, TWINS, grouped
@@ -179,6 +179,10 @@ def on_meta(model_class: type, folder: Path, **overrides) -> nn.Module:
         model = model_class(config)
     model.config_json = {key: value for key, value in current.items() if key not in overrides}
     model.generation_config = read_json_if_any(folder / "generation_config.json")
+    try:
+        check_ids(model.generation_config)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'generation_config.json'}: {error}") from None
     return model
 
 

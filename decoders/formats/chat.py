@@ -93,7 +93,13 @@ def chat_template(folder: Path, config: dict) -> str:
     """The folder's own, "" if it has none. It is looked at, never run."""
     file = folder / "chat_template.jinja"
     template = file.read_text("utf-8") if file.exists() else config.get("chat_template") or ""
-    if isinstance(template, list):  # several by name
-        named = {entry["name"]: entry["template"] for entry in template}
-        template = named.get("default", next(iter(named.values()), ""))
+    try:
+        if isinstance(template, list):  # several by name
+            named = {entry["name"]: entry["template"] for entry in template}
+            template = named.get("default", next(iter(named.values()), ""))
+    except (TypeError, KeyError):
+        template = None
+    if not isinstance(template, str):
+        told = "a text, or a list of objects with name and template"
+        raise ValueError(f"{folder / 'tokenizer_config.json'}: chat_template must be {told}")
     return template

@@ -9,6 +9,7 @@ that would change a number. Nothing heavy is imported.
 import importlib
 import json
 import math
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def family(config: dict) -> str:
     """The key of FAMILIES for a config.json: its `model_type`, else by its `architectures`."""
     model_type = config.get("model_type")
     if model_type is None:
-        named = [key for key, (_, name) in FAMILIES.items() if name in (config.get("architectures") or ())]
+        named = [key for key, (_, name) in FAMILIES.items() if name in architectures(config)]
         model_type = named[0] if named else None
     if isinstance(model_type, str):
         model_type = OLD_NAMES.get(model_type, model_type)
@@ -49,20 +50,27 @@ def family(config: dict) -> str:
             raise ValueError(f"model_type {model_type!r} is not served here: {REFUSED[model_type]}")
         if model_type in FAMILIES:
             return model_type
-    raise ValueError(f"model_type {model_type!r} is not one of those served here: {', '.join(FAMILIES)}")
+    raise ValueError(f"model_type {shown(model_type)} is not one of those served here: {', '.join(FAMILIES)}")
+
+
+def architectures(config: dict) -> list[str]:
+    names = config.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"architectures must be a list of class names, not {shown(names)}")
+    return names
 
 
 def model_class(config: dict) -> type:
     """The class named in `architectures` if this package has it, else the one that generates text."""
     module, default = FAMILIES[family(config)]
     module = importlib.import_module(f"decoders.{module}")
-    names = [name for name in config.get("architectures") or () if is_model(module, name)]
+    names = [name for name in architectures(config) if is_model(module, name)]
     return getattr(module, names[0] if names else default)
 
 
-def is_model(module: Any, name: Any) -> bool:
+def is_model(module: Any, name: str) -> bool:
     """Whether the module has a documented class of that name: one with a config, not something it imports."""
-    return isinstance(name, str) and hasattr(getattr(module, name, None), "config_class")
+    return hasattr(getattr(module, name, None), "config_class")
 
 
 def read_config(folder: Path) -> dict:
@@ -74,7 +82,12 @@ def read_config(folder: Path) -> dict:
 
         return release_config(folder)
     if (folder / "config.json").exists() or not shapes.exists():
-        return read_json(folder / "config.json")
+        config = read_json(folder / "config.json")
+        try:
+            family(config), architectures(config)
+        except ValueError as error:
+            raise ValueError(f"{folder / 'config.json'}: {error}") from None
+        return config
     try:
         (positions, width), (rows, _), *layers = json.loads(check_file(shapes).read_text("utf-8"))
         if not layers or len(layers) % 12:
@@ -92,11 +105,25 @@ ACTIVATIONS = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "silu", "sw
 PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
 
 
+MOST = 2**31 - 1  # of a size; of layers and of all weights together see `check_memory`
+
+
+def shown(value: Any) -> str:
+    """For an error: what was found, cut short where it is long; escape codes are spelled out."""
+    if type(value) is int and abs(value) > 10**40:
+        return f"a number of more than {40 if abs(value) < 10**400 else 400} digits"
+    text = ascii(value)
+    return text if len(text) <= 120 else f"{text[:100]}... ({len(text)} characters)"
+
+
 def check_sizes(d: dict, keys: Iterable[str], optional: Iterable[str] = ()) -> None:
     """ValueError unless what is there of `keys` are positive integers; `optional` ones may be None."""
     for key in (*keys, *optional):
-        if key in d and not (key in optional and d[key] is None) and (type(d[key]) is not int or d[key] < 1):
-            raise ValueError(f"{key} must be a positive integer, not {d[key]!r}")
+        if key in d and not (key in optional and d[key] is None):
+            if type(d[key]) is not int or d[key] < 1:
+                raise ValueError(f"{key} must be a positive integer, not {shown(d[key])}")
+            if d[key] > MOST:
+                raise ValueError(f"{key} must be at most {MOST}, not {shown(d[key])}")
 
 
 def check_rates(d: dict, keys: Iterable[str], optional: Iterable[str] = ()) -> None:
@@ -104,12 +131,12 @@ def check_rates(d: dict, keys: Iterable[str], optional: Iterable[str] = ()) -> N
     for key in (*keys, *optional):
         fine = key not in d or (key in optional and d[key] is None)
         if not fine and (type(d[key]) not in (int, float) or not 0 <= d[key] <= 1):
-            raise ValueError(f"{key} must be a number from 0 to 1, not {d[key]!r}")
+            raise ValueError(f"{key} must be a number from 0 to 1, not {shown(d[key])}")
 
 
 def check_choice(d: dict, key: str, known: Iterable[Any]) -> None:
     if key in d and d[key] not in list(known):
-        raise ValueError(f"{key} {d[key]!r} is not one of {', '.join(map(str, known))}")
+        raise ValueError(f"{key} {shown(d[key])} is not one of {', '.join(map(str, known))}")
 
 
 def check_absent(d: dict, keys: Iterable[str]) -> None:
@@ -118,7 +145,7 @@ def check_absent(d: dict, keys: Iterable[str]) -> None:
         if d.get(key):
             if key == "quantization_config":
                 raise ValueError("quantization_config: quantised weights are not supported")
-            raise ValueError(f"{key} {d[key]!r} is not supported")
+            raise ValueError(f"{key} {shown(d[key])} is not supported")
 
 
 def check_divides(d: dict, part: str, whole: str) -> None:
@@ -133,9 +160,29 @@ def check_pad(d: dict) -> None:
         raise ValueError(f"pad_token_id {pad} is outside vocab_size {rows}")
 
 
+def check_ids(d: dict) -> None:
+    """The special tokens of `config.json` and `generation_config.json`: an id, None, or several stop ids."""
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        found = d.get(key)
+        ids = found if key == "eos_token_id" and isinstance(found, list) else [] if found is None else [found]
+        if not all(type(id) is int and -1 <= id <= MOST for id in ids):
+            raise ValueError(f"{key} must be a token id or null, not {shown(found)}")
+
+
+def check_memory(d: dict) -> None:
+    """Sizes whose product no memory holds are refused before a model is built; so are layers without end."""
+    V, C, layers = (next((d[key] for key in names if key in d), 1) for names in (
+        ["vocab_size"], ["hidden_size", "n_embd"], ["num_hidden_layers", "num_layers", "n_layer"]))
+    inner = d.get("intermediate_size") or 4 * C
+    weights = V * C + layers * C * (4 * C + 2 * inner)
+    if layers > 10_000 or weights > 2**45:
+        told = f"{layers} layers of width {C} and {inner}, {V} tokens"
+        raise ValueError(f"{told}: no memory holds {weights:.1g} weights")
+
+
 def check_positive(d: dict, key: str) -> None:
-    if key in d and (type(d[key]) not in (int, float) or not 0 < d[key] < math.inf):
-        raise ValueError(f"{key} must be a positive number, not {d[key]!r}")
+    if key in d and (type(d[key]) not in (int, float) or not 0 < d[key] <= sys.float_info.max):
+        raise ValueError(f"{key} must be a positive number, not {shown(d[key])}")
 
 
 def with_labels(d: dict) -> dict:
@@ -238,9 +285,12 @@ def modern(d: dict, kind: str | None = None) -> dict:
     if kind is None:
         kind = family(d)
     elif not isinstance(found, str) or OLD_NAMES.get(found, found) != kind:
-        raise ValueError(f"model_type {found!r} is not {kind}")
+        raise ValueError(f"model_type {shown(found)} is not {kind}")
     check_absent(d, ["quantization_config"])
-    return {**with_labels(MODERN[kind](dict(d))), "model_type": kind}
+    check_ids(d)
+    current = {**with_labels(MODERN[kind](dict(d))), "model_type": kind}
+    check_memory(current["text_config"] if kind == "fuyu" else current)
+    return current
 
 
 def check_complete(d: dict, keys: Iterable[str]) -> None:
@@ -361,7 +411,7 @@ def modern_fuyu(d: dict) -> dict:
     check_sizes(d, ["patch_size", "num_channels"])
     inner = d.get("text_config") or {}
     if not isinstance(inner, dict):
-        raise ValueError(f"text_config must be an object, not {inner!r}")
+        raise ValueError(f"text_config must be an object, not {shown(inner)}")
     if inner.get("model_type", "persimmon") != "persimmon":
         raise ValueError(f"text_config: model_type {inner['model_type']!r} is not persimmon")
     ids = ("bos_token_id", "eos_token_id", "pad_token_id")  # of the whole: the decoder's are wrong by default

@@ -1,0 +1,42 @@
+"""A short run of what `make fuzz` does for hours."""
+
+import pytest
+
+from tests.fuzz import folders
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_any_json_in_any_field_is_honoured_or_refused_in_a_sentence(seed):
+    """TypeError, OverflowError, IndexError, a panic of a library, or a load that failed in `generate`, were met."""
+    counts, failures = folders.run(60, seed, at_most=600)
+    assert not failures, "\n".join(failures)
+    assert counts["answered"] > 100 and counts["refused"] > 100
+
+
+@pytest.mark.parametrize(("name", "file", "path", "value", "message"), [
+    ("tiny-phi", "config.json", ("model_type",), [], "config.json: model_type \\[\\] is not one of"),
+    ("tiny-phi", "config.json", ("hidden_size",), 10**30, "config.json: hidden_size must be at most 2147483647"),
+    ("tiny-phi", "config.json", ("hidden_size",), 10**400, "config.json: hidden_size must be at most"),
+    ("tiny-phi", "config.json", ("rope_theta",), 10**400, "config.json: rope_theta must be a positive number, not a number of more"),
+    ("tiny-phi3", "config.json", ("num_hidden_layers",), 2**31 - 1, "config.json: 2147483647 layers .* no memory holds"),
+    ("tiny-phi", "config.json", ("vocab_size",), 2**31 - 1, "config.json|does not fit"),
+    ("tiny-gpt-neo", "config.json", ("pad_token_id",), "x", "config.json: pad_token_id must be a token id or null, not 'x'"),
+    ("tiny-gpt-neo", "config.json", ("eos_token_id",), {"content": [1]}, "config.json: eos_token_id must be"),
+    ("tiny-phi3", "generation_config.json", ("eos_token_id",), [0.5], "generation_config.json: eos_token_id must be"),
+    ("tiny-gpt-neo", "config.json", ("architectures",), 1, "config.json: architectures must be a list of class names"),
+    ("tiny-phi3", "tokenizer_config.json", ("bos_token",), [1], "bos_token must be a text"),
+    ("tiny-phi3", "tokenizer_config.json", ("chat_template",), {"a": 1}, "tokenizer_config.json: chat_template must be a text"),
+    ("tiny-fuyu", "config.json", ("text_config",), 2, "config.json: text_config must be an object"),
+    ("tiny-gpt-neo", "tokenizer.json", ("model", "vocab", "a"), -1, "ids of the vocabulary must be whole numbers"),
+    ("tiny-gpt-neo", "tokenizer.json", ("model", "vocab", "a"), 5, "each of one token"),
+])  # fmt: skip
+def test_what_was_found_is_refused(tmp_path, name, file, path, value, message):
+    folder = folders.damaged(tmp_path, name, file, path, value)
+    with pytest.raises((ValueError, OSError), match=message):
+        folders.use(folder)
+
+
+def test_architectures_name_documented_classes_only(tmp_path):
+    """["torch"] found the module's own import."""
+    for name in ("torch", "nn", "PreTrainedModel", "GPTNeoConfig", "attention"):
+        assert folders.outcome(folders.damaged(tmp_path, "tiny-gpt-neo", "config.json", ("architectures",), [name])) == "answered"
