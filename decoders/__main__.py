@@ -76,7 +76,7 @@ def generate(args: argparse.Namespace) -> int:
 
     folder, tokenizer = opened(args.model)
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-    sight = Sight(folder, tokenizer, prompt, args) if args.image or args.draw else None
+    sight = Sight(folder, tokenizer, prompt, args) if args.image is not None or args.draw else None
     if sight:
         ids = sight.inputs["input_ids"][0].tolist()
     else:
@@ -125,7 +125,7 @@ class Sight:
         config = read_config(folder)
         if family(config) != "fuyu":
             raise ValueError(f"--image: {args.model} takes no pictures")
-        if not args.image:
+        if args.image is None:
             raise ValueError("--draw needs a picture: --image FILE")
         if args.chat:
             raise ValueError("--image has no --chat: Fuyu was not trained on conversations")
@@ -176,6 +176,9 @@ def open_picture(file: str) -> Any:
         from PIL import Image, ImageOps
     except ImportError:
         raise ImportError("pictures need Pillow: pip install 'decoders[images]'") from None
+    if not Path(file).is_file():
+        told = "is no regular file" if Path(file).exists() else "is missing"
+        raise ValueError(f"the picture {file!r} {told}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -186,7 +189,7 @@ def open_picture(file: str) -> Any:
         raise ValueError(f"{file} is no picture that Pillow can read") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise ValueError(f"{file} has more pixels than any honest picture") from None
-    except (OSError, SyntaxError, EOFError) as error:  # Pillow's words for damaged files
+    except (OSError, SyntaxError, EOFError, ValueError) as error:  # Pillow's words for damaged files
         if getattr(error, "filename", None):
             raise
         raise ValueError(f"{file} is damaged: {error}") from None

@@ -3,14 +3,17 @@
 import json
 import os
 import pickle
+import re
+import shutil
 import struct
 
 import pytest
 import torch
 
 from decoders import __main__ as command
-from decoders import weights
+from decoders import phi, tokenize, weights
 from tests import folders
+from tests.conftest import ROOT
 from tests.families import GPT_NEO
 
 GOOD = {"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}
@@ -253,3 +256,29 @@ def test_random_damage_never_crashes(tmp_path):
         except (ValueError, OSError) as error:
             outcomes.add(type(error).__name__)
     assert "ValueError" in outcomes
+
+
+# ---- Files that are no files
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja",
+                                  "model.safetensors"])  # fmt: skip
+@pytest.mark.parametrize("kind", ["pipe", "device", "endless", "sparse", "folder"])
+def test_only_regular_files_of_sensible_size_are_read(tmp_path, file, kind):
+    """A pipe hung, a link to a device or 3 sparse GB filled the memory."""
+    shutil.copytree(ROOT / "checkpoints" / "tiny-phi", tmp_path / "folder")
+    path = tmp_path / "folder" / file
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "sparse":
+        with path.open("wb") as large:
+            large.write(b'{"a": 1')
+            large.truncate(3 * 2**30)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to({"device": "/dev/zero", "endless": "/proc/self/mem"}[kind])
+    with pytest.raises((ValueError, OSError), match=re.escape(str(path))):
+        tokenize.load(tmp_path / "folder").chat([{"role": "user", "content": "x"}])
+        weights.load(phi.PhiForCausalLM, tmp_path / "folder")

@@ -234,6 +234,7 @@ def test_places_are_told_in_pixels_and_drawn(tmp_path):
     (["--image", "README.md"], "README.md is no picture that Pillow can read"), (["--image", "no.png"], "no.png"),
     (["--draw", "x.png"], "--draw needs a picture: --image FILE"), (["--image", SHAPES, "--chat"], "--image has no --chat"),
     (["--image", SHAPES, "--draw", "answer.xyz"], "give a name that ends in .png or .jpg"), (["--image", "tests"], "tests"),
+    (["--image", ""], "the picture '' is no regular file"), (["--image", "/dev/zero"], "'/dev/zero' is no regular file"),
 ])  # fmt: skip
 def test_pictures_that_cannot_be_used_are_said(arguments, message):
     found = run("generate", FUYU, "where is the red circle?", *arguments)

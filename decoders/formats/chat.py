@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from decoders.formats.folder import read_text
+
 Part = tuple[str, bool]  # a piece of text, and whether somebody typed it: then control tokens in it stay text
 
 
@@ -92,7 +94,7 @@ CHAT_FORMATS = {"phi": phi2_chat, "phi-msft": phi2_chat, "mixformer-sequential":
 def chat_template(folder: Path, config: dict) -> str:
     """The folder's own, "" if it has none. It is looked at, never run."""
     file = folder / "chat_template.jinja"
-    template = file.read_text("utf-8") if file.exists() else config.get("chat_template") or ""
+    template = read_text(file) if file.exists() else config.get("chat_template") or ""
     try:
         if isinstance(template, list):  # several by name
             named = {entry["name"]: entry["template"] for entry in template}

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from decoders.formats.folder import RELEASE, check_file, read_json, read_json_if_any
+from decoders.formats.folder import RELEASE, read_json, read_json_if_any, read_text
 
 # ---- Families ----------------------------------------------------------------------------------------------
 
@@ -89,7 +89,7 @@ def read_config(folder: Path) -> dict:
             raise ValueError(f"{folder / 'config.json'}: {error}") from None
         return config
     try:
-        (positions, width), (rows, _), *layers = json.loads(check_file(shapes).read_text("utf-8"))
+        (positions, width), (rows, _), *layers = json.loads(read_text(shapes))
         if not layers or len(layers) % 12:
             raise ValueError(f"{len(layers)} arrays of layers, not 12 for each")
         sizes = {"vocab_size": rows, "n_positions": positions, "n_embd": width, "n_layer": len(layers) // 12}

@@ -13,6 +13,7 @@ WEIGHT_FILES = (  # of a hub repository the first kind that it has is fetched
     ("flax_model.msgpack",),
     ("tf_model.h5",),
 )
+LARGEST = 2**28  # bytes of a config or tokenizer file
 RELEASE = "latest_checkpointed_iteration.txt"  # in a folder as Adept released it
 
 
@@ -57,13 +58,33 @@ def check_file(path: Path) -> Path:
         raise FileNotFoundError(f"{path} is missing")
     if not path.is_file():
         raise IsADirectoryError(f"{path} is not a file")
-    with path.open("rb") as file:
-        start = file.read(42)
+    try:
+        with path.open("rb") as file:
+            start = file.read(42)
+    except OSError as error:
+        raise OSError(error.errno, f"{path} cannot be read: {error.strerror}") from None
     if not start:
         raise ValueError(f"{path} is empty")
     if start == b"version https://git-lfs.github.com/spec/v1":
         raise ValueError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` there")
     return path
+
+
+def read_small(path: Path) -> bytes:
+    """All of a config or tokenizer file. The largest real one has 20 MB: what is far larger, or has no end as
+    some files in /proc, is refused before it fills the memory."""
+    with check_file(path).open("rb") as file:
+        content = file.read(LARGEST + 1) if path.stat().st_size <= LARGEST else None
+    if content is None or len(content) > LARGEST:
+        raise ValueError(f"{path} is larger than {LARGEST >> 20} MB: it is no config and no vocabulary")
+    return content
+
+
+def read_text(path: Path) -> str:
+    try:
+        return read_small(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from None
 
 
 def read_json(path: Path) -> dict:
@@ -73,7 +94,7 @@ def read_json(path: Path) -> dict:
         raise ValueError(f"{constant} is not a JSON number")
 
     try:
-        content = json.loads(check_file(path).read_text("utf-8"), parse_constant=refuse)
+        content = json.loads(read_small(path).decode("utf-8"), parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         if str(path) in str(error):
             raise

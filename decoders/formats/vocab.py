@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import sentencepiece
 
-from decoders.formats.folder import check_file, read_json, read_json_if_any
+from decoders.formats.folder import read_json, read_json_if_any, read_small, read_text
 
 # ---- Splitting patterns ------------------------------------------------------------------------------------
 
@@ -69,7 +69,7 @@ def read_files(folder: Path) -> Files:
     for file in (folder / "tokenizer.model", folder / "adept_vocab.model"):
         if file.exists():
             listed = read_json(whole)["added_tokens"] if whole.exists() else []
-            return pieces_of(file, check_file(file).read_bytes(), listed)
+            return pieces_of(file, read_small(file), listed)
     if whole.exists():
         try:
             return read_whole(whole)
@@ -159,7 +159,7 @@ def varint(n: int) -> bytes:
 
 def read_merges(file: Path) -> list[tuple[str, str]]:
     """Only the first line is a comment, '#' begins real merges too. splitlines splits at more than \\n."""
-    lines = check_file(file).read_text("utf-8").split("\n")
+    lines = read_text(file).split("\n")
     pairs = [tuple(line.split(" ")) for line in lines[lines[0].startswith("#version") :] if line]
     if bad := [pair for pair in pairs if len(pair) != 2]:
         raise ValueError(f"{file}: {' '.join(bad[0])!r} is not a merge of two")
