@@ -6,6 +6,7 @@ off, a punctuation mark is no word of its own, nothing is taken apart.
 
 import re
 import unicodedata
+from functools import lru_cache
 
 # Assigned after Unicode 8, as far as that matters: non-spacing marks, punctuation, controls, and what NFD
 # would take apart. From the tables of Unicode 14 and 18; those of 14 were all compared with the tokenizer's.
@@ -37,6 +38,7 @@ def newer() -> str:
 LATER = re.compile(f"[{newer()}]+")
 
 
+@lru_cache(4096)
 def category(char: str) -> str:
     """As in Unicode 8: two letters, "Cn" for what was not assigned then."""
     if char in PUNCTUATION_THEN:
