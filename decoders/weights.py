@@ -141,7 +141,7 @@ def load(model_class: type, path_or_id: str | Path, *, dtype: torch.dtype | None
         if progress and state[name].is_cpu:
             state[name].view(-1).view(torch.uint8)[::4096].sum()  # one byte of every page
     for name in matched.new:
-        state[name] = torch.empty(model.state_dict()[name].shape, dtype=dtype, device=device)
+        state[name] = torch.empty(model.get_parameter(name).shape, dtype=dtype, device=device)
     model.load_state_dict(state, strict=False, assign=True)
     tie(model)
     for name in {name.rpartition(".")[0] for name in matched.new}:

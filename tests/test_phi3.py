@@ -227,11 +227,13 @@ def test_the_padding_token_never_trains():
         assert model.model.embed_tokens.weight.grad[7].abs().max() == 0
 
 
-def test_gradients_agree_beyond_the_limit():
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_gradients_agree_beyond_the_limit(dtype):
+    """In float32 by the formula: the fused kernel sums in another order, which alone is 1.06e-6."""
     ours, theirs = PHI3.pair(**LONGROPE)
     ids, _ = inputs(101)
-    for model in (ours.double(), theirs.double()):
-        model(ids, labels=ids).loss.backward()
+    for model in (ours, theirs):
+        model.to(dtype)(ids, labels=ids, output_attentions=dtype == torch.float32).loss.backward()
     expected = dict(theirs.named_parameters())
     for name, p in ours.named_parameters():
         assert (p.grad - expected[name].grad).abs().max() < 1e-6, name

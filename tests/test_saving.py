@@ -4,9 +4,9 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
-import torch
 
 from decoders import tokenize, weights
 from decoders.formats import switch
@@ -51,14 +51,10 @@ def test_whoever_comes_next_ends_what_was_decided(tmp_path, monkeypatch, moment)
 
     for module, name in ((switch.os, "replace"), (switch.os, "unlink"), (switch.Path, "rename"), (switch.shutil, "rmtree")):
         monkeypatch.setattr(module, name, counted(getattr(module, name)))
-    try:
+    with suppress(Killed):
         weights.save(saves.model_of(2), folder)
-        done = True
-    except Killed:
-        done = False
     monkeypatch.undo()
-    kind = saves.kind_of(folder)
-    assert kind == (1 if moment == 1 else 2) and (done or count == moment or kind)
+    assert saves.kind_of(folder) == (1 if moment == 1 else 2)
     assert not list(folder.glob(".saved-*"))
     weights.save(saves.model_of(1), folder)
     assert not [file.name for file in folder.iterdir() if file.name.startswith(".")]
@@ -120,4 +116,44 @@ def test_a_folder_that_changes_while_it_is_read_is_read_again(tmp_path, monkeypa
     monkeypatch.setattr(weights, "tensors", lambda folder: disturbed(folder, always=True))
     with pytest.raises(ValueError, match="is being written: load it again"):
         saves.kind_of(tmp_path)
-    assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_log_beside_the_weights_is_not_a_save(tmp_path, monkeypatch):
+    weights.save(saves.model_of(1), tmp_path)
+    plain = weights.tensors
+
+    def logged(folder):
+        (tmp_path / "train.log").open("a").write("step\n")
+        return plain(folder)
+
+    monkeypatch.setattr(weights, "tensors", logged)
+    assert saves.kind_of(tmp_path) == 1
+
+
+@pytest.mark.parametrize("names", ['["../precious"]', '["sub/precious"]', '[".."]', '[""]', "[1]", '{"a": 1}', "[", "[" * 10**5, '["a\\u0000"]'])
+def test_a_strangers_folder_cannot_name_files_elsewhere(tmp_path, names):
+    """`.saved-...` may come with a download: what its list names outside of the folder stays."""
+    folder = tmp_path / "folder"
+    weights.save(saves.model_of(1), folder)
+    (folder / "sub").mkdir()
+    precious = (tmp_path / "precious", folder / "sub" / "precious")
+    for file in precious:
+        file.write_text("mine")
+    (folder / ".saved-x").mkdir()
+    (folder / ".saved-x" / switch.STALE).write_text(names)
+    with pytest.raises(ValueError, match=r"\.saved-x/\.stale\.json is not a list of file names: no save wrote it, remove"):
+        saves.kind_of(folder)
+    assert all(file.read_text() == "mine" for file in precious)
+
+
+def test_a_strangers_folder_cannot_take_files_from_elsewhere(tmp_path):
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    weights.save(saves.model_of(1), folder)
+    elsewhere.mkdir()
+    (elsewhere / "precious").write_text("mine")
+    (folder / ".saved-x").symlink_to(elsewhere)
+    assert saves.kind_of(folder) == 1 and (elsewhere / "precious").read_text() == "mine"
+    (folder / ".saved-y").mkdir()
+    (folder / ".saved-y" / "config.json").mkdir()
+    with pytest.raises(ValueError, match=r"\.saved-y/config\.json is not a file: no save wrote it"):
+        saves.kind_of(folder)

@@ -84,7 +84,8 @@ def read_config(folder: Path) -> dict:
     if (folder / "config.json").exists() or not shapes.exists():
         config = read_json(folder / "config.json")
         try:
-            family(config), architectures(config)
+            family(config)
+            architectures(config)
         except ValueError as error:
             raise ValueError(f"{folder / 'config.json'}: {error}") from None
         return config

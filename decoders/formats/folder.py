@@ -20,8 +20,9 @@ RELEASE = "latest_checkpointed_iteration.txt"  # in a folder as Adept released i
 def find(path_or_id: str | Path, weights: bool = True) -> Path:
     """The folder itself, or that of a hub id such as `EleutherAI/gpt-neo-125m`, fetched into the hub's cache.
 
-    An existing folder makes no request. FileNotFoundError where there is neither; ImportError if the hub is
-    needed and `huggingface_hub` is not installed.
+    An existing folder makes no request; a save that was killed after its switch is finished there.
+    FileNotFoundError where there is neither; ImportError if the hub is needed and `huggingface_hub` is not
+    installed.
     """
     folder = Path(path_or_id)
     if folder.is_dir():

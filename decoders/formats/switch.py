@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+CHECKPOINT = ("config.json", ".index.json", ".safetensors", ".bin", ".msgpack", ".h5", ".pt")
 STALE = ".stale.json"  # among the new files: the names of old ones that have no place beside them
 
 
@@ -23,10 +24,12 @@ def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
     """Whether this process alone holds the folder; the system takes the lock back from a killed one."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield True
-    except BlockingIOError:
-        yield False
+        alone = True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            alone = False
+        yield alone
     finally:
         os.close(descriptor)
 
@@ -82,33 +85,60 @@ def clean(folder: Path) -> None:
                 shutil.rmtree(left)
 
 
+def decided(folder: Path) -> list[Path]:
+    """What writers have decided and not yet moved. A link may lead out of the folder: it is none."""
+    return [aside for aside in folder.glob(".saved-*") if aside.is_dir() and not aside.is_symlink()]
+
+
 def finish(folder: Path) -> None:
     """End what a writer has decided, but was killed before it moved all files."""
-    if any(folder.glob(".saved-*")):
+    if decided(folder):
         with locked(folder):
             move(folder)
 
 
 def move(folder: Path) -> None:
-    """Under the lock: new files into place, stale ones away."""
-    for decided in folder.glob(".saved-*"):
-        stale = decided / STALE
-        for file in sorted(decided.iterdir()):
+    """Under the lock: new files into place, stale ones away. The folder may be a stranger's: nothing outside
+    of it is touched. ValueError if its list of stale files is not one."""
+    for aside in decided(folder):
+        stale = aside / STALE
+        names = stale_names(stale)
+        if other := [file for file in aside.iterdir() if not file.is_file()]:
+            raise ValueError(f"{other[0]} is not a file: no save wrote it, remove {aside}")
+        for file in sorted(aside.iterdir()):
             if file != stale:
                 os.replace(file, folder / file.name)
-        for name in json.loads(stale.read_text()) if stale.exists() else ():
+        for name in names:
             with suppress(FileNotFoundError):
                 os.unlink(folder / name)
         stale.unlink(missing_ok=True)
-        decided.rmdir()
+        aside.rmdir()
     sync(folder)
 
 
+def stale_names(stale: Path) -> list[str]:
+    """Empty where a writer was killed after it had removed the list."""
+    if not stale.exists():
+        return []
+    try:
+        names = json.loads(stale.read_bytes()) if stale.is_file() else None
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(map(is_name, names)):
+        raise ValueError(f"{stale} is not a list of file names: no save wrote it, remove {stale.parent}")
+    return names
+
+
+def is_name(name) -> bool:
+    return isinstance(name, str) and name not in ("", "..") and "\0" not in name and Path(name).name == name
+
+
 def stamp(folder: Path) -> set[tuple]:
-    """Which files there are: another after any change."""
+    """Which files of a checkpoint there are: another after any save. A log beside them may grow."""
     found = set()
     for file in os.scandir(folder):
-        with suppress(FileNotFoundError):  # it went meanwhile
-            state = file.stat()
-            found.add((file.name, state.st_ino, state.st_mtime_ns, state.st_size))
-    return {entry for entry in found if not entry[0].startswith(".saving-")}
+        if file.name.startswith(".saved-") or file.name.endswith(CHECKPOINT):
+            with suppress(FileNotFoundError):  # it went meanwhile
+                state = file.stat()
+                found.add((file.name, state.st_ino, state.st_mtime_ns, state.st_size))
+    return found
