@@ -25,8 +25,9 @@ test: .venv/test
 ecosystem: .venv/ecosystem
 	$(BIN)/python -m pytest -n auto tests/test_ecosystem.py
 
-# Damaged folders and killed writers for as long as you like: make fuzz MINUTES=60 SEED=3
+# Strings, damaged folders and killed writers for as long as you like: make fuzz MINUTES=60 SEED=3
 fuzz: .venv/test
+	$(BIN)/python -m tests.fuzz.strings --minutes $(MINUTES) --seed $(SEED)
 	$(BIN)/python -m tests.fuzz.folders --minutes $(MINUTES) --seed $(SEED)
 	rm -rf .fuzz && $(BIN)/python -m tests.fuzz.saves .fuzz --kills 1000 --seed $(SEED) && rm -rf .fuzz
 

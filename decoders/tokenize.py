@@ -15,17 +15,16 @@ import codecs
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, lru_cache
-from heapq import heapify, heappop, heappush
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
-import sentencepiece
 import tiktoken
 
 from decoders.formats.characters import category, decomposed
 from decoders.formats.chat import CHAT_FORMATS, Part, chat_template
 from decoders.formats.folder import find, read_json_if_any
+from decoders.formats.pieces import Cutter, merge
 from decoders.formats.switch import switched
 from decoders.formats.vocab import (
     BYTE_PIECE,
@@ -34,6 +33,7 @@ from decoders.formats.vocab import (
     PATTERN_BY_ROWS,
     AddedToken,
     Files,
+    Pieces,
     added_tokens,
     read_files,
     token_content,
@@ -366,31 +366,30 @@ def marked(text: str) -> str:
 class PieceTokenizer(Tokenizer):
     """Sentencepiece: a `▁` for every space and one before each text between added tokens, nothing normalised.
 
-    Where pieces have chances (unigram), control and byte pieces are found in a text too, as Hugging Face's
-    fast tokenizer finds them: "<s>" is 1 and "<0x04>" the byte. Sentencepiece itself would spell them. One
-    difference stays: "<unk>" beside a character that no piece has is 0 here, and spelled in bytes there.
+    Pieces with merges (BPE) are found by them, pieces with chances (unigram) as the likeliest row of pieces,
+    in both as Hugging Face's fast tokenizer does: sentencepiece itself breaks ties in another order and adds
+    chances in float32. In unigram control and byte pieces in a text are found too, "<s>" is 1.
     """
 
     decoder = PieceDecoder
 
-    def __init__(self, pieces: sentencepiece.SentencePieceProcessor, added: Iterable[AddedToken]):
-        self.pieces = pieces  # UNNORMALISED
-        added, ids = list(added), list(range(pieces.get_piece_size()))
-        names = dict(zip(ids, self.pieces.id_to_piece(ids), strict=True))
+    def __init__(self, vocab: dict[str, int], pieces: Pieces, merges: list[tuple[str, str]] | None,
+                 added: Iterable[AddedToken]):
+        added = list(added)
+        self.vocab, self.pieces = vocab, pieces
         self.later = frozenset(token.content for token in added if token.normalized)
-        super().__init__({id: name.encode() for id, name in names.items()}, len(names), added)
-        scores = self.pieces.get_score(ids)
-        unigram = not all(score.is_integer() for score in scores)  # in BPE they are minus the rank
-        kinds = (self.pieces.is_control, self.pieces.is_byte, self.pieces.is_unknown)
-        control = {names[id]: id for id in ids if unigram and any(kind(id) for kind in kinds)}
-        self.found = {**control, **{marked(content): self.added[content].id for content in self.later}}
-        self.finder, self.typed = splitter(self.found), splitter([*control, *self.later])
+        super().__init__({id: name.encode() for name, id in vocab.items()}, len(vocab), added)
+        self.found = {marked(content): self.added[content].id for content in self.later}
+        self.finder = splitter(self.found)
+        unigram = merges is None
+        self.typed = splitter([*(pieces.control if unigram else ()), *self.later])
         # what the vocabulary's makers defined, such as |SPEAKER|; numbers and words among it are harmless
-        defined = [id for id in ids if unigram and scores[id] == 0]
-        self.defined = {id for id in defined if not names[id].strip("▁").isalnum()}
+        defined = [name for name, score in pieces.scores.items() if unigram and score == 0]
+        self.defined = {name for name in defined if not name.strip("▁").isalnum()}
+        self.cut = Cutter(vocab, pieces.scores, merges).cut
 
     def _defused(self, text: str) -> str:
-        known = {self.pieces.id_to_piece(id) for id in self.pieces.encode(marked(text)) if id in self.defined}
+        known = {piece for piece in self.cut(marked(text)) if piece in self.defined}
         finder = splitter(known | {found[0] for found in (self.typed.finditer(text) if self.typed else ())})
         return finder.sub(lambda found: found[0][0] + BREAK + found[0][1:], text) if finder else text
 
@@ -403,7 +402,21 @@ class PieceTokenizer(Tokenizer):
         return ids + self._spelled(text[done:])
 
     def _spelled(self, text: str) -> list[int]:
-        return [id for part in text.split(BREAK) if part for id in self.pieces.encode(part)]
+        ids: list[int] = []
+        for part in text.split(BREAK):
+            for known, row in groupby(self.cut(part), self.is_known):
+                pieces = list(row)
+                ids += map(self.vocab.get, pieces) if known else self.unknown_ids("".join(pieces))
+        return ids
+
+    def is_known(self, piece: str) -> bool:
+        return piece in self.vocab and piece != self.pieces.unknown
+
+    def unknown_ids(self, text: str) -> list[int]:
+        """Its bytes, where the vocabulary has them."""
+        names = [] if text == self.pieces.unknown else [f"<0x{byte:02X}>" for byte in text.encode()]
+        spelled = names and all(name in self.vocab for name in names)
+        return [self.vocab[name] for name in (names if spelled else [self.pieces.unknown])]
 
 
 # ---- GPT-1's own BPE ---------------------------------------------------------------------------------------
@@ -425,32 +438,6 @@ def plain_words(text: str) -> list[str]:
     text = decomposed(CJK.sub(r" \1 ", text))
     text = "".join(f" {c} " if is_punctuation(c) else c.lower() for c in text if category(c) != "Mn")
     return [word for word in WORD_BREAKS.split(text) if word]
-
-
-def merge(symbols: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
-    """Join neighbours, the pair of the lowest rank first, of equal ones the leftmost, until none has a rank.
-
-    A heap over a linked list: n log n, also for one word of a million letters.
-    """
-    n = len(symbols)
-    parts: list[str | None] = list(symbols)
-    before, after = list(range(-1, n - 1)), list(range(1, n + 1))
-    heap = [(ranks[pair], i) for i, pair in enumerate(pairwise(symbols)) if pair in ranks]
-    heapify(heap)
-    while heap:
-        rank, i = heappop(heap)
-        j = after[i]
-        if parts[i] is None or j >= n or ranks.get((parts[i], parts[j])) != rank:
-            continue  # one of the two was joined to another neighbour meanwhile
-        parts[i], parts[j] = parts[i] + parts[j], None
-        after[i] = after[j]
-        if after[i] < n:
-            before[after[i]] = i
-        for left in (before[i], i):
-            pair = (parts[left], parts[after[left]]) if left >= 0 and after[left] < n else None
-            if pair in ranks:
-                heappush(heap, (ranks[pair], left))
-    return [part for part in parts if part is not None]
 
 
 class WordDecoder:
@@ -585,7 +572,7 @@ def build(files: Files, config: dict, folder: Path, rows: int | None, original: 
         config.setdefault("unk_token", "<unk>")
     added = added_tokens(folder, files.vocab, files.added, config)
     if files.pieces:
-        return PieceTokenizer(files.pieces, added)
+        return PieceTokenizer(files.vocab, files.pieces, files.merges, added)
     if is_word_level:
         return WordTokenizer(files.vocab, files.merges, added, original)
     pattern = files.pattern or PATTERN_BY_ROWS.get(rows, GPT2)

@@ -30,7 +30,6 @@ import torch
 from tqdm import tqdm
 
 from decoders import fuyu, gpt_neo, openai_gpt, persimmon, phi, phi3, tokenize, weights
-from decoders.formats import vocab
 from examples.stories import conversations, requests, stories
 
 TRAIN_SEED, HELD_OUT_SEED, HELD_OUT, PICTURES = 1, 2, 200, 500
@@ -174,6 +173,17 @@ def sentencepiece_model(texts: list[str], folder: Path, kind: str, vocab_size: i
     return {pieces.id_to_piece(id): (id, pieces.get_score(id)) for id in range(len(pieces))}
 
 
+def rescore(file: Path, chances: dict[str, float]) -> None:
+    """Give pieces of a tokenizer.model chances of their own, which the trainer took for symbols."""
+    from sentencepiece import sentencepiece_model_pb2  # needs protobuf
+
+    model = sentencepiece_model_pb2.ModelProto.FromString(file.read_bytes())
+    for piece in model.pieces:
+        if piece.piece in chances:
+            piece.score, piece.type = chances[piece.piece], piece.NORMAL
+    file.write_bytes(model.SerializeToString())
+
+
 def whole_sentencepiece(model: dict, added: list[dict], begin: str | None) -> dict:
     """tokenizer.json for it, as the hub has it: a `▁` before each text, then the merges or the unigrams."""
     tokens: list[dict] = [{"Sequence": {"id": "A", "type_id": 0}}]
@@ -263,7 +273,7 @@ def sentencepiece_unigram(texts: list[str], folder: Path, word: str = "[A-Za-z]{
     chances = {**dict.fromkeys(words, -6.0), **{number: -10 - int(number) / 1000 for number in numbers}}
     model = {"type": "Unigram", "unk_id": 0, "byte_fallback": True,
              "vocab": [[piece, chances.get(piece, score)] for piece, (_, score) in pieces.items()]}
-    (folder / "tokenizer.model").write_bytes(vocab.sentencepiece_model(model))
+    rescore(folder / "tokenizer.model", chances)
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     added = [{"id": pieces[piece][0], "content": piece, **flags} for piece in ("<unk>", ADEPT_END)]
     whole = whole_sentencepiece(model, added, ADEPT_END)

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from decoders import tokenize
 from decoders.formats import characters
+from decoders.formats.pieces import merge
 from decoders.formats.vocab import read_merges
 from tests.conftest import ROOT
+from tests.fuzz import strings
 
 TINY = ROOT / "checkpoints" / "tiny-gpt-neo"
 BYTE_LEVEL = ["gpt-neo-125m", "phi-2", "phi-4", "phi-4-mini"]
@@ -231,18 +233,8 @@ def test_tokenizer_json_alone_is_enough(data, tmp_path, name):
 @pytest.fixture(scope="module")
 def unigram(data):
     """Ours, and Hugging Face's fast tokenizer as its converter builds it from the same folder."""
-    tokenizers = pytest.importorskip("tokenizers")
-    import sentencepiece
-
-    from examples.train_tiny import whole_sentencepiece
-
     folder = data / "hub" / "persimmon-synthetic"
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-    vocab = [[pieces.id_to_piece(id), pieces.get_score(id)] for id in range(len(pieces))]
-    listed = json.loads((folder / "tokenizer_config.json").read_text())["added_tokens_decoder"]
-    added = [{"id": int(id), **token} for id, token in listed.items()]
-    model = {"type": "Unigram", "unk_id": 0, "byte_fallback": True, "vocab": vocab}
-    return tokenize.load(folder), tokenizers.Tokenizer.from_str(json.dumps(whole_sentencepiece(model, added, "|ENDOFTEXT|")))
+    return tokenize.load(folder), strings.converted(folder, "|ENDOFTEXT|")
 
 
 @pytest.fixture(scope="module", params=["tiny-persimmon", "tiny-fuyu"])
@@ -254,8 +246,8 @@ def trained_unigram(request):
 
 def glued(ours, theirs, seed: str, rounds: int = 4000):
     rng = random.Random(seed)
-    atoms = [*ODD, "|ENDOFTEXT|", "|SPEAKER|", "|NEWLINE|", "|ENDOF", "<s>", "</s>", "a<unk>b", "<0x04>", "<0x0A>", "<0x4", "▁", "12", "345"]
-    words = [text.decode("utf-8", "ignore").replace("▁", " ") for text in ours.bytes_of.values() if text != b"<unk>"]
+    atoms = [*ODD, "|ENDOFTEXT|", "|SPEAKER|", "|NEWLINE|", "|ENDOF", "<s>", "</s>", "<unk>", "<0x04>", "<0x0A>", "<0x4", "▁", "12", "345"]
+    words = [text.decode("utf-8", "ignore").replace("▁", " ") for text in ours.bytes_of.values() ]
     for _ in range(rounds):
         text = "".join(rng.choice(atoms if rng.random() < 0.5 else words) for _ in range(rng.randint(0, 12)))
         for special in (True, False):
@@ -545,7 +537,7 @@ def test_gpt1_encodes_a_megabyte_in_seconds(data, kind):
 
 def test_merging_takes_the_lowest_rank_first_and_then_the_leftmost():
     ranks = {("a", "b"): 0, ("b", "c"): 1, ("ab", "c"): 2, ("a", "a"): 3}
-    assert tokenize.merge(list("abcabaaa"), ranks) == ["abc", "ab", "aa", "a"]
+    assert merge(list("abcabaaa"), ranks) == ["abc", "ab", "aa", "a"]
 
     def slowly(parts):
         while pairs := [(ranks[p], i) for i, p in enumerate(zip(parts, parts[1:], strict=False)) if p in ranks]:
@@ -556,7 +548,7 @@ def test_merging_takes_the_lowest_rank_first_and_then_the_leftmost():
     rng = random.Random(2)
     for _ in range(500):
         word = [rng.choice("abc") for _ in range(rng.randint(1, 30))]
-        assert tokenize.merge(word, ranks) == slowly(word)
+        assert merge(word, ranks) == slowly(word)
 
 
 def test_gpt1_original_preparation(data):

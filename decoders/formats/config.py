@@ -8,7 +8,6 @@ that would change a number. Nothing heavy is imported.
 
 import importlib
 import json
-import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -181,9 +180,13 @@ def check_memory(d: dict) -> None:
         raise ValueError(f"{told}: no memory holds {weights:.1g} weights")
 
 
-def check_positive(d: dict, key: str) -> None:
-    if key in d and (type(d[key]) not in (int, float) or not 0 < d[key] <= sys.float_info.max):
-        raise ValueError(f"{key} must be a positive number, not {shown(d[key])}")
+def check_positive(d: dict, key: str, name: str | None = None) -> None:
+    """Whole numbers that torch has no room for become floats."""
+    if key in d:
+        if type(d[key]) not in (int, float) or not 0 < d[key] <= sys.float_info.max:
+            raise ValueError(f"{name or key} must be a positive number, not {shown(d[key])}")
+        if d[key] > MOST:
+            d[key] = float(d[key])
 
 
 def with_labels(d: dict) -> dict:
@@ -230,13 +233,14 @@ def scaled_rope(d: dict, R: int) -> dict:
     if scaling is None:
         return d
     if not isinstance(scaling, dict) or rope_type(scaling) not in known:
-        raise ValueError(f"rope_scaling {scaling!r} has none of the types {', '.join(known)}")
-    factor = scaling.get("factor")
-    if type(factor) not in (int, float) or not 1 < factor < math.inf:
-        raise ValueError(f"rope_scaling factor must be a number above 1, not {factor!r}")
+        raise ValueError(f"rope_scaling {shown(scaling)} has none of the types {', '.join(known)}")
+    scaling = {"factor": None, **scaling}
+    if type(scaling["factor"]) not in (int, float) or scaling["factor"] <= 1:
+        raise ValueError(f"rope_scaling factor must be a number above 1, not {shown(scaling['factor'])}")
+    check_positive(scaling, "factor", "rope_scaling factor")
     if rope_type(scaling) == "dynamic" and R == 2:
         raise ValueError("dynamic rope_scaling needs more than 2 rotary dimensions of a head")
-    return {**d, "rope_scaling": {"type": rope_type(scaling), "factor": factor}}
+    return {**d, "rope_scaling": {"type": rope_type(scaling), "factor": scaling["factor"]}}
 
 
 LONGROPE = ("longrope", "su", "yarn")  # the last two are its names of 2024
@@ -250,7 +254,7 @@ def longrope(d: dict, R: int) -> dict:
     if scaling is None:
         return d
     if not isinstance(scaling, dict) or rope_type(scaling) not in LONGROPE:
-        raise ValueError(f"rope_scaling {scaling!r} has none of the types {', '.join(LONGROPE)}")
+        raise ValueError(f"rope_scaling {shown(scaling)} has none of the types {', '.join(LONGROPE)}")
     if unknown := scaling.keys() - LONGROPE_KEYS:
         raise ValueError(f"rope_scaling has {', '.join(sorted(unknown))}, which longrope does not know")
     for key in ("short_factor", "long_factor"):
@@ -258,12 +262,11 @@ def longrope(d: dict, R: int) -> dict:
         if not isinstance(numbers, list) or len(numbers) != R // 2:
             found = f"a list of {len(numbers)}" if isinstance(numbers, list) else repr(numbers)
             raise ValueError(f"rope_scaling {key} must be a list of {R // 2} numbers, not {found}")
-        if bad := [n for n in numbers if type(n) not in (int, float) or not 0 < n < math.inf]:
-            raise ValueError(f"rope_scaling {key} must hold positive numbers, not {bad[0]!r}")
+        if bad := [n for n in numbers if type(n) not in (int, float) or not 0 < n < MOST]:
+            raise ValueError(f"rope_scaling {key} must hold positive numbers, not {shown(bad[0])}")
+    scaling = {key: value for key, value in scaling.items() if value is not None}
     for key in ("factor", "attention_factor"):
-        number = scaling.get(key)
-        if number is not None and (type(number) not in (int, float) or not 0 < number < math.inf):
-            raise ValueError(f"rope_scaling {key} must be a positive number, not {number!r}")
+        check_positive(scaling, key, f"rope_scaling {key}")
     nested = scaling.get("original_max_position_embeddings")
     if nested is not None:  # Transformers 5 writes it there, and reads 4,096 if it stands only there
         d.setdefault("original_max_position_embeddings", nested)
@@ -290,7 +293,9 @@ def modern(d: dict, kind: str | None = None) -> dict:
     check_absent(d, ["quantization_config"])
     check_ids(d)
     current = {**with_labels(MODERN[kind](dict(d))), "model_type": kind}
-    check_memory(current["text_config"] if kind == "fuyu" else current)
+    decoder = current["text_config"] if kind == "fuyu" else current
+    check_ids(decoder)
+    check_memory(decoder)
     return current
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from decoders.formats.switch import finish
@@ -88,14 +89,14 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path} is not UTF-8: {error}") from None
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path, parse_float: Callable[[str], float] = float) -> dict:
     """The object in a JSON file. ValueError naming the file if it holds none; NaN is not JSON."""
 
     def refuse(constant):
         raise ValueError(f"{constant} is not a JSON number")
 
     try:
-        content = json.loads(read_small(path).decode("utf-8"), parse_constant=refuse)
+        content = json.loads(read_small(path).decode("utf-8"), parse_constant=refuse, parse_float=parse_float)
     except (ValueError, RecursionError) as error:
         if str(path) in str(error):
             raise

@@ -3,9 +3,7 @@
 import json
 import re
 import shutil
-import struct
 from collections.abc import Iterable
-from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,9 +34,6 @@ PATTERN_BY_ROWS = {100352: CL100K, 200064: O200K}  # phi-4 and phi-4-mini; all o
 
 END_OF_WORD = "</w>"  # GPT-1's
 BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
-# Appended to a model's protobuf it overrides its normalizer_spec: no character map (2), no `▁` before a text
-# (3), blanks as they are (4).
-UNNORMALISED = b"\x1a\x06\x12\x00\x18\x00\x20\x00"
 
 
 class AddedToken(NamedTuple):
@@ -60,7 +55,15 @@ class Files(NamedTuple):
     added: dict[int, AddedToken]
     merges: list[tuple[str, str]] | None = None
     pattern: str | None = None  # how to split text, in tiktoken's notation, if a file tells
-    pieces: sentencepiece.SentencePieceProcessor | None = None
+    pieces: "Pieces | None" = None
+
+
+class Pieces(NamedTuple):
+    """A sentencepiece vocabulary, beside its ids and the merges that BPE has and unigram has not."""
+
+    scores: dict[str, float]  # in unigram logarithms of chances
+    control: set[str]  # begin, end, unknown and bytes
+    unknown: str
 
 
 def read_files(folder: Path) -> Files:
@@ -68,8 +71,7 @@ def read_files(folder: Path) -> Files:
     whole = folder / "tokenizer.json"
     for file in (folder / "tokenizer.model", folder / "adept_vocab.model"):
         if file.exists():
-            listed = read_json(whole)["added_tokens"] if whole.exists() else []
-            return pieces_of(file, read_small(file), listed)
+            return read_pieces(file, whole)
     if whole.exists():
         try:
             return read_whole(whole)
@@ -82,19 +84,60 @@ def read_files(folder: Path) -> Files:
     raise FileNotFoundError(f"{folder} holds no tokenizer: none of {kinds}")
 
 
-def pieces_of(file: Path, model: bytes, listed: list[dict]) -> Files:
-    """A sentencepiece model in protobuf, and the added tokens that tokenizer.json lists."""
+def read_pieces(file: Path, whole: Path) -> Files:
+    """A sentencepiece model in protobuf, and what tokenizer.json beside it adds: tokens, the order of merges
+    that make the same piece, chances in float64."""
     try:
-        pieces = sentencepiece.SentencePieceProcessor(model_proto=model + UNNORMALISED)
+        model = sentencepiece.SentencePieceProcessor(model_proto=read_small(file))
     except RuntimeError as error:
         raise ValueError(f"{file} is not a sentencepiece model: {error}") from None
-    vocab = {pieces.id_to_piece(id): id for id in range(pieces.get_piece_size())}
-    return Files(file, vocab, {token["id"]: flagged(token["id"], token) for token in listed}, pieces=pieces)
+    ids = range(len(model))
+    names = [model.id_to_piece(id) for id in ids]
+    vocab = dict(zip(names, ids, strict=True))
+    scores = dict(zip(names, map(model.get_score, ids), strict=True))
+    kinds = (model.is_control, model.is_byte, model.is_unknown)
+    control = {names[id] for id in ids if any(kind(id) for kind in kinds)}
+    content, merges = read_json(whole, rounded) if whole.exists() else {}, None
+    told = content.get("model", {})
+    if all(score.is_integer() for score in scores.values()):  # minus the rank: BPE
+        merges = pairs_of(told["merges"]) if "merges" in told else ranked_merges(vocab, scores, control)
+    elif told.get("type") == "Unigram":
+        scores |= {piece: score for piece, score in told["vocab"] if piece in vocab}
+    added = {token["id"]: flagged(token["id"], token) for token in content.get("added_tokens", [])}
+    return Files(file, vocab, added, merges, pieces=Pieces(scores, control, names[model.unk_id()]))
+
+
+def rounded(number: str) -> float:
+    """A score as the fast tokenizer reads it: its JSON parser rounds digits and power of ten each by itself,
+    which is the last bit of one number in twelve and decides ties."""
+    digits, _, power = number.lower().partition("e")
+    whole, _, fraction = digits.partition(".")
+    if len(whole + fraction) > 19:  # no double is written so
+        return float(number)
+    power, value = int(power or 0) - len(fraction), float(int(whole + fraction))
+    value = value / float(f"1e{-power}") if power < 0 else value * float(f"1e{power}")
+    return -abs(value) if number[0] == "-" else value
+
+
+def pairs_of(merges: list) -> list[tuple[str, str]]:
+    """Merges of tokenizer.json: "a b" or pairs."""
+    return [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in merges]
+
+
+def ranked_merges(vocab: dict[str, int], scores: dict[str, float],
+                  control: set[str]) -> list[tuple[str, str]]:
+    """All pairs that make a piece, in the order that Transformers 4.40 and later give them: the best piece
+    first; of one piece the longest left part. Where tokenizer.json was made by older ones it differs."""
+    pairs = []
+    for piece, score in scores.items():
+        cuts = [] if piece in control else [(piece[:i], piece[i:]) for i in range(1, len(piece))]
+        pairs += [(score, len(a), (a, b)) for a, b in cuts if a in vocab and b in vocab]
+    return [pair for *_, pair in sorted(pairs, key=lambda p: p[:2], reverse=True)]
 
 
 def read_whole(file: Path) -> Files:
     """`tokenizer.json`, of any kind. Merges are "a b" or pairs."""
-    content = read_json(file)
+    content = read_json(file, rounded)
     model, before = content["model"], content["pre_tokenizer"]
     word_level = model.get("end_of_word_suffix") == END_OF_WORD
     listed = content.get("added_tokens", [])
@@ -103,10 +146,10 @@ def read_whole(file: Path) -> Files:
         marks = [{"type": "Prepend", "prepend": "▁"}, replace]
         if before is not None or content["normalizer"] != {"type": "Sequence", "normalizers": marks}:
             raise ValueError(f"{file} does not put a ▁ before each text and for each space: not supported")
-        return pieces_of(file, sentencepiece_model(model), listed)
+        return Files(file, *whole_pieces(model, listed))
     if model.get("type", "BPE") != "BPE" or (content.get("normalizer") and not word_level):
         raise ValueError(f"{file}: neither sentencepiece nor BPE of bytes or words, which are supported")
-    merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
+    merges = pairs_of(model["merges"])
     added = {token["id"]: flagged(token["id"], token) for token in listed}
     if word_level:
         return Files(file, model["vocab"], added, merges)
@@ -118,43 +161,19 @@ def read_whole(file: Path) -> Files:
     return Files(file, model["vocab"], added, merges, PUBLISHED[published[0]] if published else GPT2)
 
 
-def sentencepiece_model(model: dict) -> bytes:
-    """The tokenizer.model that tokenizer.json describes, in protobuf: Transformers 5 saves none. Scores of
-    BPE are minus the rank of the merges that make a piece."""
-    unigram = model["type"] == "Unigram"
-    if unigram:
-        ids = {piece: id for id, (piece, _) in enumerate(model["vocab"])}
-        scores, unknown = dict(map(tuple, model["vocab"])), model["vocab"][model["unk_id"]][0]
+def whole_pieces(model: dict, listed: list[dict]) -> tuple:
+    """The same from tokenizer.json alone, in the order of `Files`: Transformers 5 saves nothing else."""
+    if model["type"] == "Unigram":
+        scores, merges = dict(map(tuple, model["vocab"])), None
+        vocab = {piece: id for id, piece in enumerate(scores)}
+        unknown = model["vocab"][model["unk_id"]][0]
     else:
-        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-        results = [piece for piece, _ in groupby(a + b for a, b in pairs)]
-        if len(set(results)) < len(results):
-            raise ValueError("merges that make the same piece do not follow each other, as in sentencepiece")
-        ids, unknown, last = model["vocab"], model["unk_token"], -float(len(results))
-        scores = {**dict.fromkeys(ids, last), **{piece: -float(rank) for rank, piece in enumerate(results)}}
-
-    def kind(piece: str) -> int:
-        if piece in (unknown, "<s>", "</s>"):
-            return 2 if piece == unknown else 3  # unknown, control
-        defined = 4 if unigram and scores[piece] == 0 else 1  # by the vocabulary's makers; a normal piece
-        return 6 if BYTE_PIECE.fullmatch(piece) else defined
-
-    content = b""
-    for piece in sorted(ids, key=ids.get):
-        score = b"\x15" + struct.pack("<f", scores[piece])
-        content += field(1, field(1, piece.encode()) + score + b"\x18" + varint(kind(piece)))
-    spec = b"\x18" + varint(1 if unigram else 2) + b"\x98\x02\x01"  # model_type, byte_fallback
-    return content + field(2, spec + b"\xc0\x02" + varint(ids[unknown]))  # unk_id
-
-
-def field(number: int, content: bytes) -> bytes:
-    """A field of bytes in protobuf."""
-    return varint(number << 3 | 2) + varint(len(content)) + content
-
-
-def varint(n: int) -> bytes:
-    """Seven bits a byte, the lowest first; all but the last have the eighth set."""
-    return bytes([n]) if n < 128 else bytes([n & 127 | 128]) + varint(n >> 7)
+        vocab, merges, unknown = model["vocab"], pairs_of(model["merges"]), model["unk_token"]
+        scores = dict.fromkeys(vocab, 0.0)
+    named = (unknown, "<s>", "</s>")
+    control = {piece for piece in vocab if piece in named or BYTE_PIECE.fullmatch(piece)}
+    added = {token["id"]: flagged(token["id"], token) for token in listed}
+    return vocab, added, merges, None, Pieces(scores, control, unknown)
 
 
 def read_merges(file: Path) -> list[tuple[str, str]]:
