@@ -6,6 +6,7 @@ import pickle
 import re
 import shutil
 import struct
+import zipfile
 
 import pytest
 import torch
@@ -103,6 +104,17 @@ def hostile_archive(folder):
     torch.save({"transformer.wte.weight": Code(folder / "ran")}, folder / PICKLE)
 
 
+def raw_pickle(instructions):
+    """An archive whose names and shapes are these instructions."""
+
+    def write(folder):
+        with zipfile.ZipFile(folder / PICKLE, "w") as archive:
+            archive.writestr("archive/data.pkl", instructions)
+            archive.writestr("archive/version", "3\n")
+
+    return write
+
+
 def rename(old, new):
     return lambda tensors: tensors.update({new: tensors.pop(old)})
 
@@ -182,6 +194,19 @@ CASES = {
     "pickle with code in it": (hostile_plain, "refused: it asks for more than tensors .*nothing was run"),
     "archive with code in it": (hostile_archive, "refused: it asks for more than tensors .*nothing was run"),
     "pickle of a list": (pickled([torch.zeros(2)]), "holds a list"),
+    "pickle of eight gigabytes": (
+        raw_pickle(b"\x80\x02c__builtin__\nbytearray\n\x8a\x05" + (8 * 10**9).to_bytes(5, "little") + b"\x85R."),
+        "refused: it asks for more than tensors .__builtin__.bytearray.; nothing was run"),
+    "tensor of eight giganumbers": (
+        raw_pickle(b"\x80\x02ctorch\nTensor\n\x8a\x05" + (8 * 10**9).to_bytes(5, "little") + b"\x85R."),
+        "refused: it asks for more than tensors .torch.Tensor.; nothing was run"),
+    "pickle longer than it is": (raw_pickle(b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b"abc."), "not a sound PyTorch file"),
+    "old pickle longer than it is": (
+        content(PICKLE, b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b"abc."), "not a sound PyTorch file"),
+    "pickle of nested tensors": (
+        pickled({WTE: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])}), "more than tensors .torch._utils._rebuild_nested_tensor"),
+    "pickle of sparse tensors": (pickled({WTE: torch.ones(2, 2).to_sparse()}), "more than tensors .torch._utils._rebuild_sparse_tensor"),
+    "pickle without numbers": (pickled({WTE: torch.ones(2, 2, device="meta")}), "more than tensors .*_rebuild_meta_tensor_no_storage"),
     "pickle of text": (pickled({"transformer.wte.weight": "weights"}), "is not a plain tensor"),
     "pickle of nested states": (pickled({"state_dict": {"a": torch.zeros(2)}}), "'state_dict', which is not a plain"),
     "truncated archive": (truncate(PICKLE, 0.7, folders.pickle_whole), "pytorch_model.bin is"),

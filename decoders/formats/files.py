@@ -20,6 +20,7 @@ from torch import Tensor
 
 from decoders.formats.config import read_config
 from decoders.formats.folder import RELEASE, check_file, first_line, read_json
+from decoders.formats.pickles import foreign
 
 
 def stored_tensors(folder: Path) -> Iterator[tuple[Path, str, Tensor]]:
@@ -77,18 +78,17 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def read_pickle(file: Path) -> dict[str, Tensor]:
-    """PyTorch's own format. `weights_only` refuses everything but tensors before it runs anything."""
+    """PyTorch's own format. Everything but tensors is refused before anything is run."""
     try:
+        if asked := foreign(file):
+            raise pickle.UnpicklingError(f"it asks for more than tensors ({', '.join(sorted(asked))})")
         mapped = zipfile.is_zipfile(file)  # before PyTorch 1.6 files were no archives, and cannot be mapped
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL (\S+)|Unsupported operand \d+", str(error))
-        asked = f" ({asked[1] or asked[0]})" if asked else ""
-        reason = f"it asks for more than tensors{asked}; nothing was run"
-        raise ValueError(f"{file} is refused: {reason}") from None
+        raise ValueError(f"{file} is refused: {first_line(error)}; nothing was run") from None
     except OSError:
         raise
-    except Exception as error:  # torch raises RuntimeError, EOFError, KeyError ... for damaged files
+    except Exception as error:  # RuntimeError, EOFError, KeyError, BadZipFile ... for damaged files
         raise ValueError(f"{file} is not a sound PyTorch file: {first_line(error)}") from None
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{file} holds a {type(content).__name__}, not names and tensors")
@@ -193,6 +193,7 @@ class StandIn:
 STAND_INS = ("tool_use.megatron.megatron_utils.ModelBackend", "megatron.model.enums.ModelType",
              *(f"numpy.{name}" for name in ("core.multiarray._reconstruct", "_core.multiarray._reconstruct",
                                             "ndarray", "dtype")))  # the last four for the random state
+RELEASE_ASKS = {"_codecs.encode", "collections.defaultdict", "collections.Counter"}  # harmless
 RELEASE_FIELDS = {  # its training arguments -> config.json
     "num_layers": "num_hidden_layers", "hidden_size": "hidden_size", "ffn_hidden_size": "intermediate_size",
     "num_attention_heads": "num_attention_heads", "padded_vocab_size": "vocab_size",
@@ -218,8 +219,9 @@ def open_release(folder: Path) -> tuple[Path, dict[str, Tensor], dict]:
         raise ValueError(f"{rank.parent} is split over several ranks, which is not supported")
     try:
         asked = set(torch.serialization.get_unsafe_globals_in_checkpoint(file))
-        if foreign := sorted(asked - {"argparse.Namespace", *STAND_INS}):
-            raise ValueError(f"it asks for {', '.join(foreign)}; nothing was run")
+        asked |= foreign(file) - RELEASE_ASKS
+        if others := sorted(asked - {"argparse.Namespace", *STAND_INS}):
+            raise ValueError(f"it asks for {', '.join(others)}; nothing was run")
         allowed = [argparse.Namespace, *((StandIn, name) for name in STAND_INS)]
         with torch.serialization.safe_globals(allowed):
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
