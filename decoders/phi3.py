@@ -256,9 +256,11 @@ def window_bias(T: int, S: int, window: int | None, mask: Maybe, texts: Maybe, x
     short = window is None or (not torch.compiler.is_compiling() and S <= window)  # a graph holds for any S
     if mask is None and texts is None and not whole and short and (T == 1 or T == S):
         return None
-    if mask is not None and mask.shape[1:] != (S,) and (mask.dim() != 4 or mask.shape[2:] != (T, S)):
-        told = f"(batch, {S}), with the cached tokens, or (batch, 1 or heads, {T}, {S})"
-        raise ValueError(f"attention_mask must be {told}, not {tuple(mask.shape)}")
+    shape, B = mask.shape if isinstance(mask, Tensor) else (), len(x)
+    fits = shape[1:] == (S,) or (len(shape) == 4 and shape[2:] == (T, S))
+    if mask is not None and not (fits and shape[0] in (1, B)):
+        told = f"a tensor ({B}, {S}), with the cached tokens, or ({B}, 1 or heads, {T}, {S})"
+        raise ValueError(f"attention_mask must be {told}, not {tuple(shape) or type(mask).__name__}")
     if mask is not None and mask.dim() == 4 and mask.dtype != torch.bool:
         return mask.to(x.dtype).clamp(min=torch.finfo(x.dtype).min)
     causal = x.new_ones(1, 1, T, S, dtype=torch.bool).tril(S - T)
@@ -405,13 +407,24 @@ class PreTrainedModel(nn.Module):
         return super().train(mode)
 
 
+def check_ids(ids: Tensor) -> None:
+    if not isinstance(ids, Tensor) or ids.dim() != 2 or not ids.shape[1]:
+        found = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
+        raise ValueError(f"input_ids must be a tensor (batch, tokens), one token at least, not {found}")
+
+
 def embed(table: nn.Embedding, input_ids: Maybe, inputs_embeds: Maybe) -> Tensor:
-    """(B, T, C) of whichever was given."""
+    """(B, T, C) of whichever was given. ValueError for what are no ids of the table."""
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("give either input_ids or inputs_embeds")
-    if input_ids is not None and (input_ids.dim() != 2 or not input_ids.shape[1]):
-        raise ValueError(f"input_ids must be (batch, tokens), one at least, not {tuple(input_ids.shape)}")
-    return inputs_embeds if input_ids is None else table(input_ids)
+    if input_ids is None:
+        return inputs_embeds
+    check_ids(input_ids)
+    try:
+        return table(input_ids)
+    except (IndexError, RuntimeError) as error:
+        told = f"int64 or int32, from 0 to {table.num_embeddings - 1} and on {table.weight.device}"
+        raise ValueError(f"input_ids must be {told}: {str(error).splitlines()[0]}") from error
 
 
 class Phi3Model(PreTrainedModel):
@@ -472,9 +485,10 @@ class CausalLMOutput(NamedTuple):
 
 def next_token(logits, temperature, top_k, top_p, generator) -> Tensor:
     """(B,) ids drawn from (B, V) float32 logits, in Transformers' order: a seed draws the same there."""
-    if not (temperature > 0 and (top_k is None or top_k >= 1) and (top_p is None or 0 < top_p <= 1)):
-        raise ValueError("temperature must be above 0, top_k must be at least 1, top_p must be above 0 to 1, "
-                         f"not {temperature}, {top_k}, {top_p}")
+    for name, n, kind, least, most in (("temperature", temperature, float, 1e-30, 1e30),
+                                       ("top_k", top_k, int, 1, math.inf), ("top_p", top_p, float, 1e-30, 1)):
+        if n is not None and (not isinstance(n, int | kind) or not least <= n <= most):
+            raise ValueError(f"{name} must be of type {kind.__name__}, from {least} to {most}, not {n!r}")
     logits = logits / temperature
     if top_k is not None:
         lowest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
@@ -484,7 +498,10 @@ def next_token(logits, temperature, top_k, top_p, generator) -> Tensor:
         unlikely = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
         unlikely[:, -1] = False  # the likeliest token always stays
         logits = logits.masked_fill(unlikely.scatter(1, order, unlikely), -math.inf)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+    try:
+        return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+    except RuntimeError as error:
+        raise ValueError("no token can be drawn: the logits hold NaN, or -inf for every token") from error
 
 
 class GenerationMixin:
@@ -503,13 +520,17 @@ class GenerationMixin:
         `past_key_values` holds the beginning of the prompts already, and in the end all but the last ids.
         `inputs` are other arguments of `forward`. ValueError for what cannot be, TypeError for the unknown.
         """
-        T, room = input_ids.shape[1], self.max_positions or math.inf
-        if T < 1 or max_new_tokens < 0:
-            raise ValueError(f"the prompt has {T} tokens, max_new_tokens is {max_new_tokens}")
+        check_ids(input_ids)
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens must be a whole number from 0 on, not {max_new_tokens!r}")
+        shape, mask = input_ids.shape, attention_mask
+        if mask is not None and (getattr(mask, "shape", 0) != shape or ((mask != 0) & (mask != 1)).any()):
+            raise ValueError(f"attention_mask must be a tensor {tuple(shape)}, 0 at padding and 1 elsewhere")
+        T, room = shape[1], self.max_positions or math.inf
         if T + max_new_tokens - 1 > room:  # the last new token is not fed
             raise ValueError(f"{T} prompt + {max_new_tokens} new tokens do not fit into {room} positions")
         ids, cache, (eos, pad) = input_ids, past_key_values, self.special_ids(eos_token_id, pad_token_id)
-        mask = None if attention_mask is None or attention_mask.all() else attention_mask.long()
+        mask = None if mask is None or mask.all() else mask.long()
         running = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
         put = (lambda new: None) if streamer is None else (lambda new: streamer.put(new.cpu()))
         put(ids)
@@ -532,7 +553,9 @@ class GenerationMixin:
         """The ids to stop at (n,), and the filler: `pad`, else the checkpoint's, else the first stop id."""
         if eos == "checkpoint":
             eos = self.generation_config.get("eos_token_id", self.config.eos_token_id)
-        eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+        eos = [] if eos is None else list(eos) if isinstance(eos, Sequence) else [eos]
+        if not all(isinstance(id, int) for id in eos) or not isinstance(pad, int | None):
+            raise ValueError(f"eos_token_id and pad_token_id must be token ids or None, not {eos}, {pad!r}")
         fillers = (pad, self.generation_config.get("pad_token_id"), self.config.pad_token_id, *eos, 0)
         return torch.tensor(eos, dtype=torch.long), next(i for i in fillers if i is not None)
 
