@@ -26,6 +26,20 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def shown(text: str) -> str:
+    """Names and texts of others, with what a terminal would obey written out: escapes, reversed order."""
+    obeyed = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+    return re.sub(obeyed, lambda found: repr(found[0])[1:-1], text)
+
+
+def told(error: Exception) -> str:
+    """What went wrong in one line; the system's own errors without their numbers."""
+    text = str(error).strip() or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return shown(" ".join(text.splitlines()))
+
+
 def parser() -> argparse.ArgumentParser:
     about = "Text from checkpoints, and what is in them."
     parser = argparse.ArgumentParser("python -m decoders", description=about)
@@ -75,8 +89,9 @@ def generate(args: argparse.Namespace) -> int:
     from decoders.tools import generation
 
     folder, tokenizer = opened(args.model)
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-    sight = Sight(folder, tokenizer, prompt, args) if args.image is not None or args.draw else None
+    prompt = standard_input() if args.prompt == "-" else args.prompt
+    sees = args.image is not None or args.draw is not None
+    sight = Sight(folder, tokenizer, prompt, args) if sees else None
     if sight:
         ids = sight.inputs["input_ids"][0].tolist()
     else:
@@ -115,6 +130,13 @@ def generate(args: argparse.Namespace) -> int:
     return 0
 
 
+def standard_input() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input is not {sys.stdin.encoding}: {error}") from None
+
+
 class Sight:
     """A picture with the prompt about it, and a streamer of the answer, which shows places in pixels."""
 
@@ -129,6 +151,8 @@ class Sight:
             raise ValueError("--draw needs a picture: --image FILE")
         if args.chat:
             raise ValueError("--image has no --chat: Fuyu was not trained on conversations")
+        check_places(prompt)
+        check_picture_name(args.draw)
         self.picture, self.draw_to = open_picture(args.image), args.draw
         patches = fuyu.FuyuImageProcessor(**preprocessor(folder, config))
         self.tokenizer, self.processor = tokenizer, fuyu.FuyuProcessor(patches, tokenizer)
@@ -163,12 +187,34 @@ class Sight:
     def answer(self) -> dict[str, Any]:
         """Text and places; draws them if that was asked for."""
         found = self.located()
-        if self.draw_to:
+        if self.draw_to is not None:
             draw_places(self.picture, found.places, self.draw_to)
             many = "" if len(found.places) == 1 else "s"
-            say(f"{len(found.places)} place{many} drawn into {self.draw_to}")
+            say(f"{len(found.places)} place{many} drawn into {shown(self.draw_to)}")
         places = [{type(place).__name__.lower(): place._asdict()} for place in found.places]
         return {"text": found.text, "places": places}
+
+
+def check_places(prompt: str) -> None:
+    """ValueError for a tag that was left open, which Fuyu would take for a place all the same."""
+    rest = re.sub(r"<(box|point)>[^<]*</\1>", "", prompt)
+    if left := re.search(r"</?(box|point)>[^<]{,30}", rest):
+        wanted = "<box>top, left, bottom, right</box> or <point>x, y</point>"
+        raise ValueError(f"{left[0]!r} is no place: give {wanted}")
+
+
+def check_picture_name(file: str | None) -> None:
+    """ValueError for a name under which no picture can be written, before anything is computed."""
+    if file is None:
+        return
+    from PIL import Image
+
+    Image.init()
+    folder = Path(file).absolute().parent
+    if Image.EXTENSION.get(Path(file).suffix.lower()) not in Image.SAVE:
+        raise ValueError(f"--draw {file!r}: give a name that ends in .png or .jpg")
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(file).is_dir():
+        raise ValueError(f"--draw {file!r}: no file can be written there")
 
 
 def open_picture(file: str) -> Any:
@@ -212,10 +258,7 @@ def draw_places(picture: Any, places: list, file: str) -> None:
         rim = [corners[0] - 1, corners[1] - 1, corners[2] + 1, corners[3] + 1]
         shape(rim, outline="white", width=thick + 2)
         shape(corners, outline="red", width=thick)
-    try:
-        image.save(file)
-    except (ValueError, KeyError):
-        raise ValueError(f"--draw {file}: give a name that ends in .png or .jpg") from None
+    image.save(file)
 
 
 def opened(path_or_id: str) -> tuple[Path, Any]:
@@ -239,6 +282,8 @@ def loaded(folder: Path, args: argparse.Namespace) -> Any:
     kind = family(read_config(folder))
     text_class = model_class({"model_type": kind, "architectures": [FAMILIES[kind][1]]})
     if args.seed is not None:
+        if not -(2**63) <= args.seed < 2**64:
+            raise ValueError(f"--seed must be from -2**63 to 2**64 - 1, not {args.seed}")
         torch.manual_seed(args.seed)
     return weights.load(text_class, folder, dtype=dtype, device=device, progress=bar)
 
@@ -289,7 +334,8 @@ class Watch:
 
 
 def write(text: str) -> None:
-    sys.stdout.write(text)
+    """As it is, but what a terminal would obey."""
+    sys.stdout.write(shown(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
@@ -350,7 +396,7 @@ def chat(args: argparse.Namespace) -> int:
         elif command == "/system":
             talk.tell(rest.strip())
         elif re.fullmatch("/[a-z]+", line):
-            say(f"{line} is no command: there are /reset and /system TEXT")
+            say(f"{shown(line)} is no command: there are /reset and /system TEXT")
         elif line:
             talk.answer(line)
 
@@ -453,7 +499,7 @@ def inspect(args: argparse.Namespace) -> int:
         ]
         write(json.dumps(facts, ensure_ascii=False) + "\n")
     else:
-        write(as_table(facts, found))
+        write(shown(as_table(facts, found)))
     return EXIT_DIFFERENT if matched.problems else 0
 
 
@@ -500,7 +546,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError, ImportError) as error:
-        say(f"error: {str(error).strip() or type(error).__name__}")
+        say(f"error: {told(error)}")
         return EXIT_UNUSABLE
 
 

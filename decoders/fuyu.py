@@ -400,15 +400,17 @@ class FuyuProcessor:
         """Six ids of "top, left, bottom, right", four of "x, y": halved, scaled, a token for each number."""
         try:
             values = [float(number) for number in numbers.split(",")]
+            if not all(map(math.isfinite, values)):
+                raise ValueError
         except ValueError:
             raise ValueError(f"{numbers!r} is no place: give <box>top, left, bottom, right</box> or "
                              "<point>x, y</point>") from None
-        if len(values) not in (2, 4) or not all(map(math.isfinite, values)):
+        if len(values) not in (2, 4):
             raise ValueError(f"{numbers!r} has {len(values)} numbers: a box has four, a point two")
         scale = torch.tensor(scale).item()  # in float32, as the reference: it decides between two roundings
         pieces = [str(round(value / 2 * scale)) for value in values]  # half to even
         if missing := [piece for piece in pieces if self.tokenizer.token_id(piece) is None]:
-            raise ValueError(f"{numbers!r} lies outside: there is no token for {missing[0]}")
+            raise ValueError(f"{numbers!r} lies outside: there is no token for {missing[0]:.20}")
         tags = ("<0x02>", "<0x03>") if len(values) == 2 else ("<0x00>", "<0x01>")
         return [self.id_of(tags[0]), *map(self.tokenizer.token_id, pieces), self.id_of(tags[1])]
 

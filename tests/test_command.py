@@ -203,6 +203,32 @@ def test_ctrl_c_stops_the_answer_not_the_program(slow):
     assert os.waitstatus_to_exitcode(status) == 0 and b"Traceback" not in shown
 
 
+def test_what_a_terminal_would_obey_in_names_is_shown(tmp_path):
+    folder = tmp_path / "evil\x1b[31m\u202e\nname"
+    found = run("generate", str(folder), "x")
+    assert found.returncode == 2 and found.stderr.count("\n") == 1 and "evil\\x1b[31m\\u202e name" in found.stderr
+    family = folders.write_config(folder, GPT_NEO)
+    folders.safetensors_whole(family, {**folders.weights_of(GPT_NEO), "odd\x1b]0;title\x07": torch.zeros(1)})
+    found = run("inspect", str(folder))
+    assert "\x1b" not in found.stdout + found.stderr and "odd\\x1b]0;title\\x07" in found.stdout
+
+
+def test_errors_of_the_system_are_sentences(tmp_path):
+    from decoders import __main__ as command
+
+    for error in (FileNotFoundError(2, "No such file or directory", "/a"), IsADirectoryError(21, "Is a directory", "/a")):
+        assert command.told(error) == f"/a: {error.strerror}"
+    assert command.told(OSError(28, "/a cannot be written: No space left on device")) == "/a cannot be written: No space left on device"
+
+
+def test_a_seed_that_is_none_and_a_prompt_that_is_no_text_are_said():
+    found = run("generate", TINY, "x", "--seed", str(2**70))
+    assert found.returncode == 2 and "--seed must be from -2**63 to 2**64 - 1" in found.stderr
+    command = [sys.executable, "-X", "utf8", "-m", "decoders", "generate", TINY, "-"]
+    found = subprocess.run(command, input=b"\xff\xfe", capture_output=True, cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"})
+    assert found.returncode == 2 and b"error: standard input is not utf-8" in found.stderr
+
+
 # ---- Pictures
 
 
@@ -234,11 +260,33 @@ def test_places_are_told_in_pixels_and_drawn(tmp_path):
     (["--image", "README.md"], "README.md is no picture that Pillow can read"), (["--image", "no.png"], "no.png"),
     (["--draw", "x.png"], "--draw needs a picture: --image FILE"), (["--image", SHAPES, "--chat"], "--image has no --chat"),
     (["--image", SHAPES, "--draw", "answer.xyz"], "give a name that ends in .png or .jpg"), (["--image", "tests"], "tests"),
+    (["--image", SHAPES, "--draw", "no/such/place.png"], "--draw 'no/such/place.png': no file can be written there"),
+    (["--image", SHAPES, "--draw", ""], "give a name that ends in"),
     (["--image", ""], "the picture '' is no regular file"), (["--image", "/dev/zero"], "'/dev/zero' is no regular file"),
 ])  # fmt: skip
 def test_pictures_that_cannot_be_used_are_said(arguments, message):
     found = run("generate", FUYU, "where is the red circle?", *arguments)
-    assert found.returncode == 2 and "error: " in found.stderr and message in found.stderr and "Traceback" not in found.stderr
+    assert found.returncode == 2 and found.stdout == "" and found.stderr.count("\n") == 1, "before anything is computed"
+    assert found.stderr.startswith("error: ") and message in found.stderr
+
+
+@pytest.mark.parametrize("prompt", ["<box>1,2,3,4", "<box>nan,1,2,3</box>", "<point>1,2</box>", "</box>", "<box>1,2,3,4<point>1,2</point>", "<point>1e400,2</point>"])
+def test_places_that_are_none_are_said(prompt):
+    found = run("generate", FUYU, prompt, "--image", SHAPES)
+    assert found.returncode == 2 and found.stdout == "" and found.stderr.count("\n") == 1
+    assert "is no place: give <box>top, left, bottom, right</box> or <point>x, y</point>" in found.stderr
+
+
+def test_a_picture_with_a_bomb_of_text_is_said(tmp_path):
+    """Pillow's own error names no file."""
+    from PIL import Image, PngImagePlugin
+
+    info = PngImagePlugin.PngInfo()
+    info.add_text("a", "b" * 70_000_000, zip=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "bomb.png", pnginfo=info)
+    found = run("generate", FUYU, "x", "--image", str(tmp_path / "bomb.png"))
+    assert found.returncode == 2 and found.stdout == "" and found.stderr.count("\n") == 1
+    assert "bomb.png is damaged: " in found.stderr
 
 
 def test_damaged_pictures_are_said(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.fuzz import folders, strings
+from tests.fuzz import damage, folders, strings
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -62,3 +62,19 @@ def test_strings_that_differed_once(name, text):
 
 def test_a_found_string_is_shrunk():
     assert strings.shrunk("abcxdefyghi", lambda text: "x" in text and "y" in text) == "xy"
+
+
+@pytest.mark.parametrize("seed", [1])
+def test_damaged_bytes_are_answered_or_refused_in_a_sentence(seed):
+    """Weights in five layouts, what stands inside an archive, vocabularies, configs; cut, swapped, flipped."""
+    counts, failures = damage.run(60, seed, at_most=1500)
+    assert not failures, "\n".join(failures)
+    assert counts["answered"] > 100 and counts["refused"] > 500
+
+
+@pytest.mark.parametrize(("name", "layout", "edits"), [
+    ("tiny-fuyu", "pickle in shards", [("pytorch_model-00001-of-00002.bin", 1287, 1, b"")]),  # "[Errno 22] Invalid argument"
+    ("tiny-openai-gpt", "safetensors", [("merges.txt", 0, 4917, b'{"<unk>": 0, ' + b'"a": 1, ' * 1000 + b"}")]),  # all of it was shown
+])  # fmt: skip
+def test_damage_that_was_not_said_well(tmp_path, name, layout, edits):
+    assert damage.outcome(damage.damaged(tmp_path, name, layout, edits)) == "refused"

@@ -83,7 +83,7 @@ def test_a_loaded_models_local_layers_score_no_more_than_two_windows_at_once(T, 
 def test_plain_causal_attention_needs_no_mask():
     for T, S, window in ((9, 9, None), (1, 9, None), (9, 9, 9), (1, 5, 5)):
         assert gpt_neo.local_bias(T, S, window, None, None, torch.zeros(1), False) is None
-    assert gpt_neo.local_bias(1, 300, 5, torch.ones(2, 300), None, torch.zeros(1), False).shape == (2, 1, 1, 5)
+    assert gpt_neo.local_bias(1, 300, 5, torch.ones(2, 300), None, torch.zeros(2), False).shape == (2, 1, 1, 5)
 
 
 @pytest.mark.parametrize("window", [1, 2, 22, 23, 24, 67])

@@ -70,8 +70,8 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
             found = {name: content.get_tensor(name) for name in names}
         with file.open("rb") as raw:  # the library lets the last of two equal names win
             json.loads(raw.read(int.from_bytes(raw.read(8), "little")), object_pairs_hook=unique)
-    except OSError:
-        raise
+    except OSError as error:
+        raise OSError(error.errno, f"{file} cannot be read: {error.strerror or first_line(error)}") from None
     except Exception as error:  # the library's own kind, and whatever torch makes of an odd dtype
         raise ValueError(f"{file} is not a sound safetensors file: {first_line(error)}") from None
     return found
@@ -86,8 +86,8 @@ def read_pickle(file: Path) -> dict[str, Tensor]:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise ValueError(f"{file} is refused: {first_line(error)}; nothing was run") from None
-    except OSError:
-        raise
+    except OSError as error:
+        raise OSError(error.errno, f"{file} cannot be read: {error.strerror or first_line(error)}") from None
     except Exception as error:  # RuntimeError, EOFError, KeyError, BadZipFile ... for damaged files
         raise ValueError(f"{file} is not a sound PyTorch file: {first_line(error)}") from None
     if not isinstance(content, dict) or not content:

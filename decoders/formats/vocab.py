@@ -181,7 +181,7 @@ def read_merges(file: Path) -> list[tuple[str, str]]:
     lines = read_text(file).split("\n")
     pairs = [tuple(line.split(" ")) for line in lines[lines[0].startswith("#version") :] if line]
     if bad := [pair for pair in pairs if len(pair) != 2]:
-        raise ValueError(f"{file}: {' '.join(bad[0])!r} is not a merge of two")
+        raise ValueError(f"{file}: {' '.join(bad[0])[:40]!r} is not a merge of two")
     return pairs
 
 

@@ -1,0 +1,130 @@
+"""Damage the bytes of a folder's files, or swap them: python -m tests.fuzz.damage --minutes 60 --seed 3
+
+Weights in every layout, vocabularies, configs, and the names and shapes inside a PyTorch archive. Each folder is loaded and
+asked for two tokens: an answer, or one ValueError or OSError that names the file. What else comes out is shrunk to the
+fewest edits that do it and printed as a test.
+"""
+
+import argparse
+import functools
+import io
+import random
+import shutil
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from decoders import model_class, read_config, weights
+from tests import folders as layouts
+from tests.fuzz.folders import CHECKPOINTS, link, outcome
+
+NAMES = ("tiny-gpt-neo", "tiny-openai-gpt", "tiny-phi", "tiny-phi3", "tiny-persimmon", "tiny-fuyu")
+LAYOUTS: dict[str, Callable | None] = {
+    "safetensors": None, "safetensors in shards": layouts.safetensors_shards, "pickle": layouts.pickle_whole,
+    "old pickle": layouts.pickle_old, "pickle in shards": layouts.pickle_shards,
+}  # fmt: skip
+Edit = tuple[str, int, int, bytes]  # file, from where, how many bytes go, what comes
+
+
+@functools.cache
+def prepared(name: str, layout: str) -> Path:
+    """The checkpoint in that layout."""
+    folder = Path(tempfile.mkdtemp(prefix="decoders-fuzz-")) / "sound"
+    shutil.copytree(CHECKPOINTS / name, folder, ignore=shutil.ignore_patterns("*.safetensors" if LAYOUTS[layout] else ""))
+    if write := LAYOUTS[layout]:
+        config = read_config(folder)
+        write(folder, {k: v.clone() for k, v in weights.load(model_class(config), CHECKPOINTS / name).state_dict().items()})
+    return folder
+
+
+def content_of(folder: Path, file: str) -> bytes:
+    """Of `archive!/entry` the entry."""
+    path, _, entry = file.partition("!/")
+    if entry:
+        with zipfile.ZipFile(folder / path) as archive:
+            return archive.read(entry)
+    return (folder / path).read_bytes()
+
+
+def damaged(base: Path, name: str, layout: str, edits: list[Edit]) -> Path:
+    folder, sound = base / "folder", prepared(name, layout)
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(sound, folder, copy_function=link)
+    changed: dict[str, bytes] = {}
+    for file, start, gone, new in edits:
+        content = changed.get(file) or content_of(sound, file)
+        changed[file] = content[:start] + new + content[start + gone :]
+    for file, content in changed.items():
+        path, _, entry = file.partition("!/")
+        if entry:
+            whole = io.BytesIO()
+            with zipfile.ZipFile(sound / path) as old, zipfile.ZipFile(whole, "w") as archive:
+                for info in old.infolist():
+                    archive.writestr(info.filename, content if info.filename == entry else old.read(info))
+            content = whole.getvalue()
+        (folder / path).unlink()
+        (folder / path).write_bytes(content)
+    return folder
+
+
+def edits_of(rng: random.Random, folder: Path) -> list[Edit]:
+    files = sorted(file.name for file in folder.iterdir() if file.suffix in (".json", ".safetensors", ".bin", ".model", ".txt"))
+    files = [file for file in files if file not in ("training.json", "training.png")]
+    file = rng.choice(files)
+    if file.endswith(".bin") and zipfile.is_zipfile(folder / file) and rng.random() < 0.7:
+        with zipfile.ZipFile(folder / file) as archive:
+            file = f"{file}!/{next(entry for entry in archive.namelist() if entry.endswith('data.pkl'))}"
+    content = content_of(folder, file)
+    size = len(content)
+    if rng.random() < 0.1:  # swapped for another
+        return [(file, 0, size, content_of(folder, rng.choice(files)))]
+    if rng.random() < 0.15:  # cut
+        return [(file, rng.randrange(size), size, b"")]
+    edits = []
+    near = rng.choice((8, 64, 2000, size))  # headers are where it matters
+    for _ in range(rng.choice((1, 1, 2, 8))):
+        start = rng.randrange(min(near, size))
+        new = rng.choice((rng.randbytes(1), b"\x00", b"\xff" * 8, rng.randbytes(rng.randint(0, 9)), bytes([content[start] ^ 1 << rng.randrange(8)])))
+        edits.append((file, start, rng.choice((1, 1, 0, len(new))), new))
+    return edits
+
+
+def cases(rng: random.Random) -> Iterator[tuple[str, str, list[Edit]]]:
+    while True:
+        name, layout = rng.choice(NAMES), rng.choice(list(LAYOUTS))
+        yield name, layout, edits_of(rng, prepared(name, layout))
+
+
+def run(seconds: float, seed: int, at_most: int = 10**9) -> tuple[dict[str, int], list[str]]:
+    """How often what came out, and a test for each failure."""
+    counts, failures, seen = {"answered": 0, "refused": 0, "failed": 0}, [], set()
+    end, given = time.monotonic() + seconds, cases(random.Random(seed))
+    with tempfile.TemporaryDirectory() as base:
+        while time.monotonic() < end and sum(counts.values()) < at_most:
+            name, layout, edits = next(given)
+            found = outcome(damaged(Path(base), name, layout, edits))
+            counts[found if found in counts else "failed"] += 1
+            if found not in counts and found[:40] not in seen:
+                seen.add(found[:40])
+                for edit in list(edits):
+                    fewer = [other for other in edits if other != edit]
+                    if fewer and outcome(damaged(Path(base), name, layout, fewer)) == found:
+                        edits = fewer
+                failures.append(f"    ({name!r}, {layout!r}, {edits!r}),  # {found}")
+    return counts, failures
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    totals, tests = run(60 * arguments.minutes, arguments.seed)
+    print(totals, *tests, sep="\n")
+    sys.exit(bool(tests))
