@@ -27,9 +27,7 @@ ecosystem: .venv/ecosystem
 
 # Strings, damaged folders and killed writers for as long as you like: make fuzz MINUTES=60 SEED=3
 fuzz: .venv/test
-	$(BIN)/python -m tests.fuzz.strings --minutes $(MINUTES) --seed $(SEED)
-	$(BIN)/python -m tests.fuzz.folders --minutes $(MINUTES) --seed $(SEED)
-	rm -rf .fuzz && $(BIN)/python -m tests.fuzz.saves .fuzz --kills 1000 --seed $(SEED) && rm -rf .fuzz
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --seed $(SEED)
 
 # Ours against Transformers on this machine; the table goes into README.md.
 bench: .venv/test

@@ -1,0 +1,122 @@
+"""Beam search: several continuations of a text are followed beside each other, the best ended ones win."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+LOW = -1e9  # as good as never, and still a number
+
+
+class Ended(NamedTuple):
+    score: float  # sum of logarithms over length ** length_penalty
+    ids: Tensor  # (new,)
+    path: list[int]  # the row it went along in each step
+
+
+class Diversity:
+    """Takes `penalty` from a token's score for each time that an earlier group `chosen` it in this step.
+    Vijayakumar et al. (2016), arXiv:1610.02424."""
+
+    def __init__(self, penalty: float):
+        self.penalty, self.chosen = penalty, torch.empty(0)
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        B, V = len(self.chosen), scores.shape[-1]
+        times = torch.stack([row.bincount(minlength=V) for row in self.chosen])
+        return scores - self.penalty * times.repeat_interleave(len(scores) // B, 0)
+
+
+class Item:
+    """One prompt's beams, in one group: its running ones are rows of the batch, its ended ones are here."""
+
+    def __init__(self, size: int, s: Any, room: int):
+        self.size, self.s, self.room = size, s, room
+        self.ended: list[Ended] = []
+        self.hopeful = True  # whether a running beam may still be better than what has ended
+
+    @property
+    def full(self) -> bool:
+        return len(self.ended) == self.size
+
+    def add(self, ended: Ended) -> None:
+        if self.hopeful and not (self.full and self.s.early_stopping is True):
+            self.ended = sorted([*self.ended, ended], key=lambda e: -e.score)[: self.size]
+
+    def look(self, best: float, steps: int) -> None:
+        """After a step: `best` is the sum of the best running beam."""
+        penalty = self.s.length_penalty
+        length = self.room if self.s.early_stopping == "never" and penalty > 0 else steps
+        if self.full and best / length**penalty <= self.ended[-1].score:
+            self.hopeful = False
+
+
+def search(text: Any, s: Any, stops: Callable[[Tensor], Tensor] | None, eos: Sequence[int], room: int,
+           scores_of: Callable[..., Tensor], generator: torch.Generator | None = None):
+    """(sequences (B * returned, new), their scores, beam_indices) of at most `room` new ids.
+
+    `text` has a row for each prompt. `scores_of(group, chosen)` gives the logarithms of chances (rows, V) after
+    all processors, where `chosen` are the tokens that earlier groups took in this step. `stops` (candidates
+    (n, T + 1)) says which of them end, beside those that end with one of `eos`.
+    """
+    B, N, groups = text.rows, s.num_beams, s.num_beam_groups
+    size = N // groups
+    items = [[Item(size, s, room) for _ in range(groups)] for _ in range(B)]
+    sums = torch.full((B, groups, size), LOW, device=text.ids.device)
+    sums[:, :, 0] = 0.0  # all beams begin alike
+    paths: list[list[int]] = [[] for _ in range(B * N)]
+    T, steps, going = text.ids.shape[1], 0, room > 0
+    while going:
+        steps += 1
+        chosen = torch.empty(B, 0, dtype=torch.long, device=text.ids.device)
+        rows, ends_all = [], True
+        for group in range(groups):
+            scores = scores_of(steps, chosen).view(B, groups, size, -1)[:, group]
+            V = scores.shape[-1]
+            kept = min(max(2, 1 + len(eos)) * size, size * V)
+            best, index = candidates((scores + sums[:, group, :, None]).flatten(1), kept, s.do_sample, generator)
+            beam, token = index // V, index % V
+            row = torch.arange(B, device=beam.device)[:, None] * N + group * size + beam
+            ended = torch.isin(token, torch.tensor(eos, device=token.device, dtype=torch.long))
+            if steps == room:
+                ended[:] = True
+            elif stops is not None:
+                texts = torch.cat([text.ids[row.flatten()], token.view(-1, 1)], 1)
+                ended |= stops(texts).view_as(ended)
+            for b in range(B):
+                for j in ended[b, :size].nonzero()[:, 0].tolist():
+                    at = int(row[b, j])
+                    new = torch.cat([text.ids[at, T:], token[b, j : j + 1]])
+                    items[b][group].add(Ended(float(best[b, j]) / steps**s.length_penalty, new, [*paths[at], at]))
+            running = (best + ended * LOW).topk(size)
+            sums[:, group] = running.values
+            rows.append((row.gather(1, running.indices), token.gather(1, running.indices)))
+            chosen = torch.cat([chosen, rows[-1][1]], 1)
+            ends_all = ends_all and bool(ended.all())
+        index, new = (torch.stack(part, 1).flatten() for part in zip(*rows, strict=True))
+        paths = [[*paths[i], i] for i in index.tolist()]
+        for b in range(B):
+            for group in range(groups):
+                items[b][group].look(float(sums[b, group, 0]), steps)
+        everyone = [item for row in items for item in row]
+        full = s.early_stopping is True and all(item.full for item in everyone)
+        going = any(item.hopeful for item in everyone) and not full and not ends_all
+        if going:
+            text.reorder(index)
+            text.append(new)
+    return gathered([[e for item in row for e in item.ended] for row in items], s.num_return_sequences)
+
+
+def candidates(scores: Tensor, kept: int, do_sample: bool, generator: Any) -> tuple[Tensor, Tensor]:
+    """(B, kept) best of (B, beams * V), or drawn without putting back."""
+    if not do_sample:
+        return scores.topk(kept)
+    index = torch.multinomial(scores.softmax(-1), kept, generator=generator)
+    return scores.gather(1, index), index
+
+
+def gathered(items: list[list[Ended]], count: int) -> tuple[list[Tensor], Tensor, list[list[int]]]:
+    """Of each prompt the `count` best."""
+    best = [e for ended in items for e in sorted(ended, key=lambda e: -e.score)[:count]]
+    return [e.ids for e in best], torch.tensor([e.score for e in best]), [e.path for e in best]

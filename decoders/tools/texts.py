@@ -1,0 +1,120 @@
+"""Texts that grow, row by row, with the model's cache of them: what every way to decode stands on."""
+
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+
+def head_of(model: nn.Module) -> nn.Module:
+    """The matrix that gives logits, of a model in this package."""
+    return next(part.lm_head for part in model.modules() if hasattr(part, "lm_head"))
+
+
+class Text:
+    """Rows of ids, their mask, and the cache of all but the newest: memory for `room` new ids is there from
+    the beginning, no step copies the past.
+
+    `embeds` (rows, T, C) stand before the ids, for a prompt without tokens. With `against`, a (ids, mask) of
+    as many rows, each row has a second one that gets the same new ids, in the same pass: `logits` leads away
+    from what that would say, by `scale` (Sanchez et al., 2023, arXiv:2306.17806).
+    """
+
+    def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor | None, cache: Any, inputs: dict, room: int,
+                 embeds: Tensor | None = None, against: tuple[Tensor, Tensor] | None = None,
+                 scale: float = 1.0):
+        self.model, self.cache, self.inputs, self.scale = model, cache, dict(inputs), scale
+        self.rows, self.embeds, self.skipped = len(ids), embeds, 0
+        if embeds is not None:  # ids of zero stand for them, and are never shown
+            ids, self.skipped = ids.new_zeros(embeds.shape[:2]), embeds.shape[1]
+        self.guided = against is not None
+        if self.guided:
+            T = ids.shape[1]
+            mask = torch.ones_like(ids) if mask is None else mask
+            pairs = [padded_left(rows, max(T, against[0].shape[1])) for rows in (ids, mask, *against)]
+            ids, mask = torch.cat([pairs[0], pairs[2]]), torch.cat([pairs[1], pairs[3]])
+            self.skipped, mask = ids.shape[1] - T, None if mask.all() else mask
+        self.n = self.start = ids.shape[1]
+        self.buffer = torch.cat([ids, ids.new_zeros(len(ids), room)], 1)
+        self.masks = None if mask is None else torch.cat([mask, mask.new_ones(len(mask), room)], 1)
+
+    @property
+    def ids(self) -> Tensor:
+        """(rows, n): the prompt and what has come since."""
+        return self.buffer[: self.rows, self.skipped : self.n]
+
+    @property
+    def mask(self) -> Tensor | None:
+        return None if self.masks is None else self.masks[:, : self.n]
+
+    @torch.no_grad()
+    def forward(self, keep: int = 1, **wanted) -> Any:
+        """What the model says of the ids that are not cached yet; logits of the last `keep` of them. After an
+        interrupt the cache holds what it held before."""
+        past = len(self.cache or ())
+        inputs = self.model.prepare_inputs(self.buffer[:, : self.n], self.mask, self.cache, **self.inputs)
+        if self.embeds is not None and not len(inputs["past_key_values"] or ()):
+            if self.n > self.start:
+                raise ValueError("this model has to read its text anew, and inputs_embeds have no ids: give input_ids")
+            inputs |= {"input_ids": None, "inputs_embeds": self.embeds}
+        try:
+            output = self.model(**inputs, logits_to_keep=keep, **wanted)
+        except BaseException:
+            if self.cache is not None:
+                self.cache.truncate(past)
+            raise
+        self.cache = output.past_key_values
+        return output
+
+    def logits(self, output: Any) -> Tensor:
+        """(rows, V) in float32, of the newest ids."""
+        logits = output.logits[:, -1].float()
+        if not self.guided:
+            return logits
+        own, other = logits.log_softmax(-1).split(self.rows)
+        return other + self.scale * (own - other)
+
+    def append(self, new: Tensor) -> None:
+        """(rows,) or (rows, k) ids."""
+        new = new.view(self.rows, -1)
+        self.buffer[:, self.n : self.n + new.shape[1]] = torch.cat([new, new]) if self.guided else new
+        self.n += new.shape[1]
+
+    def truncate(self, n: int) -> None:
+        """Forget all but the first n of `ids`; at most the newest is then not cached."""
+        self.n = self.skipped + n
+        if self.cache is not None:
+            self.cache.truncate(self.n - 1)
+
+    def expand(self, times: int) -> None:
+        """Each row as many times, one copy below the other."""
+        if times == 1:
+            return
+        index = torch.arange(len(self.buffer), device=self.buffer.device).repeat_interleave(times)
+        for key, value in self.inputs.items():
+            if isinstance(value, Tensor) and key != "head_mask" and len(value) == self.rows:
+                self.inputs[key] = value.repeat_interleave(times, 0)
+            elif isinstance(value, list) and len(value) == self.rows:
+                self.inputs[key] = [row for row in value for _ in range(times)]
+        self.buffer, self.rows = self.buffer[index], self.rows * times
+        self.masks = None if self.masks is None else self.masks[index]
+        self.embeds = None if self.embeds is None else self.embeds[index]
+        if self.cache is not None:
+            self.cache.reorder(index)
+
+    def reorder(self, index: Tensor) -> None:
+        """Row i becomes what row `index[i]` was, which has the same prompt: only what has come since moves, and
+        only of rows that do."""
+        index = torch.cat([index, index + self.rows]) if self.guided else index
+        moved = (index != torch.arange(len(index), device=index.device)).nonzero()[:, 0]
+        if not len(moved):
+            return
+        source, new = index[moved], slice(self.start, None)
+        self.buffer[moved, new] = self.buffer[source, new]
+        for k, v in self.cache or ():
+            k[moved, :, new], v[moved, :, new] = k[source, :, new], v[source, :, new]
+
+
+def padded_left(rows: Tensor, length: int) -> Tensor:
+    return torch.cat([rows.new_zeros(len(rows), length - rows.shape[1]), rows], 1)
