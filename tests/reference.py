@@ -1,6 +1,6 @@
 """Run by any Python that has Transformers, of any version: python tests/reference.py IN.pt OUT.pt
 
-IN holds cases: class name, config, weights, calls (keyword arguments of forward), or class name, folder, calls, or
+IN holds cases: class name, config, weights, calls (keyword arguments of forward) or generate (of generate), or class name, folder, calls, or
 folder and texts for its tokenizer. OUT gets what that version returns.
 It imports nothing from this project, so that it runs where only Transformers is installed.
 """
@@ -11,6 +11,16 @@ import torch
 import transformers
 
 VALUES = ("loss", "logits", "hidden_states", "attentions", "start_logits", "end_logits")
+
+
+def generated(model, call: dict) -> dict:
+    """Ids, and the scores of beams, or the name of the error."""
+    try:
+        output = model.generate(**call, return_dict_in_generate=True, output_scores=True)
+    except (ValueError, RuntimeError, AttributeError, TypeError, IndexError) as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    scores = getattr(output, "sequences_scores", None)
+    return {"sequences": output.sequences.tolist(), "scores": None if scores is None else scores.tolist()}
 
 
 @torch.no_grad()
@@ -40,6 +50,9 @@ def main(source: str, target: str) -> None:
         left = [name for name in missing if not name.endswith((".bias", ".masked_bias", "lm_head.weight"))]
         assert not left and not unexpected, (left, unexpected)
         model.eval().to(case["dtype"])
+        if "generate" in case:
+            results.append([generated(model, call) for call in case["generate"]])
+            continue
         outputs = [model(**call, return_dict=True) for call in case["calls"]]
         results.append([{key: output[key] for key in VALUES if key in output} for output in outputs])
     torch.save({"version": transformers.__version__, "results": results}, target)

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from decoders.tools.constraints import Beam, State, spread
+
 LOW = -1e9  # as good as never, and still a number
 
 
@@ -53,10 +55,11 @@ class Item:
 
 
 def search(text: Any, s: Any, stops: Callable[[Tensor], Tensor] | None, eos: Sequence[int], room: int,
-           scores_of: Callable[..., Tensor], generator: torch.Generator | None = None):
-    """(sequences (B * returned, new), their scores, beam_indices) of at most `room` new ids.
+           scores_of: Callable[..., Tensor], generator: torch.Generator | None = None,
+           constraints: Sequence[Any] = ()) -> tuple[list[Tensor], Tensor, list[list[int]]]:
+    """(new ids, their scores, the rows they went along), the best first, of at most `room` steps.
 
-    `text` has a row for each prompt. `scores_of(group, chosen)` gives the logarithms of chances (rows, V) after
+    `text` has a row for each prompt. `scores_of(step, chosen)` gives the logarithms of chances (rows, V) after
     all processors, where `chosen` are the tokens that earlier groups took in this step. `stops` (candidates
     (n, T + 1)) says which of them end, beside those that end with one of `eos`.
     """
@@ -66,6 +69,7 @@ def search(text: Any, s: Any, stops: Callable[[Tensor], Tensor] | None, eos: Seq
     sums = torch.full((B, groups, size), LOW, device=text.ids.device)
     sums[:, :, 0] = 0.0  # all beams begin alike
     paths: list[list[int]] = [[] for _ in range(B * N)]
+    states = [State(tuple(range(len(constraints))))] * (B * N)
     T, steps, going = text.ids.shape[1], 0, room > 0
     while going:
         steps += 1
@@ -73,27 +77,45 @@ def search(text: Any, s: Any, stops: Callable[[Tensor], Tensor] | None, eos: Seq
         rows, ends_all = [], True
         for group in range(groups):
             scores = scores_of(steps, chosen).view(B, groups, size, -1)[:, group]
+            scores = scores + sums[:, group, :, None]
             V = scores.shape[-1]
             kept = min(max(2, 1 + len(eos)) * size, size * V)
-            best, index = candidates((scores + sums[:, group, :, None]).flatten(1), kept, s.do_sample, generator)
-            beam, token = index // V, index % V
-            row = torch.arange(B, device=beam.device)[:, None] * N + group * size + beam
+            best, index = candidates(scores.flatten(1), kept, s.do_sample, generator)
+            row = torch.arange(B, device=index.device)[:, None] * N + group * size + index // V
+            token = index % V
             ended = torch.isin(token, torch.tensor(eos, device=token.device, dtype=torch.long))
-            if steps == room:
+            if steps == room and not constraints:
                 ended[:] = True
             elif stops is not None:
                 texts = torch.cat([text.ids[row.flatten()], token.view(-1, 1)], 1)
                 ended |= stops(texts).view_as(ended)
+
+            def end(b: int, row: int, token: int, total: float, item: Item) -> None:
+                new = torch.cat([text.ids[row, T:], text.ids.new_tensor([token])])
+                item.add(Ended(total / steps**s.length_penalty, new, [*paths[row], row]))
+
             for b in range(B):
                 for j in ended[b, :size].nonzero()[:, 0].tolist():
-                    at = int(row[b, j])
-                    new = torch.cat([text.ids[at, T:], token[b, j : j + 1]])
-                    items[b][group].add(Ended(float(best[b, j]) / steps**s.length_penalty, new, [*paths[at], at]))
+                    if not states[at := int(row[b, j])].after(int(token[b, j]), constraints).left:
+                        end(b, at, int(token[b, j]), float(best[b, j]), items[b][group])
             running = (best + ended * LOW).topk(size)
             sums[:, group] = running.values
-            rows.append((row.gather(1, running.indices), token.gather(1, running.indices)))
-            chosen = torch.cat([chosen, rows[-1][1]], 1)
-            ends_all = ends_all and bool(ended.all())
+            row, token = row.gather(1, running.indices), token.gather(1, running.indices)
+            if constraints:
+                beams = []
+                for b in range(B):
+                    own = slice(b * N, (b + 1) * N)
+                    beams += led(row[b], token[b], sums[b, 0], scores[b], states[own], b * N, constraints)
+                row, token = (text.ids.new_tensor([getattr(beam, key) for beam in beams]).view(B, N)
+                              for key in ("row", "token"))
+                sums = sums.new_tensor([beam.sum for beam in beams]).view(B, 1, N)
+                states = [beam.state for beam in beams]
+                for i, beam in enumerate(beams if steps == room else ()):
+                    if not beam.state.left:
+                        end(i // N, beam.row, beam.token, beam.sum, items[i // N][0])
+            rows.append((row, token))
+            chosen = torch.cat([chosen, token], 1)
+            ends_all = ends_all and (bool(ended.all()) or steps == room)
         index, new = (torch.stack(part, 1).flatten() for part in zip(*rows, strict=True))
         paths = [[*paths[i], i] for i in index.tolist()]
         for b in range(B):
@@ -106,6 +128,22 @@ def search(text: Any, s: Any, stops: Callable[[Tensor], Tensor] | None, eos: Seq
             text.reorder(index)
             text.append(new)
     return gathered([[e for item in row for e in item.ended] for row in items], s.num_return_sequences)
+
+
+def led(row: Tensor, token: Tensor, sums: Tensor, scores: Tensor, states: list[State], first: int,
+        constraints: Sequence[Any]) -> list[Beam]:
+    """One prompt's beams of the next step, from the best ones that do not end and from what leads each of the
+    last step's on. Its rows begin at `first`."""
+    triples = zip(row.tolist(), token.tolist(), sums.tolist(), strict=True)
+    pool = {(row, token): Beam(row, token, total, states[row - first].after(token, constraints))
+            for row, token, total in triples if total > LOW / 2}
+    for i, state in enumerate(states):
+        for token in state.steps(constraints):
+            total = float(scores[i, token])
+            if total > LOW / 2:  # else it is a copy of the first beam, as all others are in the beginning
+                pool.setdefault((first + i, token), Beam(first + i, token, total, state.after(token, constraints)))
+    beams = spread(list(pool.values()), constraints, len(states))
+    return beams + [beams[-1]._replace(sum=LOW)] * (len(states) - len(beams))
 
 
 def candidates(scores: Tensor, kept: int, do_sample: bool, generator: Any) -> tuple[Tensor, Tensor]:

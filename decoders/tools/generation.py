@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from decoders.tools import beams, processors
+from decoders.tools.constraints import DisjunctiveConstraint, PhrasalConstraint, constraints_of
 from decoders.tools.processors import Processor
 from decoders.tools.texts import Text, head_of
 
@@ -55,6 +56,8 @@ class GenerationConfig:
     length_penalty: float | None = 1.0  # sums of beams are divided by length ** this
     penalty_alpha: float | None = None  # contrastive search with top_k: weight of being unlike the past
     dola_layers: str | list[int] | None = None  # "low", "high" or layers whose prediction is taken away
+    force_words_ids: Any = None  # rows of ids that must come, or lists of rows of which one must
+    constraints: Any = None  # the same as PhrasalConstraint and DisjunctiveConstraint
     guidance_scale: float | None = None  # above 1: away from the negative prompt
     use_cache: bool | None = True
     # Filters, which are for sampling
@@ -157,6 +160,7 @@ def check_together(s: GenerationConfig, B: int, streamer: Any, assistant: Any, t
          "give assistant_model or prompt_lookup_num_tokens, not both"),
         (contrastive and (N > 1 or s.do_sample), "penalty_alpha (contrastive search) has no beams, no do_sample"),
         (contrastive and (s.top_k or 0) < 2, "penalty_alpha (contrastive search) needs top_k of 2 or more"),
+        (contrastive and s.guidance_scale not in (None, 1), "penalty_alpha and guidance_scale do not go together"),
         (contrastive and not s.use_cache, "penalty_alpha (contrastive search) needs use_cache"),
         (s.stop_strings and tokenizer is None, "stop_strings needs tokenizer=, to know the text of the tokens"),
     ):
@@ -280,6 +284,12 @@ class Run:
         self.processors = processors.listed(s, self.eos, n, n + self.room, mask, own, prefix_allowed_tokens_fn,
                                             times, diversity)
         self.careful = bool(own) or prefix_allowed_tokens_fn is not None
+        self.constraints = constraints_of(s)
+        needed = sum(min(map(len, one.ways)) for one in self.constraints)
+        if self.constraints and (s.num_beams == 1 or s.num_beam_groups > 1 or s.do_sample):
+            raise ValueError("constraints and force_words_ids need num_beams above 1, no groups and no do_sample")
+        if needed > self.room:
+            raise ValueError(f"the constraints need {needed} new tokens, and {self.room} may come")
         self.criteria = list(stopping_criteria or ())
         if s.stop_strings:
             self.criteria.append(stops_at(s.stop_strings, tokenizer))
@@ -366,15 +376,15 @@ class Run:
         while text.n < text.start + self.room:
             output = text.forward(**wanted)
             logits = text.logits(output)
+            scores = text.led(output, logits) if contrast is None else contrast(output, logits)
             if running is None:  # the prompt was read once for all that follow it
                 times = self.s.num_return_sequences
                 text.expand(times)
-                logits = logits.repeat_interleave(times, 0)
+                logits, scores = logits.repeat_interleave(times, 0), scores.repeat_interleave(times, 0)
                 output = repeated(output, times)
                 running = torch.ones(text.rows, dtype=torch.bool, device=logits.device)
                 stop = torch.tensor(self.eos, device=logits.device, dtype=torch.long)
-            contrasted = logits if contrast is None else contrast(output, logits)
-            scores = self.process(contrasted, text.ids)
+            scores = self.process(scores, text.ids)
             self.note(output, logits, scores)
             new = torch.where(running, self.choose(scores), self.pad)
             text.append(new)
@@ -389,31 +399,33 @@ class Run:
 
     def beams(self) -> None:
         text, s, kept = self.text, self.s, {}
+        N, groups = s.num_beams, s.num_beam_groups
 
         def scores_of(step: int, chosen: Tensor) -> Tensor:
             if not chosen.numel():
                 output = text.forward(**self.wanted)
                 logits = text.logits(output)
+                scores = text.led(output, logits.log_softmax(-1))
                 if step == 1:
-                    text.expand(s.num_beams)
-                    logits, output = logits.repeat_interleave(s.num_beams, 0), repeated(output, s.num_beams)
-                kept.update(output=output, logits=logits, scores=logits.log_softmax(-1), parts=[])
+                    text.expand(N)
+                    logits, scores = logits.repeat_interleave(N, 0), scores.repeat_interleave(N, 0)
+                    output = repeated(output, N)
+                kept.update(output=output, logits=logits, scores=scores, parts=[])
             if self.diversity:
                 self.diversity.chosen = chosen
             scores = self.process(kept["scores"], text.ids)
-            kept["parts"].append(scores.view(-1, s.num_beam_groups, s.num_beams // s.num_beam_groups,
-                                             scores.shape[-1])[:, len(kept["parts"])])
-            if len(kept["parts"]) == s.num_beam_groups:
-                whole = torch.stack(kept["parts"], 1).flatten(0, 2)
-                self.note(kept["output"], kept["logits"], whole)
+            by_group = scores.view(-1, groups, N // groups, scores.shape[-1])
+            kept["parts"].append(by_group[:, len(kept["parts"])])
+            if len(kept["parts"]) == groups:
+                self.note(kept["output"], kept["logits"], torch.stack(kept["parts"], 1).flatten(0, 2))
             return scores
 
         stops = (lambda ids: self.stopped(ids, None)) if self.criteria else None
         prompts = text.ids
-        new, scores, paths = beams.search(text, s, stops, self.eos, self.room, scores_of, self.generator)
+        new, scores, paths = beams.search(text, s, stops, self.eos, self.room, scores_of, self.generator,
+                                          self.constraints)
         longest = max(map(len, new))
-        filler = self.pad
-        rows = [F.pad(ids, (0, longest - len(ids)), value=filler) for ids in new]
+        rows = [F.pad(ids, (0, longest - len(ids)), value=self.pad) for ids in new]
         prompts = prompts.repeat_interleave(s.num_return_sequences, 0)
         self.found["sequences"] = torch.cat([prompts, torch.stack(rows)], 1)
         if s.return_dict_in_generate:
@@ -441,7 +453,6 @@ class Run:
             scores = self.process(logits, ids)
             self.note(output, logits, scores)
             chances, tokens = scores.softmax(-1).topk(k)  # (B, k)
-            n = text.ids.shape[1]
             text.append(tokens.flatten())
             output = text.forward(**{**self.wanted, "output_hidden_states": True})
             state = F.normalize(output.hidden_states[-1].float(), dim=-1).view(B, k, -1)
@@ -609,7 +620,7 @@ class DoLa:
         n = next(getattr(config, key) for key in ("num_hidden_layers", "num_layers", "n_layer") if hasattr(config, key))
         first = 0 if not config.tie_word_embeddings else {1: 0, 2: 1}.get(n, 2)  # tied: 0 would say the token itself
         if layers == "low":
-            found = [first] if first == n // 2 else list(range(first, n // 2 if n <= 40 else 20, 2))
+            found = list(range(first, n // 2 if n <= 40 else 20, 2)) or [first]
         elif layers == "high":
             found = list(range(n // 2 if n <= 40 else n - 20, n, 2))
         else:

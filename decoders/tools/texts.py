@@ -69,11 +69,14 @@ class Text:
 
     def logits(self, output: Any) -> Tensor:
         """(rows, V) in float32, of the newest ids."""
-        logits = output.logits[:, -1].float()
+        return output.logits[: self.rows, -1].float()
+
+    def led(self, output: Any, logits: Tensor) -> Tensor:
+        """The same led away from what the second rows say, as logarithms."""
         if not self.guided:
             return logits
-        own, other = logits.log_softmax(-1).split(self.rows)
-        return other + self.scale * (own - other)
+        other = output.logits[self.rows :, -1].float().log_softmax(-1)
+        return other + self.scale * (logits.log_softmax(-1) - other)
 
     def append(self, new: Tensor) -> None:
         """(rows,) or (rows, k) ids."""
