@@ -18,18 +18,20 @@ from tests.families import FAMILIES, LENGTH, Family, inputs
 FILE = Path(__file__).with_name("golden_generation.json")
 EOS = [3, 17, 40, 77]
 COMMON = {"max_new_tokens": 14, "eos_token_id": EOS, "pad_token_id": 1}
+WORDS = [id for id in range(101) if id not in inputs(101)[0] and id not in EOS][:5]  # 4.50.3 looks for them in the prompt too
 CASES = {
     "contrastive": {"penalty_alpha": 0.6, "top_k": 4}, "contrastive, two": {"penalty_alpha": 0.9, "top_k": 2},
-    "contrastive, penalty": {"penalty_alpha": 0.3, "top_k": 8, "repetition_penalty": 1.5},
+    "contrastive, no repeats": {"penalty_alpha": 0.3, "top_k": 8, "no_repeat_ngram_size": 1},
     "dola low": {"dola_layers": "low", "repetition_penalty": 1.2}, "dola high": {"dola_layers": "high"}, "dola list": {"dola_layers": [0, 1]},
     "two groups": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0, "num_return_sequences": 4},
-    "four groups": {"num_beams": 4, "num_beam_groups": 4, "diversity_penalty": 3.0, "num_return_sequences": 4, "repetition_penalty": 1.3},
+    "four groups": {"num_beams": 4, "num_beam_groups": 4, "diversity_penalty": 3.0, "num_return_sequences": 4, "no_repeat_ngram_size": 2},
     "three groups, early": {"num_beams": 6, "num_beam_groups": 3, "diversity_penalty": 0.5, "num_return_sequences": 6, "early_stopping": True},
     "two groups, long": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 2.0, "length_penalty": 2.0, "early_stopping": "never"},
-    "phrase": {"num_beams": 4, "force_words_ids": [[5, 9]], "num_return_sequences": 2},
-    "two phrases": {"num_beams": 5, "force_words_ids": [[5], [11, 12, 13]], "num_return_sequences": 2},
-    "either": {"num_beams": 4, "force_words_ids": [[[5, 9], [5, 10, 11], [60]]]},
-    "phrase and either": {"num_beams": 6, "force_words_ids": [[7, 8], [[30, 31], [32]]], "num_return_sequences": 3},
+    # A phrase as the one way of several: a phrase alone 4.50.3 goes on with from its second token after a wrong one
+    "word": {"num_beams": 4, "force_words_ids": [[[WORDS[0]]]]}, "phrase": {"num_beams": 4, "force_words_ids": [[WORDS[:2]]]},
+    "two phrases": {"num_beams": 5, "force_words_ids": [[WORDS[:1]], [WORDS[1:4]]]},
+    "either": {"num_beams": 4, "force_words_ids": [[WORDS[:2], [WORDS[0], WORDS[3], WORDS[4]], WORDS[4:5]]]},
+    "phrase and either": {"num_beams": 6, "force_words_ids": [[WORDS[:2]], [WORDS[2:4], WORDS[4:5]]]},
 }  # fmt: skip
 
 
@@ -37,12 +39,12 @@ def calls() -> dict[str, dict]:
     """Name -> arguments: a batch whose rows are as long, and one with padding."""
     found = {}
     for name, options in CASES.items():
-        for padded in (False, True):
+        for padded in (False, True) if "dola" not in name else ():
             ids, mask = inputs(101, padded=padded)
             found[f"{name}, {'padded' if padded else 'whole'}"] = {"input_ids": ids, "attention_mask": mask, **COMMON, **options}
-        if "dola" in name:  # which 4.50 chooses for a batch as a whole
+        for row in (0, 1) if "dola" in name else ():  # whose layer 4.50.3 chooses for a batch as a whole
             ids, mask = inputs(101)
-            found[f"{name}, alone"] = {"input_ids": ids[1:], "attention_mask": mask[1:], **COMMON, **options}
+            found[f"{name}, row {row}"] = {"input_ids": ids[row : row + 1], "attention_mask": mask[row : row + 1], **COMMON, **options}
     return found
 
 

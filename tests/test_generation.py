@@ -7,7 +7,7 @@ import torch
 
 from decoders.tools import generation
 from tests import golden_generation
-from tests.families import LENGTH, PADDED, inputs
+from tests.families import LENGTH, inputs
 
 EOS = [3, 17, 40, 77]  # several, so that texts of 101 tokens come to an end
 

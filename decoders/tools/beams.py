@@ -9,12 +9,18 @@ from torch import Tensor
 from decoders.tools.constraints import Beam, State, spread
 
 LOW = -1e9  # as good as never, and still a number
+NOBODY = -1  # in place of a token of a group that has ended
 
 
 class Ended(NamedTuple):
     score: float  # sum of logarithms over length ** length_penalty
     ids: Tensor  # (new,)
     path: list[int]  # the row it went along in each step
+    whole: bool = True  # whether it meets all constraints: those that do not come last
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        return self.whole, self.score
 
 
 class Diversity:
@@ -26,7 +32,7 @@ class Diversity:
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
         B, V = len(self.chosen), scores.shape[-1]
-        times = torch.stack([row.bincount(minlength=V) for row in self.chosen])
+        times = torch.stack([row[row != NOBODY].bincount(minlength=V) for row in self.chosen])
         return scores - self.penalty * times.repeat_interleave(len(scores) // B, 0)
 
 
@@ -36,21 +42,26 @@ class Item:
     def __init__(self, size: int, s: Any, room: int):
         self.size, self.s, self.room = size, s, room
         self.ended: list[Ended] = []
-        self.hopeful = True  # whether a running beam may still be better than what has ended
+        self.open = self.hopeful = True  # whether a running beam may still be better than what has ended
 
     @property
     def full(self) -> bool:
         return len(self.ended) == self.size
 
+    def begin(self) -> None:
+        """Before a step: whether what ends in it counts."""
+        self.open = self.hopeful and not (self.full and self.s.early_stopping is True)
+
     def add(self, ended: Ended) -> None:
-        if self.hopeful and not (self.full and self.s.early_stopping is True):
-            self.ended = sorted([*self.ended, ended], key=lambda e: -e.score)[: self.size]
+        if self.open:
+            self.ended = sorted([*self.ended, ended], key=lambda e: e.rank, reverse=True)[: self.size]
 
     def look(self, best: float, steps: int) -> None:
-        """After a step: `best` is the sum of the best running beam."""
+        """After a step: `best` is the sum of the best beam. In 5.x that is one that runs on; 4.50, which alone
+        has groups and constraints, counts those that have just ended too, and so goes on for a step more."""
         penalty = self.s.length_penalty
         length = self.room if self.s.early_stopping == "never" and penalty > 0 else steps
-        if self.full and best / length**penalty <= self.ended[-1].score:
+        if self.full and self.ended[-1].whole and best / length**penalty <= self.ended[-1].score:
             self.hopeful = False
 
 
@@ -76,6 +87,8 @@ def search(text: Any, s: Any, stops: Callable[[Tensor], Tensor] | None, eos: Seq
         chosen = torch.empty(B, 0, dtype=torch.long, device=text.ids.device)
         rows, ends_all = [], True
         for group in range(groups):
+            for b in range(B):
+                items[b][group].begin()
             scores = scores_of(steps, chosen).view(B, groups, size, -1)[:, group]
             scores = scores + sums[:, group, :, None]
             V = scores.shape[-1]
@@ -83,22 +96,17 @@ def search(text: Any, s: Any, stops: Callable[[Tensor], Tensor] | None, eos: Seq
             best, index = candidates(scores.flatten(1), kept, s.do_sample, generator)
             row = torch.arange(B, device=index.device)[:, None] * N + group * size + index // V
             token = index % V
-            ended = torch.isin(token, torch.tensor(eos, device=token.device, dtype=torch.long))
-            if steps == room and not constraints:
-                ended[:] = True
-            elif stops is not None:
+            stopped = torch.isin(token, torch.tensor(eos, device=token.device, dtype=torch.long))
+            if stops is not None:
                 texts = torch.cat([text.ids[row.flatten()], token.view(-1, 1)], 1)
-                ended |= stops(texts).view_as(ended)
-
-            def end(b: int, row: int, token: int, total: float, item: Item) -> None:
-                new = torch.cat([text.ids[row, T:], text.ids.new_tensor([token])])
-                item.add(Ended(total / steps**s.length_penalty, new, [*paths[row], row]))
-
+                stopped |= stops(texts).view_as(stopped)
+            ended = stopped if steps < room or constraints else torch.ones_like(stopped)
             for b in range(B):
                 for j in ended[b, :size].nonzero()[:, 0].tolist():
                     if not states[at := int(row[b, j])].after(int(token[b, j]), constraints).left:
-                        end(b, at, int(token[b, j]), float(best[b, j]), items[b][group])
-            running = (best + ended * LOW).topk(size)
+                        items[b][group].add(ended_with(text.ids[at, T:], token[b, j], best[b, j], paths[at], at, s))
+            best_ended = best[:, 0].tolist() if groups > 1 or constraints else None
+            running = best.masked_fill(stopped, LOW).topk(size)
             sums[:, group] = running.values
             row, token = row.gather(1, running.indices), token.gather(1, running.indices)
             if constraints:
@@ -111,16 +119,18 @@ def search(text: Any, s: Any, stops: Callable[[Tensor], Tensor] | None, eos: Seq
                 sums = sums.new_tensor([beam.sum for beam in beams]).view(B, 1, N)
                 states = [beam.state for beam in beams]
                 for i, beam in enumerate(beams if steps == room else ()):
-                    if not beam.state.left:
-                        end(i // N, beam.row, beam.token, beam.sum, items[i // N][0])
+                    last = ended_with(text.ids[beam.row, T:], beam.token, beam.sum, paths[beam.row], beam.row, s)
+                    if beam.sum > LOW / 2:
+                        items[i // N][0].add(last._replace(whole=not beam.state.left))
             rows.append((row, token))
+            for b in range(B):
+                items[b][group].look(float(sums[b, group, 0]) if best_ended is None else best_ended[b], steps)
+            rests = torch.tensor([not items[b][group].open for b in range(B)], device=token.device)
+            token = token.masked_fill(rests[:, None], NOBODY)
             chosen = torch.cat([chosen, token], 1)
-            ends_all = ends_all and (bool(ended.all()) or steps == room)
+            ends_all = ends_all and (steps == room or bool(stopped.all()))
         index, new = (torch.stack(part, 1).flatten() for part in zip(*rows, strict=True))
         paths = [[*paths[i], i] for i in index.tolist()]
-        for b in range(B):
-            for group in range(groups):
-                items[b][group].look(float(sums[b, group, 0]), steps)
         everyone = [item for row in items for item in row]
         full = s.early_stopping is True and all(item.full for item in everyone)
         going = any(item.hopeful for item in everyone) and not full and not ends_all
@@ -128,6 +138,12 @@ def search(text: Any, s: Any, stops: Callable[[Tensor], Tensor] | None, eos: Seq
             text.reorder(index)
             text.append(new)
     return gathered([[e for item in row for e in item.ended] for row in items], s.num_return_sequences)
+
+
+def ended_with(ids: Tensor, token: Any, total: Any, path: list[int], row: int, s: Any) -> Ended:
+    """The beam at `row`, whose new ids were `ids`, with one more."""
+    new = torch.cat([ids, ids.new_tensor([int(token)])])
+    return Ended(float(total) / len(new) ** s.length_penalty, new, [*path, row])
 
 
 def led(row: Tensor, token: Tensor, sums: Tensor, scores: Tensor, states: list[State], first: int,
@@ -156,5 +172,5 @@ def candidates(scores: Tensor, kept: int, do_sample: bool, generator: Any) -> tu
 
 def gathered(items: list[list[Ended]], count: int) -> tuple[list[Tensor], Tensor, list[list[int]]]:
     """Of each prompt the `count` best."""
-    best = [e for ended in items for e in sorted(ended, key=lambda e: -e.score)[:count]]
+    best = [e for ended in items for e in sorted(ended, key=lambda e: e.rank, reverse=True)[:count]]
     return [e.ids for e in best], torch.tensor([e.score for e in best]), [e.path for e in best]
