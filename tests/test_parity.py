@@ -164,7 +164,7 @@ def test_same_seed_draws_the_same_tokens(family, options):
     ours, theirs = family.pair()
     ids, mask = inputs(101, padded=True)
     torch.manual_seed(11)
-    a = generation.generate(ours, ids, mask, max_new_tokens=25, do_sample=True, eos_token_id=None, **options)
+    a = generation.generate(ours, ids, mask, max_new_tokens=25, do_sample=True, eos_token_id=None, **{"top_k": 0, **options})
     torch.manual_seed(11)
     b = theirs.generate(ids, attention_mask=mask, max_new_tokens=25, do_sample=True, eos_token_id=None,
                         **{"pad_token_id": 0, "top_k": 0, **options})  # fmt: skip

@@ -394,7 +394,7 @@ def modern_phi3(d: dict) -> dict:
     if d.get("head_dim") is None:
         check_divides(d, "num_attention_heads", "hidden_size")
     check_divides(d, "num_key_value_heads", "num_attention_heads")
-    check_pad(d)
+    check_pad({"pad_token_id": 32000, **d})  # the documented default
     size = d.get("head_dim") or d["hidden_size"] // d["num_attention_heads"]
     return longrope(d, check_rotation(d, size, 1.0))
 
