@@ -8,6 +8,8 @@ import torch
 
 from decoders import fuyu, gpt_neo, tokenize, weights
 from decoders.tools import generation
+from decoders.tools.beams import Ended, Item
+from decoders.tools.constraints import Beam, State, spread
 from tests import golden_generation
 from tests.conftest import ROOT
 from tests.families import GPT_NEO, LENGTH, LONGROPE, PADDED, PHI3, inputs
@@ -40,6 +42,8 @@ BEAMS = {
     "short": {"num_beams": 4, "length_penalty": -1.0}, "no penalty": {"num_beams": 4, "length_penalty": 0.0}, "all": {"num_beams": 4, "num_return_sequences": 4},
     "min_length": {"num_beams": 3, "min_length": LENGTH + 6}, "penalties": {"num_beams": 3, "repetition_penalty": 1.5, "no_repeat_ngram_size": 2},
     "forced": {"num_beams": 3, "forced_eos_token_id": 17}, "prefix": {"num_beams": 3, "prefix_allowed_tokens_fn": lambda text, ids: range(text, 101, 3)},
+    **{f"many stops, {early}, {penalty}": {"num_beams": 4, "early_stopping": early, "length_penalty": penalty, "num_return_sequences": 4, "eos_token_id": list(range(0, 101, 4))}
+       for early in (True, False, "never") for penalty in (0.5, 2.0)},
     "sampled": {"num_beams": 3, "do_sample": True, "top_k": 0}, "sampled, filters": {"num_beams": 3, "do_sample": True, "top_k": 20, "temperature": 0.8, "num_return_sequences": 2},
 }  # fmt: skip
 
@@ -161,6 +165,25 @@ def test_constraints_are_met_by_every_beam_that_has_the_room(family):
     for row in found[:, LENGTH:].tolist():
         text = " " + " ".join(map(str, row)) + " "
         assert " 50 50 51 " in text and (" 60 61 " in text or " 62 " in text)
+
+
+def test_never_looks_to_the_last_length():
+    """An ended beam of -1.0; a running one of -5.0 after 5 of 10 steps could still come to -0.5."""
+    for early, hopeful in (("never", True), (False, False)):
+        item = Item(1, generation.GenerationConfig(early_stopping=early), 10)
+        item.add(Ended(-1.0, torch.tensor([3]), [0]))
+        item.look(-5.0, 5)
+        assert item.hopeful is hopeful
+
+
+def test_every_bank_of_constraints_keeps_its_best():
+    one = [generation.PhrasalConstraint([1, 2]), generation.PhrasalConstraint([3])]
+    states = {"none": State((0, 1)), "begun": State((0, 1), 0, (1,)), "three": State((0,)), "all": State(())}
+    assert [states[key].bank(one) for key in states] == [0, 1, 2, 4]
+    pool = [Beam(i, 0, total, states[key]) for i, (key, total) in enumerate([("none", -1.0), ("none", -2.0), ("all", -9.0), ("three", -5.0), ("three", -4.0), ("begun", -6.0)])]
+    assert [beam.row for beam in spread(pool, one, 6)] == [2, 4, 5, 0, 3, 1] and [beam.row for beam in spread(pool, one, 3)] == [2, 4, 5]
+    after = states["begun"].after(1, one)  # a wrong token that begins the phrase anew
+    assert after == State((0, 1), 0, (1,)) and after.after(2, one) == State((1,)) and states["begun"].after(3, one) == State((0,))
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"penalty_alpha": 0.5, "top_k": 3}, {"dola_layers": "high"}, {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0},
@@ -439,7 +462,7 @@ WRONG = [
     ({"force_words_ids": [[1, 2, 3], [4, 5]], "num_beams": 2}, "the constraints need 5 new tokens, and 3 may come"), ({"force_words_ids": [[[1], [1, 2]]], "num_beams": 2}, "none may begin another"),
     ({"constraints": [3], "num_beams": 2}, "constraints must be PhrasalConstraint or"), ({"negative_prompt_ids": IDS}, "negative_prompt_ids needs guidance_scale"),
     ({"negative_prompt_ids": IDS[:1], "guidance_scale": 2}, "negative_prompt_ids has 1 rows, input_ids 2"), ({"max_length": 5, "max_new_tokens": None}, "max_length 5 leaves no room after a prompt of 23 tokens"),
-    ({"min_new_tokens": 9}, "ask for more than the 3 new tokens"), ({"top_p": 0}, "top_p must be a number from 1e-30 to 1, not 0"), ({"num_beams": 0}, "num_beams must be a whole number from 1"),
+    ({"min_new_tokens": 9}, "ask for more than the 3 new"), ({"top_p": 0}, "top_p must be a number from 1e-30 to 1, not 0"), ({"num_beams": 0}, "num_beams must be a whole number from 1"),
     ({"num_beams": 2.5}, "num_beams must be a whole number"), ({"top_k": -1}, "top_k must be"), ({"temperature": float("inf")}, "temperature must be"), ({"max_new_tokens": "3"}, "max_new_tokens must be a whole number"),
     ({"repetition_penalty": float("nan")}, "repetition_penalty must be"), ({"guidance_scale": -1}, "guidance_scale must be"), ({"inputs_embeds": torch.zeros(2, 3, 48)}, "give either input_ids or inputs_embeds"),
     ({"logits_processor": [lambda ids, scores: scores[:, :5]]}, r"a logits processor must give \(2, 101\) logits, not \(2, 5\)"), ({"logits_processor": [lambda ids, scores: None]}, "not NoneType"),

@@ -57,8 +57,8 @@ class Item:
             self.ended = sorted([*self.ended, ended], key=lambda e: e.rank, reverse=True)[: self.size]
 
     def look(self, best: float, steps: int) -> None:
-        """After a step: `best` is the sum of the best beam. In 5.x that is one that runs on; 4.50, which alone
-        has groups and constraints, counts those that have just ended too, and so goes on for a step more."""
+        """After a step: `best` is the sum of the best beam. In 5.x that is one that runs on; 4.50, which
+        alone has groups and constraints, counts those that have just ended too: it goes on a step longer."""
         penalty = self.s.length_penalty
         length = self.room if self.s.early_stopping == "never" and penalty > 0 else steps
         if self.full and self.ended[-1].whole and best / length**penalty <= self.ended[-1].score:
@@ -70,9 +70,9 @@ def search(text: Any, s: Any, stops: Callable[[Tensor], Tensor] | None, eos: Seq
            constraints: Sequence[Any] = ()) -> tuple[list[Tensor], Tensor, list[list[int]]]:
     """(new ids, their scores, the rows they went along), the best first, of at most `room` steps.
 
-    `text` has a row for each prompt. `scores_of(step, chosen)` gives the logarithms of chances (rows, V) after
-    all processors, where `chosen` are the tokens that earlier groups took in this step. `stops` (candidates
-    (n, T + 1)) says which of them end, beside those that end with one of `eos`.
+    `text` has a row for each prompt. `scores_of(step, chosen)` gives the logarithms of chances (rows, V)
+    after all processors, where `chosen` are the tokens that earlier groups took in this step. `stops`
+    (candidates (n, T + 1)) says which of them end, beside those that end with one of `eos`.
     """
     B, N, groups = text.rows, s.num_beams, s.num_beam_groups
     size = N // groups
@@ -103,8 +103,9 @@ def search(text: Any, s: Any, stops: Callable[[Tensor], Tensor] | None, eos: Seq
             ended = stopped if steps < room or constraints else torch.ones_like(stopped)
             for b in range(B):
                 for j in ended[b, :size].nonzero()[:, 0].tolist():
-                    if not states[at := int(row[b, j])].after(int(token[b, j]), constraints).left:
-                        items[b][group].add(ended_with(text.ids[at, T:], token[b, j], best[b, j], paths[at], at, s))
+                    at, id = int(row[b, j]), int(token[b, j])
+                    if not states[at].after(id, constraints).left:
+                        items[b][group].add(ended_with(text.ids[at, T:], id, best[b, j], paths[at], at, s))
             best_ended = best[:, 0].tolist() if groups > 1 or constraints else None
             running = best.masked_fill(stopped, LOW).topk(size)
             sums[:, group] = running.values
@@ -119,7 +120,8 @@ def search(text: Any, s: Any, stops: Callable[[Tensor], Tensor] | None, eos: Seq
                 sums = sums.new_tensor([beam.sum for beam in beams]).view(B, 1, N)
                 states = [beam.state for beam in beams]
                 for i, beam in enumerate(beams if steps == room else ()):
-                    last = ended_with(text.ids[beam.row, T:], beam.token, beam.sum, paths[beam.row], beam.row, s)
+                    at, ids = beam.row, text.ids[beam.row, T:]
+                    last = ended_with(ids, beam.token, beam.sum, paths[at], at, s)
                     if beam.sum > LOW / 2:
                         items[i // N][0].add(last._replace(whole=not beam.state.left))
             rows.append((row, token))
@@ -140,9 +142,9 @@ def search(text: Any, s: Any, stops: Callable[[Tensor], Tensor] | None, eos: Seq
     return gathered([[e for item in row for e in item.ended] for row in items], s.num_return_sequences)
 
 
-def ended_with(ids: Tensor, token: Any, total: Any, path: list[int], row: int, s: Any) -> Ended:
+def ended_with(ids: Tensor, token: int, total: Any, path: list[int], row: int, s: Any) -> Ended:
     """The beam at `row`, whose new ids were `ids`, with one more."""
-    new = torch.cat([ids, ids.new_tensor([int(token)])])
+    new = torch.cat([ids, ids.new_tensor([token])])
     return Ended(float(total) / len(new) ** s.length_penalty, new, [*path, row])
 
 
@@ -157,7 +159,8 @@ def led(row: Tensor, token: Tensor, sums: Tensor, scores: Tensor, states: list[S
         for token in state.steps(constraints):
             total = float(scores[i, token])
             if total > LOW / 2:  # else it is a copy of the first beam, as all others are in the beginning
-                pool.setdefault((first + i, token), Beam(first + i, token, total, state.after(token, constraints)))
+                beam = Beam(first + i, token, total, state.after(token, constraints))
+                pool.setdefault((first + i, token), beam)
     beams = spread(list(pool.values()), constraints, len(states))
     return beams + [beams[-1]._replace(sum=LOW)] * (len(states) - len(beams))
 

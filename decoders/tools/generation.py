@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from decoders.tools import beams, processors
-from decoders.tools.constraints import DisjunctiveConstraint, PhrasalConstraint, constraints_of
+from decoders.tools.constraints import DisjunctiveConstraint, PhrasalConstraint, constraints_of  # noqa: F401
 from decoders.tools.processors import Processor
 from decoders.tools.texts import Text, head_of
 
@@ -84,7 +84,7 @@ class GenerationConfig:
     prompt_lookup_num_tokens: int | None = None  # propose at most so many from where the text was before
     max_matching_ngram_size: int | None = None  # found by as many last tokens at most; None: 2
     num_assistant_tokens: int | None = 20  # proposed by assistant_model at most
-    num_assistant_tokens_schedule: str | None = "heuristic"  # more after success, fewer after failure; constant
+    num_assistant_tokens_schedule: str | None = "heuristic"  # more after success, fewer after failure
     assistant_confidence_threshold: float | None = 0.4  # the assistant ends where it is less sure
     # What comes back
     num_return_sequences: int | None = 1  # texts for each prompt
@@ -103,8 +103,9 @@ NUMBERS = {  # name -> (type, least, most)
     "max_length": (int, 1, math.inf), "max_new_tokens": (int, 0, math.inf), "min_length": (int, 0, math.inf),
     "min_new_tokens": (int, 0, math.inf), "max_time": (float, 0, math.inf), "num_beams": (int, 1, 1e6),
     "num_beam_groups": (int, 1, 1e6), "diversity_penalty": (float, 0, 1e30), "top_k": (int, 0, math.inf),
-    "length_penalty": (float, -1e30, 1e30), "penalty_alpha": (float, 0, 1), "temperature": (float, 1e-30, 1e30),
-    "guidance_scale": (float, 1e-30, 1e30), "top_p": (float, 1e-30, 1), "min_p": (float, 0, 1),
+    "length_penalty": (float, -1e30, 1e30), "penalty_alpha": (float, 0, 1),
+    "temperature": (float, 1e-30, 1e30), "guidance_scale": (float, 1e-30, 1e30),
+    "top_p": (float, 1e-30, 1), "min_p": (float, 0, 1),
     "typical_p": (float, 1e-30, 1), "epsilon_cutoff": (float, 0, 1), "eta_cutoff": (float, 0, 1),
     "repetition_penalty": (float, 1e-30, 1e30), "no_repeat_ngram_size": (int, 0, math.inf),
     "prompt_lookup_num_tokens": (int, 1, math.inf), "max_matching_ngram_size": (int, 1, math.inf),
@@ -146,23 +147,26 @@ def check_together(s: GenerationConfig, B: int, streamer: Any, assistant: Any, t
     assisted = assistant is not None or s.prompt_lookup_num_tokens is not None
     contrastive, N, R = s.penalty_alpha is not None, s.num_beams, s.num_return_sequences
     for wrong, told in (
-        (N > 1 and streamer is not None, "beams change their text until the end: a streamer needs num_beams=1"),
+        (N > 1 and streamer is not None, "beams change their text to the end: a streamer needs num_beams=1"),
         (N % s.num_beam_groups, f"num_beam_groups {s.num_beam_groups} does not divide num_beams {N}"),
         (N > 1 and R > N, f"num_return_sequences {R} is more than num_beams {N}"),
         (N == 1 and R > 1 and not s.do_sample, f"num_return_sequences {R} needs do_sample=True or num_beams"),
-        (s.num_beam_groups > 1 and s.do_sample, "num_beam_groups has no do_sample: groups differ by a penalty"),
+        (s.num_beam_groups > 1 and s.do_sample, "num_beam_groups has no do_sample: a penalty parts them"),
         (s.num_beam_groups == 1 and s.diversity_penalty, "diversity_penalty needs num_beam_groups above 1"),
-        (s.early_stopping not in (True, False, None, "never"), "early_stopping must be True, False or 'never'"),
+        (s.early_stopping not in (True, False, None, "never"),
+         "early_stopping must be True, False or 'never'"),
         (assisted and (N > 1 or contrastive or s.dola_layers or s.guidance_scale not in (None, 1)),
-         "assisted decoding is greedy or plain sampling: no beams, penalty_alpha, dola_layers, guidance_scale"),
+         "assisted decoding is greedy or plain sampling: no beams, contrastive search, DoLa, guidance"),
         (assisted and B * R > 1, f"assisted decoding follows one text, not {B * R}"),
         (assistant is not None and s.prompt_lookup_num_tokens is not None,
          "give assistant_model or prompt_lookup_num_tokens, not both"),
-        (contrastive and (N > 1 or s.do_sample), "penalty_alpha (contrastive search) has no beams, no do_sample"),
+        (contrastive and (N > 1 or s.do_sample),
+         "penalty_alpha (contrastive search) has no beams and no do_sample"),
         (contrastive and (s.top_k or 0) < 2, "penalty_alpha (contrastive search) needs top_k of 2 or more"),
-        (contrastive and s.guidance_scale not in (None, 1), "penalty_alpha and guidance_scale do not go together"),
+        (contrastive and s.guidance_scale not in (None, 1),
+         "penalty_alpha and guidance_scale do not go together"),
         (contrastive and not s.use_cache, "penalty_alpha (contrastive search) needs use_cache"),
-        (s.stop_strings and tokenizer is None, "stop_strings needs tokenizer=, to know the text of the tokens"),
+        (s.stop_strings and tokenizer is None, "stop_strings needs tokenizer=, for the text of the tokens"),
     ):
         if wrong:
             raise ValueError(told)
@@ -223,8 +227,8 @@ def stream(model: nn.Module, input_ids: Tensor | None = None, attention_mask: Te
            tokenizer: Any = None, **options) -> Iterator[Any]:
     """What `generate` gives, piece by piece: (rows,) new ids a step, or with `tokenizer` the text of the one
     row as it is complete."""
-    names = inspect.signature(Run).parameters.keys() - {"settings"}
-    given = {name: options.pop(name, None) for name in names - {"model", "input_ids", "attention_mask", "tokenizer"}}
+    own = {"model", "input_ids", "attention_mask", "tokenizer", "settings"}
+    given = {name: options.pop(name, None) for name in inspect.signature(Run).parameters.keys() - own}
     run = Run(model, input_ids, attention_mask, tokenizer=tokenizer, settings=options, **given)
     if run.s.num_beams > 1:
         raise ValueError("beams change their text until the end: there is nothing to stream")
@@ -281,13 +285,13 @@ class Run:
         diversity = beams.Diversity(s.diversity_penalty) if s.num_beam_groups > 1 else None
         self.diversity = diversity
         times = s.num_return_sequences if s.num_beams == 1 else s.num_beams
-        self.processors = processors.listed(s, self.eos, n, n + self.room, mask, own, prefix_allowed_tokens_fn,
-                                            times, diversity)
+        self.processors = processors.listed(s, self.eos, n, n + self.room, mask, own,
+                                            prefix_allowed_tokens_fn, times, diversity)
         self.careful = bool(own) or prefix_allowed_tokens_fn is not None
         self.constraints = constraints_of(s)
         needed = sum(min(map(len, one.ways)) for one in self.constraints)
         if self.constraints and (s.num_beams == 1 or s.num_beam_groups > 1 or s.do_sample):
-            raise ValueError("constraints and force_words_ids need num_beams above 1, no groups and no do_sample")
+            raise ValueError("constraints and force_words_ids need num_beams above 1, no groups, no sampling")
         if needed > self.room:
             raise ValueError(f"the constraints need {needed} new tokens, and {self.room} may come")
         self.criteria = list(stopping_criteria or ())
@@ -297,7 +301,8 @@ class Run:
             end = time.monotonic() + s.max_time
             self.criteria.append(lambda ids, scores: time.monotonic() > end)
         self.wanted = {key: True for key in ("output_attentions", "output_hidden_states") if getattr(s, key)}
-        self.record: dict[str, list] = {key: [] for key in ("scores", "logits", "attentions", "hidden_states")}
+        kinds = ("scores", "logits", "attentions", "hidden_states")
+        self.record: dict[str, list] = {key: [] for key in kinds}
         self.found: dict[str, Any] = {}  # what else the strategy leaves for the output
 
     # ---- What every strategy does ----
@@ -311,15 +316,15 @@ class Run:
                 found = tuple(getattr(scores, "shape", ())) or type(scores).__name__
                 raise ValueError(f"a logits processor must give {tuple(logits.shape)} logits, not {found}")
         if self.careful and not (scores.amax(-1) > -math.inf).all():  # NaN too
-            raise ValueError("a logits processor left no token to choose: all logits of a row are -inf, or NaN")
+            raise ValueError("a logits processor left no token to choose: all of a row is -inf, or NaN")
         return scores
 
     def note(self, output: Any, logits: Tensor, scores: Tensor) -> None:
         """Keep what is to come back."""
         s = self.s
         if s.return_dict_in_generate:
-            for key, wanted, value in (("scores", s.output_scores, scores), ("logits", s.output_logits, logits)):
-                if wanted:
+            for key, value in (("scores", scores), ("logits", logits)):
+                if getattr(s, f"output_{key}"):
                     self.record[key].append(value)
             for key in ("attentions", "hidden_states"):
                 if getattr(s, f"output_{key}"):
@@ -435,7 +440,7 @@ class Run:
     # ---- Contrastive search ----
 
     def contrastive(self) -> Iterator[Tensor]:
-        """Of the top_k likeliest tokens that which makes (1 - alpha) * chance - alpha * likeness largest, where
+        """Of the top_k likeliest tokens that which makes (1 - alpha) * chance - alpha * likeness largest;
         likeness is the cosine to the nearest hidden state before. Su et al. (2022), arXiv:2202.06417."""
         text, k, alpha = self.text, self.s.top_k, self.s.penalty_alpha
         B = text.rows
@@ -617,8 +622,9 @@ class DoLa:
 
     def __init__(self, model: nn.Module, layers: str | Sequence[int]):
         config = getattr(model.config, "text_config", model.config)
-        n = next(getattr(config, key) for key in ("num_hidden_layers", "num_layers", "n_layer") if hasattr(config, key))
-        first = 0 if not config.tie_word_embeddings else {1: 0, 2: 1}.get(n, 2)  # tied: 0 would say the token itself
+        names = ("num_hidden_layers", "num_layers", "n_layer")
+        n = next(getattr(config, name) for name in names if hasattr(config, name))
+        first = {1: 0, 2: 1}.get(n, 2) if config.tie_word_embeddings else 0  # 0 would say the token itself
         if layers == "low":
             found = list(range(first, n // 2 if n <= 40 else 20, 2)) or [first]
         elif layers == "high":
@@ -648,7 +654,7 @@ def check_prompt(ids: Tensor | None, mask: Tensor | None, embeds: Tensor | None)
         raise ValueError("give either input_ids or inputs_embeds")
     if embeds is not None and (not isinstance(embeds, Tensor) or embeds.dim() != 3 or not embeds.shape[1]):
         found = tuple(embeds.shape) if isinstance(embeds, Tensor) else type(embeds).__name__
-        raise ValueError(f"inputs_embeds must be a tensor (batch, tokens, width), one token at least, not {found}")
+        raise ValueError(f"inputs_embeds must be a tensor (batch, tokens, width), not {found}")
     if embeds is None and (not isinstance(ids, Tensor) or ids.dim() != 2 or not ids.shape[1]):
         found = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
         raise ValueError(f"input_ids must be a tensor (batch, tokens), one token at least, not {found}")
@@ -658,7 +664,7 @@ def check_prompt(ids: Tensor | None, mask: Tensor | None, embeds: Tensor | None)
 
 
 def room_for(model: nn.Module, s: GenerationConfig, T: int) -> int:
-    """How many new ids there may be after T. ValueError where that is none, or more than the model can read."""
+    """How many new ids there may be after T. ValueError for none, or more than the model can read."""
     limit = model.max_positions or math.inf
     fed = 0 if s.penalty_alpha is not None else 1  # the last new token is not fed, but by contrastive search
     if s.max_new_tokens is not None:
@@ -672,7 +678,7 @@ def room_for(model: nn.Module, s: GenerationConfig, T: int) -> int:
     if T + room - fed > limit:
         raise ValueError(f"{T} prompt + {room} new tokens do not fit into {limit} positions")
     if (s.min_new_tokens or 0) > room or (s.min_length or 0) > T + room:
-        raise ValueError(f"min_length or min_new_tokens ask for more than the {room} new tokens that may come")
+        raise ValueError(f"min_length, min_new_tokens ask for more than the {room} new tokens that may come")
     return room
 
 
@@ -716,7 +722,8 @@ def score(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = N
              and not hasattr(part, "language_model")]
     mask = None if attention_mask is None or attention_mask.all() else attention_mask.long()
     try:
-        model(**model.prepare_inputs(input_ids, mask, None, **{"use_cache": False, **inputs}), logits_to_keep=1)
+        given = model.prepare_inputs(input_ids, mask, None, **{"use_cache": False, **inputs})
+        model(**given, logits_to_keep=1)
     finally:
         for hook in hooks:
             hook.remove()
@@ -729,8 +736,8 @@ def score(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = N
 
 def compute_transition_scores(sequences: Tensor, scores: Sequence[Tensor], beam_indices: Tensor | None = None,
                               normalize_logits: bool = False) -> Tensor:
-    """(rows, new) score of each new token of `sequences`, from what `generate` gave with `output_scores`. With
-    `beam_indices` the row it came from is followed, and 0 stands after the end of a beam."""
+    """(rows, new) score of each new token of `sequences`, from what `generate` gave with `output_scores`.
+    With `beam_indices` the row it came from is followed, and 0 stands after the end of a beam."""
     steps = torch.stack(list(scores))  # (new, rows, V)
     steps = steps.log_softmax(-1) if normalize_logits else steps
     if beam_indices is None:

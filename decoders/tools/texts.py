@@ -21,8 +21,8 @@ class Text:
     from what that would say, by `scale` (Sanchez et al., 2023, arXiv:2306.17806).
     """
 
-    def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor | None, cache: Any, inputs: dict, room: int,
-                 embeds: Tensor | None = None, against: tuple[Tensor, Tensor] | None = None,
+    def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor | None, cache: Any, inputs: dict,
+                 room: int, embeds: Tensor | None = None, against: tuple[Tensor, Tensor] | None = None,
                  scale: float = 1.0):
         self.model, self.cache, self.inputs, self.scale = model, cache, dict(inputs), scale
         self.rows, self.embeds, self.skipped = len(ids), embeds, 0
@@ -56,7 +56,7 @@ class Text:
         inputs = self.model.prepare_inputs(self.buffer[:, : self.n], self.mask, self.cache, **self.inputs)
         if self.embeds is not None and not len(inputs["past_key_values"] or ()):
             if self.n > self.start:
-                raise ValueError("this model has to read its text anew, and inputs_embeds have no ids: give input_ids")
+                raise ValueError("the text must be read anew, and inputs_embeds have no ids: give input_ids")
             inputs |= {"input_ids": None, "inputs_embeds": self.embeds}
         try:
             output = self.model(**inputs, logits_to_keep=keep, **wanted)
@@ -107,8 +107,8 @@ class Text:
             self.cache.reorder(index)
 
     def reorder(self, index: Tensor) -> None:
-        """Row i becomes what row `index[i]` was, which has the same prompt: only what has come since moves, and
-        only of rows that do."""
+        """Row i becomes what row `index[i]` was, which has the same prompt: only what has come since moves,
+        and only of rows that do."""
         index = torch.cat([index, index + self.rows]) if self.guided else index
         moved = (index != torch.arange(len(index), device=index.device)).nonzero()[:, 0]
         if not len(moved):
