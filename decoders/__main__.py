@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("model", help="checkpoint folder or hub id")
     generate.add_argument("prompt", help="text to continue; - reads it from standard input")
     add_options(generate.add_argument, 200)
+    add_strategies(generate.add_argument)
     generate.add_argument("--image", metavar="FILE", help="a picture, for models that see")
     generate.add_argument("--draw", metavar="FILE", help="write the picture with the answer's places to FILE")
     generate.add_argument("--chat", action="store_true", help="put the prompt into the model's chat format")
@@ -80,6 +81,21 @@ def add_options(option: Callable, new_tokens: int) -> None:
     option("--device", default="cpu", help="cpu, cuda, mps ... (default: cpu)")
 
 
+def add_strategies(option: Callable) -> None:
+    """Ways to decode: docs/decoding.md says what each is good for."""
+    option("--num-beams", type=int, default=1, metavar="N", help="follow N texts, give the likeliest")
+    option("--length-penalty", type=float, metavar="P", help="of beams: above 0 favours long texts")
+    option("--num-return-sequences", type=int, default=1, metavar="N", help="N texts, with beams or sampling")
+    option("--min-p", type=float, metavar="P", help="sample from tokens of at least P times the best chance")
+    option("--no-repeat-ngram-size", type=int, metavar="N", help="no row of N tokens twice")
+    option("--prompt-lookup", type=int, metavar="N", help="faster where a text repeats itself: try N")
+    option("--assistant", metavar="MODEL", help="faster: a smaller model proposes tokens")
+    option("--guidance-scale", type=float, metavar="S", help="above 1: away from --negative-prompt")
+    option("--negative-prompt", metavar="TEXT", help="what --guidance-scale leads away from")
+    option("--stop", action="append", metavar="TEXT", help="end after TEXT; may be given several times")
+    option("--choices", metavar="FILE", help="answer with one of the lines of FILE")
+
+
 # ---- generate ----------------------------------------------------------------------------------------------
 
 
@@ -100,7 +116,10 @@ def generate(args: argparse.Namespace) -> int:
         raise ValueError("the prompt is empty: this model needs at least one token to continue")
     start = time.perf_counter()
     model = loaded(folder, args)
+    asked = {**settings(args, model, tokenizer, len(ids)), **strategy(args, tokenizer, ids)}
     taken = time.perf_counter() - start
+    if args.num_beams > 1 or args.num_return_sequences > 1:
+        return several(args, model, tokenizer, prompt, ids, asked, sight)
     pieces: list[str] = []
 
     answers = args.chat or sight is not None  # only the answer is shown, which begins with a space
@@ -116,18 +135,109 @@ def generate(args: argparse.Namespace) -> int:
         sight.show = show
     watch = Watch("" if answers else prompt, show, sight or stream)
     result = generation.generate(
-        model, torch.tensor([ids], device=args.device), streamer=watch,
-        stopping_criteria=[lambda ids, logits: stream.stopped], **(sight.pictures if sight else {}),
-        **settings(args, model, tokenizer, len(ids)))
-    new = result[0, len(ids) :].tolist()
+        model, torch.tensor([ids], device=args.device), streamer=watch, return_dict_in_generate=True,
+        stopping_criteria=[lambda ids, logits: stream.stopped], **asked, **(sight.pictures if sight else {}))
+    new = result.sequences[0, len(ids) :].tolist()
     answer = {"prompt": prompt, "text": "".join(pieces[1:]), "prompt_ids": ids, "ids": new}
     if sight:
         answer |= sight.answer()
     if args.json:
+        answer["scores"] = scores_of(model, result.sequences, len(ids), sight)[0]
         write(json.dumps(answer, ensure_ascii=False))
     write("\n")
-    say(f"{watch.report(len(ids))}, loaded in {taken:.2f} s, peak memory {human(peak_memory())}")
+    stats = result.stats
+    helped = f", {stats['accepted']} of {stats['proposed']} proposed tokens held" if stats else ""
+    say(f"{watch.report(len(ids))}{helped}, loaded in {taken:.2f} s, peak memory {human(peak_memory())}")
     return 0
+
+
+def several(args: argparse.Namespace, model: Any, tokenizer: Any, prompt: str, ids: list[int], asked: dict,
+            sight: Any) -> int:
+    """Texts that are only known in the end: those of beams, or more than one. An empty line between them."""
+    import torch
+
+    from decoders.tools import generation
+
+    start = time.perf_counter()
+    result = generation.generate(model, torch.tensor([ids], device=args.device), return_dict_in_generate=True,
+                                 **asked, **(sight.pictures if sight else {}))
+    taken = time.perf_counter() - start
+    texts, rows = [], []
+    for row in result.sequences[:, len(ids) :].tolist():
+        end = next((i + 1 for i, id in enumerate(row) if id in (asked["eos_token_id"] or ())), len(row))
+        rows.append(row[:end])
+        if sight:
+            texts.append(sight.located(row[:end]).text)
+        else:
+            texts.append(tokenizer.decode([*ids, *row[:end]], True).removeprefix(tokenizer.decode(ids, True)))
+    if args.json:
+        answer = {"prompt": prompt, "texts": texts, "prompt_ids": ids, "ids": rows}
+        scores = scores_of(model, result.sequences, len(ids), sight)
+        answer["scores"] = [row[: len(own)] for row, own in zip(scores, rows, strict=True)]
+        if result.sequences_scores is not None:
+            answer["beam_scores"] = result.sequences_scores.tolist()
+        write(json.dumps(answer, ensure_ascii=False) + "\n")
+    else:
+        alone = args.chat or sight is not None
+        write("\n\n".join(text.strip() if alone else prompt + text for text in texts) + "\n")
+    new = sum(map(len, rows))
+    say(f"{len(ids)} prompt + {new} new tokens in {len(rows)} texts, {taken:.2f} s, "
+        f"peak memory {human(peak_memory())}")
+    return 0
+
+
+def scores_of(model: Any, sequences: Any, start: int, sight: Any) -> list[list[float]]:
+    """Logarithms of the chances of the new tokens."""
+    from decoders.tools import generation
+
+    pictures = {key: value * len(sequences) if isinstance(value, list) else value.expand(len(sequences), -1)
+                for key, value in (sight.pictures if sight else {}).items()}
+    return generation.score(model, sequences, **pictures)[:, start - 1 :].tolist()
+
+
+def strategy(args: argparse.Namespace, tokenizer: Any, ids: list[int]) -> dict[str, Any]:
+    """The arguments of `generation.generate` for the options of `add_strategies`."""
+    import torch
+
+    found: dict[str, Any] = {
+        "num_beams": args.num_beams, "length_penalty": args.length_penalty, "min_p": args.min_p,
+        "num_return_sequences": args.num_return_sequences, "no_repeat_ngram_size": args.no_repeat_ngram_size,
+        "prompt_lookup_num_tokens": args.prompt_lookup, "guidance_scale": args.guidance_scale,
+    }
+    if args.stop:
+        found |= {"stop_strings": args.stop, "tokenizer": tokenizer}
+    if args.negative_prompt is not None:
+        text = args.negative_prompt
+        away = tokenizer.chat([{"role": "user", "content": text}]) if args.chat else tokenizer.encode(text)
+        found["negative_prompt_ids"] = torch.tensor([away], device=args.device)
+    if args.assistant is not None:
+        folder, other = opened(args.assistant)
+        if other.encode("Once upon a time, 1 2 3.") != tokenizer.encode("Once upon a time, 1 2 3."):
+            raise ValueError(f"--assistant {args.assistant} has another vocabulary than the model")
+        found["assistant_model"] = loaded(folder, args)
+    if args.choices is not None:
+        from decoders.formats.folder import read_text
+
+        lines = [line for line in read_text(Path(args.choices)).splitlines() if line.strip()]
+        if not lines:
+            raise ValueError(f"--choices {args.choices} has no lines to choose from")
+        found["prefix_allowed_tokens_fn"] = one_of(lines, tokenizer, ids)
+    return found
+
+
+def one_of(lines: list[str], tokenizer: Any, ids: list[int]) -> Callable[[int, Any], list[int]]:
+    """What may follow, after a prompt `ids`, so that the text becomes one of `lines`; then a stop id."""
+    if tokenizer.eos_token_id is None:
+        raise ValueError("--choices: this checkpoint has no token that ends a text")
+    encoded = [tokenizer.encode(line, add_special_tokens=False) for line in lines]
+    ways = [(*row, tokenizer.eos_token_id) for row in encoded]
+
+    def allowed(row: int, text: Any) -> list[int]:
+        so_far = tuple(text[len(ids) :].tolist())
+        n, begun = len(so_far), [way for way in ways if way[: len(so_far)] == so_far]
+        return sorted({way[n] for way in begun if len(way) > n}) or [tokenizer.eos_token_id]
+
+    return allowed
 
 
 def standard_input() -> str:
@@ -167,26 +277,29 @@ class Sight:
 
     def put(self, ids: Any) -> None:
         if ids.dim() == 1:  # not the prompt
-            self.ids += [id for id in ids.tolist() if id not in self.special]
+            self.ids += ids.tolist()
             self.show_more()
 
     def end(self) -> None:
         self.show_more(final=True)
 
-    def located(self) -> Any:
+    def located(self, ids: list[int]) -> Any:
+        """Text and places of an answer."""
         width, height = self.picture.size
-        return self.processor.post_process_box_coordinates([self.ids], [(height, width)])[0]
+        shown = [id for id in ids if id not in self.special]
+        return self.processor.post_process_box_coordinates([shown], [(height, width)])[0]
 
     def show_more(self, final: bool = False) -> None:
         """What is new, up to where a place or a character is not complete yet."""
-        text, opened = self.located().text, [self.processor.id_of(tag) for tag in ("<0x00>", "<0x02>")]
+        text = self.located(self.ids).text
+        opened = [self.processor.id_of(tag) for tag in ("<0x00>", "<0x02>")]
         if final or not (text.endswith("\ufffd") or any(id in self.ids[-5:] for id in opened)):
             self.show(text[len(self.shown) :])
             self.shown = text
 
     def answer(self) -> dict[str, Any]:
         """Text and places; draws them if that was asked for."""
-        found = self.located()
+        found = self.located(self.ids)
         if self.draw_to is not None:
             draw_places(self.picture, found.places, self.draw_to)
             many = "" if len(found.places) == 1 else "s"
@@ -294,7 +407,8 @@ def settings(args: argparse.Namespace, model: Any, tokenizer: Any, prompt: int) 
     if limit is not None and room > limit - prompt + 1 > 0:
         room = limit - prompt + 1
         say(f"note: {room} new tokens fit after a prompt of {prompt} ({limit} positions)")
-    asked = any(option is not None for option in (args.temperature, args.top_k, args.top_p))
+    filters = (args.temperature, args.top_k, args.top_p, getattr(args, "min_p", None))
+    asked = any(option is not None for option in filters)
     return {
         "max_new_tokens": room, "do_sample": asked and args.temperature != 0,
         "temperature": args.temperature or 1.0, "top_k": args.top_k, "top_p": args.top_p,

@@ -77,9 +77,9 @@ def test_dtypes(dtype):
     (["generate", TINY, "word " * 400], "400 prompt|401 prompt|do not fit into 256 positions"),
     (["generate", TINY, "x", "--image", "bus.png"], "takes no pictures"),
     (["generate", TINY, "x", "--chat"], "no chat format"),
-    (["generate", TINY, "x", "--temperature", "-1"], "temperature must be above 0"),
+    (["generate", TINY, "x", "--temperature", "-1"], "temperature must be a number from 1e-30"),
     (["generate", TINY, "x", "--top-p", "2"], "top_p must be"),
-    (["generate", TINY, "x", "--max-new-tokens", "-3"], "max_new_tokens is -3"),
+    (["generate", TINY, "x", "--max-new-tokens", "-3"], "max_new_tokens must be a whole number from 0 on, not -3"),
     (["generate", TINY, "x", "--device", "cuda:77"], "--device cuda:77 is not usable here"),
     (["generate", TINY, "x", "--device", "abacus"], "--device abacus is not usable here"),
     (["inspect", "tests"], "config.json is missing"),
@@ -345,3 +345,50 @@ def test_inspect_reads_headers_only(tmp_path):
     assert imported.returncode == found.returncode == 0
     assert f"{offset / 1e9:.2f} GB for the weights" in found.stdout
     assert spent < base + 5, f"{spent:.1f} s, of which {base:.1f} s are PyTorch"  # a guard against reading it all
+
+
+# ---- Ways to decode
+
+
+@pytest.mark.parametrize(("options", "least"), [
+    (["--num-beams", "4"], 100), (["--num-beams", "3", "--length-penalty", "2", "--no-repeat-ngram-size", "3"], 50), (["--min-p", "0.1", "--seed", "3"], 50),
+    (["--guidance-scale", "1.3", "--negative-prompt", "There was"], 50), (["--prompt-lookup", "6"], 100), (["--assistant", TINY], 100),
+], ids=str)  # fmt: skip
+def test_every_way_tells_a_story(options, least):
+    found = run("generate", TINY, "Once upon a time", *options)
+    assert found.returncode == 0 and found.stdout.startswith("Once upon a time") and len(found.stdout.split()) > least // 2, found.stderr
+    if options[0] in ("--prompt-lookup", "--assistant"):
+        assert found.stdout == run("generate", TINY, "Once upon a time").stdout and " proposed tokens held" in found.stderr
+
+
+def test_several_texts_are_parted_and_json_carries_scores():
+    options = ["--num-beams", "3", "--num-return-sequences", "2", "--max-new-tokens", "12"]
+    texts = run("generate", TINY, "Once upon a time", *options).stdout.rstrip("\n").split("\n\n")
+    assert len(texts) == 2 and all(text.startswith("Once upon a time ") for text in texts)
+    told = json.loads(run("generate", TINY, "Once upon a time", *options, "--json").stdout)
+    assert ["Once upon a time" + text for text in told["texts"]] == texts and [len(row) for row in told["ids"]] == [12, 12]
+    for row, score in zip(told["scores"], told["beam_scores"], strict=True):
+        assert abs(sum(row) / 12 - score) < 1e-3
+    one = json.loads(run("generate", TINY, "Once upon a time", "--max-new-tokens", "5", "--json").stdout)
+    assert len(one["scores"]) == len(one["ids"]) == 5 and all(score < 0 for score in one["scores"])
+
+
+def test_a_text_ends_at_a_stop_and_answers_with_a_choice(tmp_path):
+    found = run("generate", TINY, "Once upon a time", "--stop", "never", "--stop", " on the")
+    assert found.stdout.rstrip("\n").endswith(" on the")
+    choices = tmp_path / "choices.txt"
+    choices.write_text(" there was a fox\n there was\n no\n")
+    for more in ([], ["--num-beams", "4"]):
+        found = run("generate", TINY, "Once upon a time", "--choices", str(choices), *more)
+        assert found.stdout.removesuffix("\n").removeprefix("Once upon a time") in choices.read_text().split("\n")
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--choices", "no/file"], "no/file is missing"), (["--choices", "LICENSE", "--num-beams", "0"], "num_beams must be a whole number from 1"),
+    (["--num-return-sequences", "2"], "needs do_sample=True or num_beams"), (["--negative-prompt", "x"], "negative_prompt_ids needs guidance_scale"),
+    (["--assistant", "checkpoints/tiny-phi3"], "has another vocabulary than the model"), (["--min-p", "2"], "min_p must be a number from 0 to 1"),
+    (["--temperature", "inf"], "temperature must be"), (["--max-new-tokens", "-1"], "max_new_tokens must be"), (["--prompt-lookup", "2", "--num-beams", "2"], "assisted decoding is greedy"),
+])  # fmt: skip
+def test_ways_that_cannot_be_are_said(options, message):
+    found = run("generate", TINY, "Once upon a time", *options)
+    assert found.returncode == 2 and found.stdout == "" and message in found.stderr and found.stderr.count("\n") == 1
