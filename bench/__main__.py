@@ -22,11 +22,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from bench.decoding import decoding_rows
 from decoders import gpt_neo, kernels, openai_gpt, persimmon, phi, phi3, weights
 from decoders.formats.config import cache_shape
 
@@ -382,7 +384,7 @@ def persimmon_rows(rounds: int, layers: int) -> Iterator[dict]:
 
 
 FAMILIES = {"gpt_neo": gpt_neo_rows, "openai-gpt": openai_gpt_rows, "phi": phi_rows, "phi3": phi3_rows,
-            "persimmon": persimmon_rows}
+            "persimmon": persimmon_rows, "decoding": partial(decoding_rows, alternate, every)}
 
 
 def machine() -> str:
