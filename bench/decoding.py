@@ -72,14 +72,26 @@ def rows(name: str, ours, theirs, alternate: Callable, rounds: int) -> Iterator[
     ):
         a, b, ratio = alternate(*(per_token(call(model, ids, options)) for model in (ours, theirs)), rounds)
         yield {"row": f"{name}: {what}", "unit": "steps/s", "ours": 1 / a, "theirs": 1 / b, "ratio": ratio}
-    a, b, ratio = alternate(*(whole(call(model, prompt, {"num_beams": 4})) for model in (ours, theirs)), rounds)
-    yield {"row": f"{name}: beams of 4, 512 tokens read and {NEW} written", "unit": "s", "ours": a, "theirs": b,
-           "ratio": ratio}
+    a, b, ratio = alternate(
+        *(whole(call(model, prompt, {"num_beams": 4})) for model in (ours, theirs)), rounds
+    )
+    yield {
+        "row": f"{name}: beams of 4, 512 tokens read and {NEW} written",
+        "unit": "s",
+        "ours": a,
+        "theirs": b,
+        "ratio": ratio,
+    }
     quote = {"logits_processor": [scripted(quoting(prompt, vocab), prompt.shape[1])]}
     ways = {"prompt_lookup_num_tokens": 8}, {}
     a, b, ratio = alternate(*(per_token(call(ours, prompt, {**quote, **way})) for way in ways), rounds)
-    yield {"row": f"{name}: prompt lookup, 11 of 12 tokens quoted, against our own greedy", "unit": "tok/s",
-           "ours": 1 / a, "theirs": 1 / b, "ratio": ratio}
+    yield {
+        "row": f"{name}: prompt lookup, 11 of 12 tokens quoted, against our own greedy",
+        "unit": "tok/s",
+        "ours": 1 / a,
+        "theirs": 1 / b,
+        "ratio": ratio,
+    }
 
 
 def decoding_rows(alternate: Callable, every: Callable, rounds: int, layers: int) -> Iterator[dict]:

@@ -184,7 +184,7 @@ class GenerateOutput(NamedTuple):
     past_key_values: Any = None
     sequences_scores: Tensor | None = None  # of beams: sums over length ** length_penalty
     beam_indices: Tensor | None = None  # of beams: the row each token comes from, -1 after the end
-    stats: dict | None = None  # of assisted decoding: how many tokens were proposed, and how many held
+    stats: dict | None = None  # of assisted decoding; rounds are (ids proposed, how many of them held)
 
 
 def generate(model: nn.Module, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, *,
@@ -491,7 +491,7 @@ class Run:
         proposer = Lookup(s.max_matching_ngram_size or 2) if lookup else Draft(self)
         most = s.prompt_lookup_num_tokens if lookup else s.num_assistant_tokens
         size = min(most, 4) if lookup else most
-        stats = self.found["stats"] = {"passes": 0, "proposed": 0, "accepted": 0}
+        stats = self.found["stats"] = {"passes": 0, "proposed": 0, "accepted": 0, "rounds": []}
         end = text.start + self.room
         while text.n < end:
             n = text.ids.shape[1]
@@ -524,6 +524,7 @@ class Run:
             stats["passes"] += 1
             stats["proposed"] += k
             stats["accepted"] += held
+            stats["rounds"].append((tokens.tolist(), held))
             if done:
                 return
             if s.num_assistant_tokens_schedule == "heuristic" and k:
