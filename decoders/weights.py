@@ -26,9 +26,9 @@ from tqdm import tqdm
 from decoders import kernels
 from decoders.formats.config import check_ids, family, modern, read_config
 from decoders.formats.files import stored_tensors
-from decoders.formats.folder import find, first_line, read_json_if_any
+from decoders.formats.folder import find, first_line, read_json_if_any, read_whole
 from decoders.formats.names import HEADS, LAYOUTS, NEW_HEADS, TWINS, grouped
-from decoders.formats.switch import stamp, switched
+from decoders.formats.switch import switched
 
 # ---- Tensors -----------------------------------------------------------------------------------------------
 
@@ -116,19 +116,10 @@ def load(model_class: type, path_or_id: str | Path, *, dtype: torch.dtype | None
     ValueError lists all that is missing, unexpected or misshapen at once. A head that the checkpoint does not
     have (classification on a base model) is drawn anew, with a warning.
     """
-    for _ in range(2):
-        folder = find(path_or_id)
-        before = stamp(folder)
-        try:
-            model, found = on_meta(model_class, folder, **overrides), tensors(folder)
-        except (OSError, ValueError):
-            if stamp(folder) == before:
-                raise
-            continue  # somebody is writing there
-        if stamp(folder) == before:
-            break
-    else:
-        raise ValueError(f"{folder} is being written: load it again when that has ended")
+    def read(folder: Path) -> tuple[nn.Module, Tensors]:
+        return on_meta(model_class, folder, **overrides), tensors(folder)
+
+    folder, (model, found) = read_whole(path_or_id, read)
     matched = match(model, found)
     if matched.problems:
         raise ValueError(f"{folder} does not fit {model_class.__name__}: {'; '.join(matched.problems)}")

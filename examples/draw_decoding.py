@@ -1,9 +1,10 @@
 """The pictures of docs/decoding.md: python -m examples.draw_decoding     (needs matplotlib)
 
 A tree of beams as they were followed and dropped, with the logarithm of each text's chance; a text written
-with prompt lookup, with the tokens that were proposed in colour.
+with an assistant, with the tokens that it proposed in colour.
 """
 
+import copy
 from pathlib import Path
 
 import matplotlib
@@ -26,7 +27,8 @@ def next_text(tokenizer: tokenize.Tokenizer, before: list[int], id: int) -> str:
 
 def beams(file: Path, steps: int = 9, width: int = 3) -> None:
     folder = ROOT / "checkpoints" / "tiny-gpt-neo"
-    tokenizer, model = tokenize.load(folder), weights.load(gpt_neo.GPTNeoForCausalLM, folder)
+    tokenizer = tokenize.load(folder)
+    model = weights.load(gpt_neo.GPTNeoForCausalLM, folder, dtype=torch.float32)
     start = tokenizer.encode("Once upon a time")
     followed: set[Branch] = {()}
 
@@ -73,37 +75,54 @@ def draw_tree(file: Path, branches: set[Branch], best: list[Branch], tokenizer: 
     plt.close(figure)
 
 
-def assisted(file: Path, columns: int = 104) -> None:
+def rounded(model: torch.nn.Module, steps: int) -> torch.nn.Module:
+    """A worse model of the same vocabulary: matrices in so many steps from 0 to a row's largest number."""
+    worse = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in worse.parameters():
+            if p.dim() > 1:
+                step = p.abs().amax(1, keepdim=True) / steps
+                p.copy_((p / step).round() * step)
+    return worse
+
+
+def assisted(file: Path, columns: int = 122) -> None:
     folder = ROOT / "checkpoints" / "tiny-gpt-neo"
-    tokenizer, model = tokenize.load(folder), weights.load(gpt_neo.GPTNeoForCausalLM, folder)
-    said = tokenizer.encode("One day Ella went to the meadow. A wet rabbit was sitting there. One day Ella")
-    found = generation.generate(model, torch.tensor([said]), max_new_tokens=60, prompt_lookup_num_tokens=6,
-                                return_dict_in_generate=True)  # fmt: skip
+    tokenizer = tokenize.load(folder)
+    model = weights.load(gpt_neo.GPTNeoForCausalLM, folder, dtype=torch.float32)
+    said = tokenizer.encode("Once upon a time")
+    found = generation.generate(
+        model, torch.tensor([said]), assistant_model=rounded(model, 4), num_assistant_tokens=6,
+        max_new_tokens=100, return_dict_in_generate=True)  # fmt: skip
     new = found.sequences[0, len(said) :].tolist()
-    pieces = [(tokenizer.decode(said), GREY)]
+    written, pieces = len(new), [(tokenizer.decode(said), GREY)]
     for proposed, held in found.stats["rounds"]:
         own = new[held : held + 1]
         for ids, colour in ((proposed[:held], GREEN), (proposed[held:], RED), (own, "black")):
             before = list(said)
             for id in ids:
-                text = next_text(tokenizer, before, id)
-                pieces.append((text if colour != RED else f"[{text.strip()}]", colour))
+                pieces.append((next_text(tokenizer, before, id), colour))
                 before.append(id)
             said = said if colour == RED else before
         new = new[held + 1 :]
-    figure, axes = plt.subplots(figsize=(11, 2.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(11, 2.9), layout="constrained")
     axes.axis("off")
     column = line = 0
     for text, colour in pieces:
-        text = text.replace("\n", "⏎")
-        if column + len(text) > columns:
-            column, line, text = 0, line + 1, text.lstrip()
-        axes.text(column / columns, 1 - 0.16 * line, text, color=colour, family="monospace", fontsize=10.5,
-                  transform=axes.transAxes, weight="bold" if colour == GREEN else None)  # fmt: skip
-        column += len(text)
-    passes, written = found.stats["passes"], found.sequences.shape[1] - len(tokenizer.encode(pieces[0][0]))
-    told = "Grey: the prompt. Green: proposed and right. [Red]: proposed and wrong. Black: the model's own."
-    axes.set_title(f"Prompt lookup, {passes} passes for {written} tokens. {told}", fontsize=10, loc="left")
+        shown = text.replace("\n", "⏎")
+        if column + len(shown) > columns:
+            column, line, shown = 0, line + 1, shown.lstrip()
+        style = {"family": "monospace", "fontsize": 10.5, "weight": "bold" if colour == GREEN else None}
+        place = column / columns, 0.88 - 0.17 * line
+        axes.text(*place, shown, color=colour, transform=axes.transAxes, **style)
+        if colour == RED:
+            blank = len(shown) - len(shown.lstrip())
+            ends = [(column + blank) / columns, (column + len(shown)) / columns]
+            axes.plot(ends, [0.905 - 0.17 * line] * 2, color=RED, lw=1, transform=axes.transAxes)
+        column += len(shown)
+    told = "Green: proposed, right. Red: proposed, wrong. Black: the model's own."
+    title = f"{written} tokens in {found.stats['passes']} passes; the assistant is the model itself, coarser."
+    axes.set_title(f"{title} {told}", fontsize=10, loc="left")
     figure.savefig(file, dpi=110)
     plt.close(figure)
 

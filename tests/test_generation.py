@@ -14,6 +14,7 @@ from tests import golden_generation
 from tests.conftest import ROOT
 from tests.families import GPT_NEO, LENGTH, LONGROPE, PADDED, PHI3, inputs
 from tests.test_fuyu import picture
+from tests.test_versions import other  # noqa: F401  (a fixture)
 
 EOS = [3, 17, 40, 77]  # several, so that texts of 101 tokens come to an end
 IDS = inputs(101)[0]
@@ -121,18 +122,28 @@ def test_lost_strategies_equal_transformers_4_50(family, what):
         torch.testing.assert_close(found.sequences_scores, torch.tensor(recorded["scores"]), atol=2e-5, rtol=2e-5)
 
 
+def test_the_recorded_is_what_4_50_says(family, other):  # noqa: F811
+    """Run live where DECODERS_REFERENCES has that version."""
+    given = golden_generation.calls()
+    version, [found] = other([golden_generation.case_of(family, given)])
+    if version != "4.50.3":
+        pytest.skip(f"Transformers {version} is not 4.50.3")
+    for name, one in zip(given, found, strict=True):
+        assert [row[LENGTH:] for row in one.get("sequences", ())] == GOLDEN[family.name][name]["sequences"], name
+
+
 # ---- What must hold whatever a reference says
 
 
 def test_guidance_is_the_formula(family):
     """By two passes over whole texts, beams of both moved alike."""
     model, (ids, _) = family.model(), inputs(101)
-    other, scale = torch.tensor([[4, 9, 13, 2, 60], [8, 7, 6, 5, 4]]), 1.8
-    found = generation.generate(model, ids, negative_prompt_ids=other, guidance_scale=scale, max_new_tokens=9, eos_token_id=None)
+    away_ids, scale = torch.tensor([[4, 9, 13, 2, 60], [8, 7, 6, 5, 4]]), 1.8
+    found = generation.generate(model, ids, negative_prompt_ids=away_ids, guidance_scale=scale, max_new_tokens=9, eos_token_id=None)
     for _ in range(9):
-        own, away = (model(rows).logits[:, -1].log_softmax(-1) for rows in (ids, other))
+        own, away = (model(rows).logits[:, -1].log_softmax(-1) for rows in (ids, away_ids))
         new = (away + scale * (own - away)).argmax(-1, keepdim=True)
-        ids, other = torch.cat([ids, new], 1), torch.cat([other, new], 1)
+        ids, away_ids = torch.cat([ids, new], 1), torch.cat([away_ids, new], 1)
     assert found.tolist() == ids.tolist()
 
 
@@ -255,14 +266,14 @@ def tiny_vocabulary(seed: int):
 
 
 @pytest.mark.parametrize("helper", ["lookup", "assistant"])
-def test_assisted_sampling_keeps_the_distribution(helper):
+def test_assisted_sampling_keeps_the_distribution(helper, draws=10_000):
     """Chi-square over all texts of two tokens after a prompt, against their chances by whole passes."""
     model, assistant = tiny_vocabulary(0), tiny_vocabulary(1)
     prompt = torch.tensor([[1, 2, 3, 1, 2, 3, 1, 2]])
     given = {"prompt_lookup_num_tokens": 3} if helper == "lookup" else {"assistant_model": assistant, "num_assistant_tokens": 3}
     firsts = model(prompt).logits[0, -1].div(3).softmax(-1)
     chances = torch.stack([firsts[i] * model(torch.cat([prompt, torch.tensor([[i]])], 1)).logits[0, -1].div(3).softmax(-1) for i in range(7)])
-    draws, counts, generator = 3000, torch.zeros(7, 7), torch.Generator().manual_seed(3)
+    counts, generator = torch.zeros(7, 7), torch.Generator().manual_seed(3)
     for _ in range(draws):
         found = generation.generate(model, prompt, max_new_tokens=2, do_sample=True, temperature=3.0, top_k=0, eos_token_id=None, generator=generator, **given)
         counts[found[0, -2], found[0, -1]] += 1

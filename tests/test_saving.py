@@ -118,6 +118,24 @@ def test_a_folder_that_changes_while_it_is_read_is_read_again(tmp_path, monkeypa
         saves.kind_of(tmp_path)
 
 
+def test_a_tokenizer_that_changes_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    tokenizer = tokenize.load(ROOT / "checkpoints" / "tiny-gpt-neo")
+    tokenizer.save(tmp_path)
+    plain, times = tokenize.read_files, []
+
+    def disturbed(folder):
+        times.append(1)
+        files = plain(folder)
+        if len(times) == 1:  # between this file and the next somebody saves
+            other = tokenize.load(ROOT / "checkpoints" / "tiny-gpt-neo")
+            other.add_special_tokens(["<|extra|>"])
+            other.save(tmp_path)
+        return files
+
+    monkeypatch.setattr(tokenize, "read_files", disturbed)
+    assert tokenize.load(tmp_path).token_id("<|extra|>") == len(tokenizer) and len(times) >= 3
+
+
 def test_a_log_beside_the_weights_is_not_a_save(tmp_path, monkeypatch):
     weights.save(saves.model_of(1), tmp_path)
     plain = weights.tensors

@@ -4,8 +4,9 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from decoders.formats.switch import finish
+from decoders.formats.switch import finish, stamp
 
 SMALL_FILES = ("*.json", "merges.txt", "*.model", "*.bpe", "*.jinja")  # configs, indexes, tokenizers
 WEIGHT_FILES = (  # of a hub repository the first kind that it has is fetched
@@ -52,6 +53,23 @@ def find(path_or_id: str | Path, weights: bool = True) -> Path:
         told = f"the hub did not give it ({type(error).__name__}: {first_line(error)})"
         raise FileNotFoundError(f"there is no folder {path_or_id}, and {told}") from error
     return folder
+
+
+def read_whole(path_or_id: str | Path, read: Callable[[Path], Any], weights: bool = True) -> tuple[Path, Any]:
+    """The folder, and what `read` makes of it, once more if somebody writes there meanwhile. ValueError if it
+    is being written all the time."""
+    for _ in range(2):
+        folder = find(path_or_id, weights)
+        before = stamp(folder)
+        try:
+            found = read(folder)
+        except (OSError, ValueError):
+            if stamp(folder) == before:
+                raise
+            continue
+        if stamp(folder) == before:
+            return folder, found
+    raise ValueError(f"{folder} is being written: load it again when that has ended")
 
 
 def check_file(path: Path) -> Path:

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-CHECKPOINT = ("config.json", ".index.json", ".safetensors", ".bin", ".msgpack", ".h5", ".pt")
+CHECKPOINT = (".json", ".safetensors", ".bin", ".msgpack", ".h5", ".pt",
+              ".model", ".bpe", ".jinja", "merges.txt")
 STALE = ".stale.json"  # among the new files: the names of old ones that have no place beside them
 
 

@@ -12,7 +12,11 @@ Where versions of Transformers differ
   of a padded batch get what each gets alone.
 - DoLa chooses its layer for each row by itself; 4.x averages over the batch, so that rows change each other.
 - Guidance with beams moves the negative prompt's cache with the beams; 5.x leaves it behind.
+- Constraints restart after a wrong token, which may begin one anew, and only new tokens count; groups that
+  have ended stand in nobody's way: 4.50 does neither.
 - Padding earns no repetition penalty, as in 5.x.
+- `num_assistant_tokens_schedule` is "heuristic": how many tokens are proposed follows from how many held. In
+  5.x it is "constant". Neither changes the text.
 """
 
 import difflib
@@ -157,6 +161,8 @@ def check_together(s: GenerationConfig, B: int, streamer: Any, assistant: Any, t
          "early_stopping must be True, False or 'never'"),
         (assisted and (N > 1 or contrastive or s.dola_layers or s.guidance_scale not in (None, 1)),
          "assisted decoding is greedy or plain sampling: no beams, contrastive search, DoLa, guidance"),
+        (s.num_assistant_tokens_schedule not in (None, "constant", "heuristic", "heuristic_transient"),
+         "num_assistant_tokens_schedule must be 'constant' or 'heuristic'"),
         (assisted and B * R > 1, f"assisted decoding follows one text, not {B * R}"),
         (assistant is not None and s.prompt_lookup_num_tokens is not None,
          "give assistant_model or prompt_lookup_num_tokens, not both"),
@@ -527,7 +533,7 @@ class Run:
             stats["rounds"].append((tokens.tolist(), held))
             if done:
                 return
-            if s.num_assistant_tokens_schedule == "heuristic" and k:
+            if s.num_assistant_tokens_schedule not in (None, "constant") and k:
                 grown = 2 * size if lookup else size + 2
                 size = min(most, grown) if held == k else max(1, held + 1 if lookup else size - 1)
 
