@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from decoders import fuyu, gpt_neo, tokenize, weights
+from decoders import fuyu, gpt_neo, kernels, tokenize, weights
 from decoders.tools import generation
 from decoders.tools.beams import Ended, Item
 from decoders.tools.constraints import Beam, State, spread
@@ -313,11 +313,20 @@ def test_lengths(family):
         assert generation.generate(model, long, eos_token_id=None).shape[1] == 68, "the default takes what room there is"
 
 
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"penalty_alpha": 0.5, "top_k": 3}, {"do_sample": True, "num_return_sequences": 2}], ids=str)
+def test_nothing_in_nothing_out_and_half_precision(family, options):
+    ids, mask = inputs(101, padded=True)
+    assert generation.generate(family.model(), ids[:0], max_new_tokens=3, **options).shape == (0, LENGTH)
+    for dtype in (torch.bfloat16, torch.float16):
+        found = generation.generate(kernels.prepare(family.model(dtype=dtype)), ids, mask, max_new_tokens=5, eos_token_id=None, **options)
+        assert found.shape == (2 * options.get("num_return_sequences", 1), LENGTH + 5)
+
+
 def test_a_text_may_begin_with_nothing_or_with_embeddings(family):
     model, (ids, _) = family.model(bos_token_id=9), inputs(101)
     assert generation.generate(model, max_new_tokens=5).tolist() == generation.generate(model, torch.tensor([[9]]), max_new_tokens=5).tolist()
     table = next(part for part in model.modules() if isinstance(part, torch.nn.Embedding))
-    for options in ({}, {"num_beams": 3}, {"repetition_penalty": 1.0, "penalty_alpha": 0.6, "top_k": 3}):
+    for options in ({}, {"min_length": LENGTH + 4, "eos_token_id": list(range(90))}, {"num_beams": 3}, {"repetition_penalty": 1.0, "penalty_alpha": 0.6, "top_k": 3}):
         options = {"max_new_tokens": 6, "eos_token_id": None, **options}
         expected = generation.generate(model, ids, **options)[:, LENGTH:]
         assert generation.generate(model, inputs_embeds=table(ids), **options).tolist() == expected.tolist()
@@ -381,6 +390,8 @@ def test_a_stream_gives_the_same_piece_by_piece(story):
     assert len(pieces) > 10 and "".join(pieces) == tokenizer.decode(whole[0], skip_special_tokens=True).removeprefix("Once upon a time")
     assisted = list(generation.stream(model, ids, max_new_tokens=40, prompt_lookup_num_tokens=4))
     assert torch.cat(assisted).tolist() == torch.cat(steps).tolist()
+    for _ in generation.stream(model, ids, max_new_tokens=2):
+        assert torch.is_grad_enabled(), "between two steps all is as the caller has it"
     first = next(generation.stream(model, ids, max_new_tokens=10**2))
     assert first.tolist() == steps[0].tolist(), "what is not asked for is not computed"
 

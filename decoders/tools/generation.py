@@ -287,6 +287,7 @@ class Run:
         self.text = Text(model, ids, mask, past_key_values, inputs, self.room, inputs_embeds, against,
                          s.guidance_scale or 1.0)
         n = self.text.ids.shape[1]
+        s.min_length = max(0, (s.min_length or 0) - (T - n))  # which counts inputs_embeds too
         own = list(logits_processor or ())
         diversity = beams.Diversity(s.diversity_penalty) if s.num_beam_groups > 1 else None
         self.diversity = diversity
@@ -356,19 +357,19 @@ class Run:
             found = found | told.bool()
         return found
 
+    @torch.no_grad()  # as a decorator: between two steps whoever asked computes gradients as before
     def steps(self) -> Iterator[Tensor]:
         """(rows,) new ids a step, of whichever strategy was asked for."""
-        with torch.no_grad():
-            if self.room == 0:
-                self.text.expand(self.s.num_return_sequences)
-            elif self.s.num_beams > 1:
-                self.beams()
-            elif self.s.penalty_alpha is not None:
-                yield from self.contrastive()
-            elif self.assistant is not None or self.s.prompt_lookup_num_tokens is not None:
-                yield from self.assisted()
-            else:
-                yield from self.plain()
+        if self.room == 0 or self.text.rows == 0:
+            self.text.expand(self.s.num_return_sequences)
+        elif self.s.num_beams > 1:
+            self.beams()
+        elif self.s.penalty_alpha is not None:
+            yield from self.contrastive()
+        elif self.assistant is not None or self.s.prompt_lookup_num_tokens is not None:
+            yield from self.assisted()
+        else:
+            yield from self.plain()
 
     def output(self) -> Tensor | GenerateOutput:
         sequences = self.found.pop("sequences", None)
