@@ -346,6 +346,18 @@ def test_what_is_recorded_has_the_documented_layout(family):
         assert len(found.past_key_values) == LENGTH + 4
 
 
+def test_a_processor_may_write_into_what_it_gets(family):
+    def process(ids, scores):
+        scores[:, 7] += 1e4
+        return scores
+
+    model, (ids, _) = family.model(), inputs(101)
+    wanted = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True, "max_new_tokens": 3, "eos_token_id": None}
+    for options in ({}, {"num_beams": 2}):
+        found = generation.generate(model, ids, logits_processor=[process], **wanted, **options)
+        assert (found.sequences[:, LENGTH:] == 7).all() and all(step.max() < 1e3 for step in found.logits)
+
+
 def test_scores_of_a_text(family):
     model, (ids, mask) = family.model(), inputs(101, padded=True)
     expected = model(ids).logits.log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None])[..., 0]

@@ -316,7 +316,7 @@ class Run:
 
     def process(self, logits: Tensor, ids: Tensor) -> Tensor:
         """Scores (rows, V) after all processors. ValueError for one that leaves nothing to choose from."""
-        scores = logits
+        scores = logits.clone() if self.careful else logits  # somebody's processor may write into it
         for process in self.processors:
             scores = process(ids, scores)
             if self.careful and getattr(scores, "shape", None) != logits.shape:
