@@ -75,6 +75,7 @@ def test_damaged_bytes_are_answered_or_refused_in_a_sentence(seed):
 @pytest.mark.parametrize(("name", "layout", "edits"), [
     ("tiny-phi3", "safetensors", [("config.json", 773, 1, b"r")]),  # pad_token_id misspelt: the default has no row
     ("tiny-fuyu", "pickle in shards", [("pytorch_model-00001-of-00002.bin", 1287, 1, b"")]),  # "[Errno 22] Invalid argument"
+    ("tiny-persimmon", "pickle", [("tokenizer.model", 6954, 1, b"\n")]),  # in two lines
     ("tiny-openai-gpt", "safetensors", [("merges.txt", 0, 4917, b'{"<unk>": 0, ' + b'"a": 1, ' * 1000 + b"}")]),  # all of it was shown
 ])  # fmt: skip
 def test_damage_that_was_not_said_well(tmp_path, name, layout, edits):

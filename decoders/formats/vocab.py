@@ -90,7 +90,8 @@ def read_pieces(file: Path, whole: Path) -> Files:
     try:
         model = sentencepiece.SentencePieceProcessor(model_proto=read_small(file))
     except RuntimeError as error:
-        raise ValueError(f"{file} is not a sentencepiece model: {error}") from None
+        told = " ".join(str(error).split())  # it shows what the file holds, line breaks too
+        raise ValueError(f"{file} is not a sentencepiece model: {told}") from None
     ids = range(len(model))
     names = [model.id_to_piece(id) for id in ids]
     vocab = dict(zip(names, ids, strict=True))
