@@ -139,12 +139,13 @@ def generate(args: argparse.Namespace) -> int:
         stopping_criteria=[lambda ids, logits: stream.stopped], **asked, **(sight.pictures if sight else {}))
     new = result.sequences[0, len(ids) :].tolist()
     answer = {"prompt": prompt, "text": "".join(pieces[1:]), "prompt_ids": ids, "ids": new}
+    if not args.json:
+        write("\n")
     if sight:
         answer |= sight.answer()
     if args.json:
         answer["scores"] = scores_of(model, result.sequences, len(ids), sight)[0]
-        write(json.dumps(answer, ensure_ascii=False))
-    write("\n")
+        write(json.dumps(answer, ensure_ascii=False) + "\n")
     stats = result.stats
     helped = f", {stats['accepted']} of {stats['proposed']} proposed tokens held" if stats else ""
     say(f"{watch.report(len(ids))}{helped}, loaded in {taken:.2f} s, peak memory {human(peak_memory())}")

@@ -178,6 +178,13 @@ def test_constraints_are_met_by_every_beam_that_has_the_room(family):
         assert " 50 50 51 " in text and (" 60 61 " in text or " 62 " in text)
 
 
+@pytest.mark.parametrize("options", [{"forced_eos_token_id": 3}, {"prefix_allowed_tokens_fn": lambda text, ids: [50, 3]}, {"eos_token_id": list(range(1, 100))}], ids=["forced", "two tokens", "many stops"])
+def test_constraints_where_little_else_may_follow(family, options):
+    model, (ids, _) = family.model(), inputs(101)
+    found = generation.generate(model, ids, **{"force_words_ids": [[50]], "num_beams": 3, "max_new_tokens": 4, "eos_token_id": EOS, "pad_token_id": 0, **options})
+    assert all(50 in row for row in found[:, LENGTH:].tolist())
+
+
 def test_never_looks_to_the_last_length():
     """An ended beam of -1.0; a running one of -5.0 after 5 of 10 steps could still come to -0.5."""
     for early, hopeful in (("never", True), (False, False)):

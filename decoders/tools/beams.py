@@ -153,15 +153,16 @@ def led(row: Tensor, token: Tensor, sums: Tensor, scores: Tensor, states: list[S
     """One prompt's beams of the next step, from the best ones that do not end and from what leads each of the
     last step's on. Its rows begin at `first`."""
     triples = zip(row.tolist(), token.tolist(), sums.tolist(), strict=True)
-    pool = {(row, token): Beam(row, token, total, states[row - first].after(token, constraints))
-            for row, token, total in triples if total > LOW / 2}
+    pool = {(at, id): Beam(at, id, total, states[at - first].after(id, constraints))
+            for at, id, total in triples if total > LOW / 2}
     for i, state in enumerate(states):
-        for token in state.steps(constraints):
-            total = float(scores[i, token])
+        for id in state.steps(constraints):
+            total = float(scores[i, id])
             if total > LOW / 2:  # else it is a copy of the first beam, as all others are in the beginning
-                beam = Beam(first + i, token, total, state.after(token, constraints))
-                pool.setdefault((first + i, token), beam)
-    beams = spread(list(pool.values()), constraints, len(states))
+                beam = Beam(first + i, id, total, state.after(id, constraints))
+                pool.setdefault((first + i, id), beam)
+    nothing = Beam(first, int(token[0]), LOW, states[0])  # where all that may follow is a stop id
+    beams = spread(list(pool.values()), constraints, len(states)) or [nothing]
     return beams + [beams[-1]._replace(sum=LOW)] * (len(states) - len(beams))
 
 
@@ -174,6 +175,8 @@ def candidates(scores: Tensor, kept: int, do_sample: bool, generator: Any) -> tu
 
 
 def gathered(items: list[list[Ended]], count: int) -> tuple[list[Tensor], Tensor, list[list[int]]]:
-    """Of each prompt the `count` best."""
+    """Of each prompt the `count` best. ValueError where fewer could be told apart."""
+    if (fewest := min(map(len, items))) < count:
+        raise ValueError(f"only {fewest} texts came to an end, and num_return_sequences is {count}")
     best = [e for ended in items for e in sorted(ended, key=lambda e: e.rank, reverse=True)[:count]]
     return [e.ids for e in best], torch.tensor([e.score for e in best]), [e.path for e in best]
