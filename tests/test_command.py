@@ -122,7 +122,8 @@ def test_interrupted_is_exit_130(tmp_path):
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / name).write_bytes((ROOT / TINY / name).read_bytes())
     process = subprocess.Popen([sys.executable, "-m", "decoders", "generate", str(tmp_path), "Once", "--max-new-tokens", "2000"],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)  # fmt: skip
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip  (nohup and & ignore it)
     process.stdout.read(30)
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
