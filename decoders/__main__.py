@@ -116,7 +116,8 @@ def generate(args: argparse.Namespace) -> int:
         raise ValueError("the prompt is empty: this model needs at least one token to continue")
     start = time.perf_counter()
     model = loaded(folder, args)
-    asked = {**settings(args, model, tokenizer, len(ids)), **strategy(args, tokenizer, ids)}
+    asked = settings(args, model, tokenizer, len(ids))
+    asked |= strategy(args, tokenizer, ids, asked["eos_token_id"])
     taken = time.perf_counter() - start
     if args.num_beams > 1 or args.num_return_sequences > 1:
         return several(args, model, tokenizer, prompt, ids, asked, sight)
@@ -196,7 +197,7 @@ def scores_of(model: Any, sequences: Any, start: int, sight: Any) -> list[list[f
     return generation.score(model, sequences, **pictures)[:, start - 1 :].tolist()
 
 
-def strategy(args: argparse.Namespace, tokenizer: Any, ids: list[int]) -> dict[str, Any]:
+def strategy(args: argparse.Namespace, tokenizer: Any, ids: list[int], eos: list[int] | None) -> dict:
     """The arguments of `generation.generate` for the options of `add_strategies`."""
     import torch
 
@@ -222,21 +223,21 @@ def strategy(args: argparse.Namespace, tokenizer: Any, ids: list[int]) -> dict[s
         lines = [line for line in read_text(Path(args.choices)).splitlines() if line.strip()]
         if not lines:
             raise ValueError(f"--choices {args.choices} has no lines to choose from")
-        found["prefix_allowed_tokens_fn"] = one_of(lines, tokenizer, ids)
+        found["prefix_allowed_tokens_fn"] = one_of(lines, tokenizer, ids, eos)
     return found
 
 
-def one_of(lines: list[str], tokenizer: Any, ids: list[int]) -> Callable[[int, Any], list[int]]:
+def one_of(lines: list[str], tokenizer: Any, ids: list[int], eos: list[int] | None) -> Callable:
     """What may follow, after a prompt `ids`, so that the text becomes one of `lines`; then a stop id."""
-    if tokenizer.eos_token_id is None:
+    if not eos:
         raise ValueError("--choices: this checkpoint has no token that ends a text")
     encoded = [tokenizer.encode(line, add_special_tokens=False) for line in lines]
-    ways = [(*row, tokenizer.eos_token_id) for row in encoded]
+    ways = [(*row, eos[0]) for row in encoded]
 
     def allowed(row: int, text: Any) -> list[int]:
         so_far = tuple(text[len(ids) :].tolist())
         n, begun = len(so_far), [way for way in ways if way[: len(so_far)] == so_far]
-        return sorted({way[n] for way in begun if len(way) > n}) or [tokenizer.eos_token_id]
+        return sorted({way[n] for way in begun if len(way) > n}) or eos[:1]
 
     return allowed
 
@@ -287,8 +288,8 @@ class Sight:
     def located(self, ids: list[int]) -> Any:
         """Text and places of an answer."""
         width, height = self.picture.size
-        shown = [id for id in ids if id not in self.special]
-        return self.processor.post_process_box_coordinates([shown], [(height, width)])[0]
+        ordinary = [id for id in ids if id not in self.special]
+        return self.processor.post_process_box_coordinates([ordinary], [(height, width)])[0]
 
     def show_more(self, final: bool = False) -> None:
         """What is new, up to where a place or a character is not complete yet."""

@@ -23,7 +23,7 @@ import tiktoken
 
 from decoders.formats.characters import category, decomposed
 from decoders.formats.chat import CHAT_FORMATS, Part, chat_template
-from decoders.formats.folder import read_json_if_any, read_whole
+from decoders.formats.folder import read_json_if_any, read_settled
 from decoders.formats.pieces import Cutter, merge
 from decoders.formats.switch import switched
 from decoders.formats.vocab import (
@@ -523,7 +523,7 @@ def load(path_or_id: str | Path, original: bool = False) -> Tokenizer:
     `original` is for GPT-1: see WordTokenizer. OSError where files are missing, ImportError where a package
     is; ValueError, naming the file, where they are broken or of another kind.
     """
-    return read_whole(path_or_id, lambda folder: read(folder, original), weights=False)[1]
+    return read_settled(path_or_id, lambda folder: read(folder, original), weights=False)[1]
 
 
 def read(folder: Path, original: bool) -> Tokenizer:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from decoders import kernels
 from decoders.formats.config import check_ids, family, modern, read_config
 from decoders.formats.files import stored_tensors
-from decoders.formats.folder import find, first_line, read_json_if_any, read_whole
+from decoders.formats.folder import find, first_line, read_json_if_any, read_settled
 from decoders.formats.names import HEADS, LAYOUTS, NEW_HEADS, TWINS, grouped
 from decoders.formats.switch import switched
 
@@ -119,7 +119,7 @@ def load(model_class: type, path_or_id: str | Path, *, dtype: torch.dtype | None
     def read(folder: Path) -> tuple[nn.Module, Tensors]:
         return on_meta(model_class, folder, **overrides), tensors(folder)
 
-    folder, (model, found) = read_whole(path_or_id, read)
+    folder, (model, found) = read_settled(path_or_id, read)
     matched = match(model, found)
     if matched.problems:
         raise ValueError(f"{folder} does not fit {model_class.__name__}: {'; '.join(matched.problems)}")

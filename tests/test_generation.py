@@ -353,6 +353,19 @@ def test_what_is_recorded_has_the_documented_layout(family):
         assert len(found.past_key_values) == LENGTH + 4
 
 
+def test_assisted_decoding_records_what_plain_steps_do(family):
+    model, (ids, _) = family.model(), inputs(101)
+    wanted = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True, "output_attentions": True, "output_hidden_states": True}
+    plain = generation.generate(model, ids[:1], max_new_tokens=12, eos_token_id=None, **wanted)
+    found = generation.generate(model, ids[:1], max_new_tokens=12, eos_token_id=None, assistant_model=model, assistant_confidence_threshold=0.0, num_assistant_tokens=4, **wanted)
+    assert found.stats["accepted"] > 5 and found.sequences.tolist() == plain.sequences.tolist() and len(found.past_key_values) == LENGTH + 11
+    for key in ("scores", "logits"):
+        torch.testing.assert_close(getattr(found, key), getattr(plain, key), atol=2e-5, rtol=0)
+    for key in ("attentions", "hidden_states"):
+        for step, expected in zip(getattr(found, key), getattr(plain, key), strict=True):
+            torch.testing.assert_close(step, expected, atol=2e-5, rtol=2e-5)
+
+
 def test_a_processor_may_write_into_what_it_gets(family):
     def process(ids, scores):
         scores[:, 7] += 1e4
@@ -484,10 +497,15 @@ def test_a_streamer_that_raises_leaves_the_cache_whole(family):
         def end(self):
             raise AssertionError
 
-    model, cache = family.model(), family.module.KVCache()
-    with pytest.raises(RuntimeError, match="no paper"):
-        generation.generate(model, inputs(101)[0], max_new_tokens=5, streamer=Broken(), past_key_values=cache)
-    assert len(cache) == LENGTH
+    for options in ({}, {"penalty_alpha": 0.6, "top_k": 3}, {"prompt_lookup_num_tokens": 4}, {"assistant_model": family.model(seed=1), "assistant_confidence_threshold": 0.0}):
+        model, cache = family.model(), family.module.KVCache()
+        ids = inputs(101)[0][:1]
+        with pytest.raises(RuntimeError, match="no paper"):
+            generation.generate(model, ids, max_new_tokens=9, streamer=Broken(), past_key_values=cache, **options)
+        text = generation.generate(model, ids, max_new_tokens=20, eos_token_id=None, **{k: v for k, v in options.items() if "assist" not in k})
+        assert len(cache) >= LENGTH and len(cache[0][0]) == 1
+        kept = text[:, : len(cache) + 1]
+        assert model.generate(kept, max_new_tokens=3, past_key_values=cache).tolist() == model.generate(kept, max_new_tokens=3).tolist()
 
 
 # ---- What cannot be

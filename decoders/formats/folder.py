@@ -55,7 +55,8 @@ def find(path_or_id: str | Path, weights: bool = True) -> Path:
     return folder
 
 
-def read_whole(path_or_id: str | Path, read: Callable[[Path], Any], weights: bool = True) -> tuple[Path, Any]:
+def read_settled(path_or_id: str | Path, read: Callable[[Path], Any],
+                 weights: bool = True) -> tuple[Path, Any]:
     """The folder, and what `read` makes of it, once more if somebody writes there meanwhile. ValueError if it
     is being written all the time."""
     for _ in range(2):

@@ -46,7 +46,7 @@ class Cutter:
         self.inside = {a + b for piece in whole for a, b in pairwise(piece)}
         self.scores, self.lowest = scores, min(scores.values()) - 10  # of a character without a piece
         self.longest: dict[str, int] = {}  # first character -> length of the longest piece
-        for piece in whole:
+        for piece in whole if unigram else ():
             self.longest[piece[:1]] = max(len(piece), self.longest.get(piece[:1], 1))
         self.cut_word = lru_cache(2**16)(self.likeliest if unigram else self.merged)
 

@@ -218,12 +218,15 @@ def generate(model: nn.Module, input_ids: Tensor | None = None, attention_mask: 
               negative_prompt_attention_mask, tokenizer, generator, past_key_values, inputs_embeds, settings)
     put = (lambda ids: None) if streamer is None else (lambda ids: streamer.put(ids.cpu()))
     put(run.text.ids)
+    steps = run.steps()
     try:
-        for new in run.steps():
+        for new in steps:
             put(new)
     except KeyboardInterrupt as interrupt:
-        interrupt.ids = run.text.ids.clone()
+        interrupt.ids = run.found.get("sequences", run.text.ids).clone()
         raise
+    finally:
+        steps.close()  # so that the cache is left as it should be
     if streamer is not None:
         streamer.end()
     return run.output()
@@ -449,10 +452,8 @@ class Run:
     def contrastive(self) -> Iterator[Tensor]:
         """Of the top_k likeliest tokens that which makes (1 - alpha) * chance - alpha * likeness largest;
         likeness is the cosine to the nearest hidden state before. Su et al. (2022), arXiv:2202.06417."""
-        text, k, alpha = self.text, self.s.top_k, self.s.penalty_alpha
-        B = text.rows
+        text, k, B = self.text, self.s.top_k, self.text.rows
         running = torch.ones(B, dtype=torch.bool, device=text.buffer.device)
-        stop = torch.tensor(self.eos, device=running.device, dtype=torch.long)
         output = text.forward(**{**self.wanted, "output_hidden_states": True})
         logits = text.logits(output)
         past = F.normalize(output.hidden_states[-1].float(), dim=-1)  # (B, n, C)
@@ -460,7 +461,19 @@ class Run:
         blocked = seen == 0
         text.expand(k)
         own = torch.arange(B, device=running.device)
-        while True:
+        try:
+            yield from self.looking_ahead(output, logits, past, blocked, running, own)
+        finally:  # a row for each text again, and all but its last token
+            text.cache.truncate(text.n - 1)
+            text.cache.reorder(own * k)
+
+    def looking_ahead(self, output: Any, logits: Tensor, past: Tensor, blocked: Tensor, running: Tensor,
+                      own: Tensor) -> Iterator[Tensor]:
+        """The steps, where each text has k rows. `past` (B, n, C) are the states so far, normed, `blocked`
+        (B, n) those of padding."""
+        text, k, alpha, B = self.text, self.s.top_k, self.s.penalty_alpha, len(own)
+        stop = torch.tensor(self.eos, device=running.device, dtype=torch.long)
+        while text.n < text.start + self.room and running.any():
             ids = text.ids[::k]
             scores = self.process(logits, ids)
             self.note(output, logits, scores)
@@ -483,10 +496,6 @@ class Run:
                 running &= ~self.stopped(text.ids[::k], scores)
             self.found["sequences"] = text.ids[::k]
             yield new
-            if not running.any() or text.n == text.start + self.room:
-                text.cache.truncate(text.n - 1)
-                text.cache.reorder(own * k)
-                return
 
     # ---- Assisted: somebody proposes, the model checks several tokens in one pass ----
 
@@ -509,7 +518,7 @@ class Run:
                 text.append(tokens[None])
             output = text.forward(keep=k + 1, **self.wanted)
             logits = output.logits[0].float()
-            held, done = 0, False
+            held, done, found = 0, False, []
             for i in range(k + 1):
                 scores = self.process(logits[i : i + 1], text.ids[:, : n + i])
                 if i == k:
@@ -522,9 +531,9 @@ class Run:
                 held += fits
                 text.n = text.skipped + n + i  # after the ids before it
                 text.append(new)
-                self.note(output, logits[i : i + 1], scores)
+                self.note(of_one(output, i, k), logits[i : i + 1], scores)
+                found.append(new)
                 done = int(new) in self.eos or bool(self.criteria and self.stopped(text.ids, scores)[0])
-                yield new
                 if done or not fits:
                     break
             text.truncate(text.ids.shape[1])
@@ -532,6 +541,7 @@ class Run:
             stats["proposed"] += k
             stats["accepted"] += held
             stats["rounds"].append((tokens.tolist(), held))
+            yield from found  # only now: whoever stops here finds no rejected token in the cache
             if done:
                 return
             if s.num_assistant_tokens_schedule not in (None, "constant") and k:
@@ -711,6 +721,23 @@ def taken(output: Any, rows: Tensor) -> Any:
     return output._replace(**chosen)
 
 
+def of_one(output: Any, i: int, k: int) -> Any:
+    """What was recorded of a pass over what was new and k proposed tokens, for the i-th token after it: as if
+    each had come by a pass of its own."""
+
+    def cut(key: str) -> Any:
+        parts = getattr(output, key)
+        if parts is None or not k:
+            return parts
+        T, S = parts[0].shape[-2], parts[0].shape[-1]
+        rows = slice(0 if i == 0 else T - k - 1 + i, T - k + i)
+        if key == "hidden_states":
+            return tuple(part[:, rows] for part in parts)
+        return tuple(part[:, :, rows, : S - k + i] for part in parts)
+
+    return output._replace(attentions=cut("attentions"), hidden_states=cut("hidden_states"))
+
+
 def repeated(output: Any, times: int) -> Any:
     return taken(output, torch.arange(len(output.logits)).repeat_interleave(times)) if times > 1 else output
 
@@ -725,9 +752,12 @@ def score(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = N
     `attention_mask` (B, T) has padding before or at it. One pass; never more than `rows` rows of logits."""
     check_prompt(input_ids, attention_mask, None)
     states, head = [], head_of(model)
-    hooks = [part.register_forward_hook(lambda part, given, output: states.append(output.last_hidden_state))
-             for part in model.modules() if hasattr(part, "config_class") and not hasattr(part, "lm_head")
-             and not hasattr(part, "language_model")]
+
+    def keep(part: nn.Module, given: tuple, output: Any) -> None:
+        if hasattr(output, "last_hidden_state"):
+            states.append(output.last_hidden_state)
+
+    hooks = [part.register_forward_hook(keep) for part in model.modules()]
     mask = None if attention_mask is None or attention_mask.all() else attention_mask.long()
     try:
         given = model.prepare_inputs(input_ids, mask, None, **{"use_cache": False, **inputs})

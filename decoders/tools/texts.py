@@ -48,7 +48,6 @@ class Text:
     def mask(self) -> Tensor | None:
         return None if self.masks is None else self.masks[:, : self.n]
 
-    @torch.no_grad()
     def forward(self, keep: int = 1, **wanted) -> Any:
         """What the model says of the ids that are not cached yet; logits of the last `keep` of them. After an
         interrupt the cache holds what it held before."""
