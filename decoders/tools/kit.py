@@ -13,7 +13,8 @@ model. What nobody has to agree on is NaN in the expected values: hidden scores,
 import importlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,14 @@ import torch.nn as nn
 from torch import Tensor
 
 from decoders.formats.config import FAMILIES, family, modern, read_config
+from decoders.formats.files import read_safetensors
 from decoders.formats.folder import check_file, find, first_line, read_json
 from decoders.formats.switch import switched
-from decoders.tools.formula import STAGES, Arithmetic, Formula, place, stages
+from decoders.tools.formula import STAGES, Arithmetic, Formula, stages
 
 VERSION = 1  # of the files: another reader is needed where it changes
 DTYPES = ("float64", "float32", "bfloat16", "float16")  # rows of a noise
+LARGEST = 2**28  # numbers of one array
 LIMIT = 13  # tokens of a case; of longrope the last length with short factors
 
 # ---- What is drawn -----------------------------------------------------------------------------------------
@@ -373,20 +376,38 @@ class Kit:
 
 
 def read(file: Path) -> dict[str, Tensor]:
-    from decoders.formats.files import read_safetensors
+    if file.suffix == ".npz":
+        return read_npz(check_file(file), lambda name: LARGEST)
+    return read_safetensors(check_file(file))
 
-    check_file(file)
-    if file.suffix == ".safetensors":
-        return read_safetensors(file)
+
+def read_npz(file: Path, most: Callable[[str], int | None]) -> dict[str, Tensor]:
+    """Arrays of at most `most(name)` numbers, None for those to leave out; the sizes are read before the data,
+    which may be gigabytes of zeros in a small file."""
     try:
-        import numpy
+        from numpy.lib import format as npy
     except ImportError:
         raise ValueError(f"{file}: npz files need NumPy: pip install numpy") from None
+    found = {}
     try:
-        with numpy.load(file, allow_pickle=False) as content:
-            return {name: torch.from_numpy(content[name]) for name in content.files}
+        with zipfile.ZipFile(file) as content:
+            for entry in content.namelist():
+                name = entry.removesuffix(".npy")
+                if (largest := most(name)) is None:
+                    continue
+                with content.open(entry) as stream:
+                    version = npy.read_magic(stream)
+                    header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+                    shape = header(stream)[0]
+                if math.prod(shape) > largest:
+                    raise ValueError(f"{name} is {shape}, more than can be meant")
+                with content.open(entry) as stream:
+                    found[name] = torch.from_numpy(npy.read_array(stream, allow_pickle=False))
+    except OSError:
+        raise
     except Exception as error:  # zipfile's, NumPy's, zlib's: each has its own kinds
         raise ValueError(f"{file} is not a sound npz file: {first_line(error)}") from None
+    return found
 
 
 # ---- KIT.md ------------------------------------------------------------------------------------------------
@@ -496,7 +517,3 @@ def numbers(f: Formula) -> list[str]:
     if f.head_norms:
         told.append("q and k of each head are normed before they turn")
     return told
-
-
-def in_order(names: Iterable[str]) -> list[str]:
-    return sorted(names, key=place)

@@ -1,0 +1,420 @@
+"""Where does a port differ, by how much more than rounding, and what is the mistake?
+
+    report = run("KIT", port)       # a file of values, a dict, a function, a module, "transformers"
+    assert report.equal, report     # prints as a table
+
+Every stage is measured in units of the noise that a kit brings along: what correct arithmetic of that precision
+may be off. Where something differs, the mistakes of `mistakes.py` are tried, each stage computed out of what
+the port itself had before it, so that one mistake does not hide another. A name is given only if the whole
+port, with that mistake in our formula, is equal to it within the noise.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from decoders.tools import mistakes, ports
+from decoders.tools.formula import ORDER, place, stages
+from decoders.tools.kit import BEYOND, DTYPES, Kit, compared, make, noise_of, spread, truth
+from decoders.tools.likeness import likeness
+from decoders.tools.mistakes import Mistake
+
+__all__ = ["Finding", "Kit", "Report", "Row", "make", "run"]
+
+# ---- Report ------------------------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    case: str
+    stage: str
+    largest: float  # difference
+    typical: float  # root mean square
+    units: float  # how many times the noise, the worse of both
+    mark: str  # "=" within the noise, "x" beyond, "~" beyond, but what is computed of it agrees
+    seen: str = ""  # where in the port it was found, if not by name
+
+
+@dataclass
+class Finding:
+    """What explains the difference: `mistakes` in our formula make it equal to the port, to `units` of noise."""
+
+    mistakes: tuple[Mistake, ...]
+    units: float
+    before: float
+    values: int  # how many numbers were compared
+    alike: list[tuple[Mistake, ...]] = field(default_factory=list)  # others that the given values do not tell apart
+
+    def __str__(self) -> str:
+        told = " and ".join(m.name for m in self.mistakes)
+        what = "this mistake" if len(self.mistakes) == 1 else "these mistakes"
+        lines = [f"Your port equals ours with {what}, to {self.units:.1f}x noise: {told}."]
+        lines += [f"  fix: {m.fix}" for m in self.mistakes]
+        lines.append(f"  sure: {self.values:,} numbers fall from {human(self.before)}x to {self.units:.1f}x noise"
+                     + ("; no other known mistake does that" if not self.alike else ""))
+        lines += [f"  not told apart by what was given: {' and '.join(m.name for m in other)}"
+                  for other in self.alike[:3]]
+        return "\n".join(lines)
+
+
+@dataclass
+class Report:
+    kit: str
+    theirs: str
+    dtype: str
+    rows: list[Row]
+    remarks: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    likeness: list[str] = field(default_factory=list)  # what the difference looks like, if it has no name
+    unsteady: bool = False  # two runs of the port differ
+
+    @property
+    def first(self) -> Row | None:
+        """The first stage beyond the noise, in the order of the computation; of several cases the first."""
+        wrong = [row for row in self.rows if row.mark == "x"]
+        return min(wrong, key=lambda row: place(row.stage)) if wrong else None
+
+    @property
+    def equal(self) -> bool:
+        return self.first is None and not self.unsteady
+
+    @property
+    def sentence(self) -> str:
+        if self.first is None:
+            told = f"{self.theirs} computes what {self.kit} expects, to {self.worst:.1f}x {self.dtype} noise"
+            return told + (", but not twice the same." if self.unsteady else ".")
+        row = self.first
+        where = sorted({r.case for r in self.rows if r.mark == "x" and r.stage == row.stage})
+        before = [r for r in self.rows if r.mark == "=" and r.case == row.case and place(r.stage) < place(row.stage)]
+        told = f"First difference: {row.stage} ({', '.join(where)}), {human(row.units)}x {self.dtype} noise"
+        if math.isinf(row.units):
+            told = f"First difference: {row.stage} ({', '.join(where)}) has NaN or infinity"
+        return told + (f"; the last that agrees before it is {before[-1].stage}." if before else
+                       "; nothing before it was given." if row.stage != "embeddings" else ".")
+
+    @property
+    def worst(self) -> float:
+        return max((row.units for row in self.rows if row.mark == "="), default=0.0)
+
+    def as_json(self) -> dict:
+        return {
+            "equal": self.equal, "kit": self.kit, "theirs": self.theirs, "dtype": self.dtype,
+            "first": None if self.first is None else {"case": self.first.case, "stage": self.first.stage},
+            "sentence": self.sentence, "unsteady": self.unsteady,
+            "mistakes": [{"names": [m.name for m in f.mistakes], "fixes": [m.fix for m in f.mistakes],
+                          "units": f.units, "before": finite(f.before), "values": f.values,
+                          "alike": [[m.name for m in other] for other in f.alike]} for f in self.findings],
+            "likeness": self.likeness, "remarks": self.remarks,
+            "rows": [{**row._asdict(), **{key: finite(getattr(row, key)) for key in
+                                          ("largest", "typical", "units")}} for row in self.rows],
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        return "\n".join(["", self.sentence, *map(str, self.findings), *self.likeness, *self.remarks, "",
+                          *self.table()])
+
+    def table(self, wide: bool = False) -> Iterable[str]:
+        """Lines: all stages of a case that differs, one line of a case that does not."""
+        width = max([len(row.stage) for row in self.rows] + [5])
+        for case in dict.fromkeys(row.case for row in self.rows):
+            own = [row for row in self.rows if row.case == case]
+            worst = max(own, key=lambda row: row.units)
+            if not wide and all(row.mark != "x" for row in own):
+                yield f"= {case:{width}} {len(own):4} stages, the worst {worst.stage} at {human(worst.units)}x noise"
+                continue
+            yield f"  {case:{width}} {'largest':>9} {'typical':>9} {'x noise':>8}"
+            grads = [row for row in own if row.stage.startswith("grad.")]
+            shown = own if wide or len(grads) < 4 else [row for row in own if row not in grads]
+            for row in shown:
+                told = f"{row.mark} {row.stage:{width}} {row.largest:9.1e} {row.typical:9.1e} {human(row.units):>8}"
+                yield told + (f"  {row.seen}" if row.seen else "")
+            if shown is not own:
+                bad = [row for row in grads if row.mark == "x"]
+                worst = max(grads, key=lambda row: row.units)
+                yield (f"{'x' if bad else '='} {len(grads)} gradients, {len(bad)} beyond the noise, the worst "
+                       f"{worst.stage} at {human(worst.units)}x")
+
+
+def finite(x: float) -> float | str:
+    """JSON has no infinity."""
+    return x if math.isfinite(x) else str(x)
+
+
+def human(x: float) -> str:
+    """Example: 1.23, 12.3, 123, 1.2e+04"""
+    return "NaN" if math.isinf(x) else f"{x:.3g}" if x < 1000 else f"{x:.1e}"
+
+
+# ---- Measuring ---------------------------------------------------------------------------------------------
+
+Values = Mapping[str, Mapping[str, Tensor]]  # case -> stage -> value
+
+
+def run(kit: str | Path | Kit, theirs: Any, *, dtype: str | None = None, cases: Iterable[str] | None = None,
+        names: bool = True) -> Report:
+    """Compare what a port computes with what a kit expects.
+
+    `theirs`: a safetensors or npz file, or a dict, with `CASE/STAGE` of what the port can give; a function
+    `(config: dict, weights: dict) -> callable(input_ids, **inputs)`, itself or as "module:function" or
+    "file.py:function"; such a callable or module is looked into by hooks; or "transformers". `dtype` is
+    what the port computes in: of values by default what they look like, else float32. `names=False` looks
+    for no mistake. ValueError or OSError with one sentence for what cannot be compared; what the port
+    itself raises becomes `ports.PortError`.
+    """
+    kit = kit if isinstance(kit, Kit) else Kit(kit)
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    chosen = list(kit.expected if cases is None else cases)
+    if unknown := [case for case in chosen if case not in kit.expected]:
+        raise ValueError(f"{kit.folder} has no case {unknown[0]}: {', '.join(kit.expected)}")
+    got = ports.values_of(kit, theirs, dtype, chosen)
+    rows, values = [], {}
+    for case in [name for name in kit.inputs if name in got.values]:
+        values[case] = {name: fitted(kit, case, name, got.values[case][name]) for name in
+                        sorted(got.values[case], key=place) if name in kit.expected[case]}
+        rows += marked([measured(kit, case, name, value, got.dtype, got.seen.get((case, name), ""))
+                        for name, value in values[case].items()])
+    if not rows:
+        raise ValueError(f"{got.name} holds no stage of this kit: {', '.join(sorted(kit.expected[chosen[0]], key=place)[:4])} "
+                         f"... of the cases {', '.join(chosen)}, named CASE/STAGE")
+    report = Report(kit.folder.name or str(kit.folder), got.name, got.dtype, rows, got.remarks, unsteady=got.unsteady)
+    if report.first is not None and names:
+        report.findings = named(kit, values, rows, got.dtype)
+        if not report.findings:
+            first = report.first
+            report.likeness = likeness(kit.expected[first.case][first.stage], values[first.case][first.stage],
+                                       kit.unit(first.case, first.stage, got.dtype)[0] * BEYOND, first.stage,
+                                       kit.inputs[first.case])
+    return report
+
+
+def fitted(kit: Kit, case: str, name: str, value: Tensor) -> Tensor:
+    """Their value in our shape, in float64. ValueError, with the likely reason, where it cannot be."""
+    wanted = kit.expected[case][name]
+    found = ports.arranged(value.double(), wanted)
+    if found is not None:
+        return found
+    shape, theirs = tuple(wanted.shape), tuple(value.shape)
+    reason = ""
+    if sorted(shape) == sorted(theirs):
+        reason = ": transposed?"
+    elif len(shape) == 3 and theirs in ((shape[0], shape[2]), (shape[0], 1, shape[2]), shape[2:], (1, shape[2])):
+        reason = ": of the last token only? give all of them"
+    elif len(shape) == 3 and len(theirs) == 3 and theirs[:2] == shape[:2] and theirs[2] > shape[2]:
+        reason = ": a vocabulary padded to a round size? cut it off"
+    elif case == "cached" and len(shape) > 1 and math.prod(theirs) > math.prod(shape):
+        reason = ": with the tokens of past_ids? give those of input_ids only"
+    elif len(theirs) and theirs[0] == 1 and shape and shape[0] > 1:
+        reason = ": one row only? the case has several"
+    raise ValueError(f"{case}/{name} is {theirs}, the kit has {shape}{reason}")
+
+
+def measured(kit: Kit, case: str, name: str, value: Tensor, dtype: str, seen: str = "") -> Row:
+    largest, typical = spread(kit.expected[case][name], value)
+    return Row(case, name, largest, typical, in_units((largest, typical), kit.unit(case, name, dtype)), "", seen)
+
+
+def in_units(difference: tuple[float, float], unit: tuple[float, float]) -> float:
+    return max(d / u if u else (math.inf if d else 0.0) for d, u in zip(difference, unit, strict=True))
+
+
+TOGETHER = ("q", "k", "v", "q_normed", "k_normed", "q_rotated", "k_rotated")  # none is computed of all the others
+
+
+def marked(rows: list[Row]) -> list[Row]:
+    """Of one case: "x" beyond the noise, or "~" if the next stage made of it agrees: then the port calls
+    something else so, or keeps it in another order, which is no mistake."""
+    found = []
+    for i, row in enumerate(rows):
+        mark = "=" if row.units <= BEYOND else "x"
+        if mark == "x" and not row.stage.startswith("grad."):
+            layer, _, stage = row.stage.rpartition(".")
+            later = (r for r in rows[i + 1 :] if not r.stage.startswith("grad.") and not (
+                stage in TOGETHER and r.stage.rpartition(".")[2] in TOGETHER and r.stage.startswith(layer)))
+            following = next(later, None)
+            if following is not None and following.units <= BEYOND and stage not in ("loss", "logits"):
+                mark = "~"
+        found.append(row._replace(mark=mark))
+    return found
+
+
+# ---- Names -------------------------------------------------------------------------------------------------
+
+
+def named(kit: Kit, values: Values, rows: list[Row], dtype: str) -> list[Finding]:
+    """The mistakes that bring the difference back to the noise: one, else two, else as many as their own
+    stages tell apart; nothing if no combination explains all that was given."""
+    search = Search(kit, values, rows, dtype)
+    known = [m for m in mistakes.of(kit.family) if not m.half or dtype in ("bfloat16", "float16")]
+    singles = [m for m in known if m.families]
+    found = search.explaining([(m,) for m in singles])
+    if not found:
+        found = search.explaining(search.step_by_step(singles))
+    if not found:
+        found = search.explaining(search.pairs(singles))
+    if not found:
+        return []
+    (units, best), *others = found
+    before = max(row.units for row in rows if row.mark == "x")
+    count = sum(int((~kit.expected[row.case][row.stage].isnan()).sum()) for row in rows if row.mark != "~")
+    alike = [other for u, other in others if len(other) == len(best)]
+    return [Finding(best, units, before, count, alike)]
+
+
+class Search:
+    """Which mistakes in our formula give the values of a port?"""
+
+    def __init__(self, kit: Kit, values: Values, rows: list[Row], dtype: str):
+        self.kit, self.dtype = kit, dtype
+        self.lowered = {name: w.to(getattr(torch, dtype)) for name, w in kit.weights.items()}
+        moved = {(row.case, row.stage) for row in rows if row.mark == "~"}
+        self.values = {case: {name: value for name, value in found.items() if (case, name) not in moved}
+                       for case, found in values.items()}
+        worst = {case: max((r.units for r in rows if r.case == case and r.mark == "x"), default=0.0)
+                 for case in values}
+        self.cases = sorted(values, key=lambda case: (worst[case] == 0, kit.inputs[case]["input_ids"].numel()))
+        self.focus = self.cases[0]  # the smallest that differs
+        self.wrong = worst
+
+    def stages(self, case: str, given: tuple[Mistake, ...], gradients: bool = False, **options) -> dict[str, Tensor]:
+        """In float64, or as the port computes, where a mistake shows in half precision only."""
+        weights = self.lowered if any(m.half for m in given) else self.kit.wide
+        return stages(self.kit.config, weights, self.kit.inputs[case], mistakes=given, gradients=gradients, **options)
+
+    def far(self, case: str, name: str, value: Tensor) -> float:
+        """Units between a value of ours and theirs; NaN where both have it is none."""
+        exact = self.kit.expected[case].get(name)
+        theirs = self.values[case].get(name)
+        if exact is None or theirs is None or value.shape != exact.shape:
+            return 0.0
+        both = value.isnan() & theirs.isnan()
+        ours = torch.where(exact.isnan() | both, torch.nan, value.double())
+        if (ours.isnan() & ~exact.isnan() & ~both).any():
+            return math.inf
+        return in_units(spread(ours, theirs), self.kit.unit(case, name, self.dtype))
+
+    def distance(self, given: tuple[Mistake, ...], most: float, cases: list[str]) -> float:
+        """The worst of all stages; stops as soon as it is more than `most`."""
+        worst = 0.0
+
+        def hear(name: str, value: Tensor) -> None:
+            nonlocal worst
+            if name in self.values[case]:
+                worst = max(worst, self.far(case, name, compared(name, value, self.kit.inputs[case])))
+                if not worst <= most:
+                    raise Enough
+
+        for case in cases:
+            try:
+                self.stages(case, given, note=hear)
+            except Enough:
+                return math.inf
+            except IndexError:  # a mistake that finds nothing to read
+                return math.inf
+        return worst
+
+    def explaining(self, candidates: Iterable[tuple[Mistake, ...]]) -> list[tuple[float, tuple[Mistake, ...]]]:
+        """Those that leave noise only, the nearest first. Their noise is measured with the mistake in the
+        formula; before that, whatever is far beyond the right formula's noise is left out."""
+        found = []
+        for given in candidates:
+            if self.distance(given, 60 * BEYOND, self.cases) > 60 * BEYOND:
+                continue
+            units = self.precisely(given)
+            if units <= BEYOND:
+                found.append((units, given))
+        return sorted(found, key=lambda one: (len(one[1]), one[0]))
+
+    def precisely(self, given: tuple[Mistake, ...]) -> float:
+        """The distance in units of the noise that the formula has with these mistakes; gradients too."""
+        worst = 0.0
+        for case in self.cases:
+            inputs, theirs = self.kit.inputs[case], self.values[case]
+            gradients = any(name.startswith("grad.") for name in theirs)
+            if any(m.half for m in given):
+                ours = self.stages(case, given, gradients)
+                ours = {name: compared(name, value, inputs).double() for name, value in ours.items()}
+                noise = {name: self.kit.noise[case][name] for name in theirs}
+                row = DTYPES.index(self.dtype)
+            else:
+                ours = truth(self.kit.config, self.kit.wide, inputs, gradients, mistakes=given)
+                kept = {name: value for name, value in ours.items() if name in theirs}
+                noise = noise_of(self.kit.config, self.kit.weights, inputs, kept, [self.dtype], gradients, given)
+                row = 0
+            for name, theirs_value in theirs.items():
+                if name not in ours or name not in noise:
+                    return math.inf
+                expected = self.kit.expected[case][name]
+                value = torch.where(expected.isnan(), torch.nan, ours[name])
+                both = value.isnan() & theirs_value.isnan()
+                if (value.isnan() != expected.isnan()).logical_and(~both).any():
+                    return math.inf
+                worst = max(worst, in_units(spread(value, theirs_value), tuple(noise[name][row].tolist())))
+                if worst > BEYOND:
+                    return math.inf
+        return worst
+
+    def step_by_step(self, known: list[Mistake]) -> Iterable[tuple[Mistake, ...]]:
+        """Each stage out of what the port itself had before: a mistake shows in its own stage only. Take the
+        one that leaves the fewest stages wrong, again and again, while they become fewer."""
+        given: tuple[Mistake, ...] = ()
+        wrong = self.alone(given)
+        while wrong and len(given) < 4:
+            left = [(len(self.alone((*given, m))), i) for i, m in enumerate(known) if m not in given]
+            least, i = min(left)
+            if least >= len(wrong):
+                break
+            given, wrong = (*given, known[i]), self.alone((*given, known[i]))
+        if not wrong and len(given) > 1:
+            yield given
+
+    def alone(self, given: tuple[Mistake, ...]) -> set[tuple[str, str]]:
+        """(case, stage) that do not follow from what the port had before them."""
+        found = set()
+        for case in self.cases:
+            theirs, exact = self.values[case], self.kit.expected[case]
+
+            def hear(name: str, value: Tensor, case=case, theirs=theirs, exact=exact) -> Tensor:
+                if name not in theirs:
+                    return value
+                if self.far(case, name, compared(name, value, self.kit.inputs[case])) > BEYOND:
+                    found.add((case, name))
+                keep = exact[name].isnan() | theirs[name].isnan()
+                return torch.where(keep, value, theirs[name].to(value.dtype))
+
+            try:
+                self.stages(case, given, note=hear)
+            except IndexError:
+                found.add((case, ""))
+        return found
+
+    def pairs(self, known: list[Mistake]) -> Iterable[tuple[Mistake, ...]]:
+        """Two at a time. One that does not show in a case is no news there, so that few have to be tried."""
+        focus, shows = [self.focus], {}
+        for m in known:
+            shows[m] = not self.silent(m)
+        alone = {m: self.distance((m,), 60 * BEYOND, focus) <= 60 * BEYOND for m in known if shows[m]}
+        for a, b in combinations(known, 2):
+            if shows[a] and shows[b]:
+                if a.steps.keys() == b.steps.keys() and "act" in a.steps:
+                    continue
+                if self.distance((a, b), 60 * BEYOND, focus) <= 60 * BEYOND:
+                    yield a, b
+            elif alone.get(a) or alone.get(b):
+                yield a, b
+
+    def silent(self, m: Mistake) -> bool:
+        """Whether a mistake changes nothing in the case that is looked at first."""
+        right, wrong = self.stages(self.focus, ()), self.stages(self.focus, (m,))
+        return all(name in wrong and torch.equal(torch.nan_to_num(value.double()), torch.nan_to_num(
+            wrong[name].double())) for name, value in right.items() if name in self.values[self.focus])
+
+
+class Enough(Exception):
+    """No need to compute the rest."""
