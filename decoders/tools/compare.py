@@ -72,6 +72,7 @@ class Report:
     remarks: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     likeness: list[str] = field(default_factory=list)  # what the difference looks like, if it has no name
+    roundings: list[str] = field(default_factory=list)  # within the noise, but rounded elsewhere
     unsteady: bool = False  # two runs of the port differ
 
     @property
@@ -110,13 +111,14 @@ class Report:
             "mistakes": [{"names": [m.name for m in f.mistakes], "fixes": [m.fix for m in f.mistakes],
                           "units": f.units, "before": finite(f.before), "values": f.values,
                           "alike": [[m.name for m in other] for other in f.alike]} for f in self.findings],
-            "likeness": self.likeness, "remarks": self.remarks,
+            "likeness": self.likeness, "roundings": self.roundings, "remarks": self.remarks,
             "rows": [{**row._asdict(), **{key: finite(getattr(row, key)) for key in
                                           ("largest", "typical", "units")}} for row in self.rows],
         }  # fmt: skip
 
     def __str__(self) -> str:
-        return "\n".join(["", self.sentence, *map(str, self.findings), *self.likeness, *self.remarks, "",
+        return "\n".join(["", self.sentence, *map(str, self.findings), *self.likeness, *self.roundings,
+                          *self.remarks, "",
                           *self.table()])
 
     def table(self, wide: bool = False) -> Iterable[str]:
@@ -184,6 +186,8 @@ def run(kit: str | Path | Kit, theirs: Any, *, dtype: str | None = None, cases: 
         raise ValueError(f"{got.name} holds no stage of this kit: {', '.join(sorted(kit.expected[chosen[0]], key=place)[:4])} "
                          f"... of the cases {', '.join(chosen)}, named CASE/STAGE")
     report = Report(kit.folder.name or str(kit.folder), got.name, got.dtype, rows, got.remarks, unsteady=got.unsteady)
+    if names and got.dtype in ("bfloat16", "float16"):
+        report.roundings = Search(kit, values, rows, got.dtype).roundings()
     if report.first is not None and names:
         report.findings = named(kit, values, rows, got.dtype)
         if not report.findings:
@@ -251,8 +255,8 @@ def named(kit: Kit, values: Values, rows: list[Row], dtype: str) -> list[Finding
     """The mistakes that bring the difference back to the noise: one, else two, else as many as their own
     stages tell apart; nothing if no combination explains all that was given."""
     search = Search(kit, values, rows, dtype)
-    known = [m for m in mistakes.of(kit.family) if not m.half or dtype in ("bfloat16", "float16")]
-    singles = [m for m in known if m.families]
+    half = dtype in ("bfloat16", "float16")
+    singles = [m for m in mistakes.of(kit.family) if half or not m.half and not m.rounds]
     found = search.explaining([(m,) for m in singles])
     if not found:
         found = search.explaining(search.step_by_step(singles))
@@ -280,7 +284,7 @@ class Search:
                  for case in values}
         self.cases = sorted(values, key=lambda case: (worst[case] == 0, kit.inputs[case]["input_ids"].numel()))
         self.focus = self.cases[0]  # the smallest that differs
-        self.wrong = worst
+        self.coarse = BEYOND * (20 if dtype in ("bfloat16", "float16") else 1000)  # worth a closer look
 
     def stages(self, case: str, given: tuple[Mistake, ...], gradients: bool = False, **options) -> dict[str, Tensor]:
         """In float64, or as the port computes, where a mistake shows in half precision only."""
@@ -324,7 +328,7 @@ class Search:
         formula; before that, whatever is far beyond the right formula's noise is left out."""
         found = []
         for given in candidates:
-            if self.distance(given, 60 * BEYOND, self.cases) > 60 * BEYOND:
+            if self.distance(given, self.coarse, self.cases) > self.coarse:
                 continue
             units = self.precisely(given)
             if units <= BEYOND:
@@ -361,23 +365,26 @@ class Search:
         return worst
 
     def step_by_step(self, known: list[Mistake]) -> Iterable[tuple[Mistake, ...]]:
-        """Each stage out of what the port itself had before: a mistake shows in its own stage only. Take the
-        one that leaves the fewest stages wrong, again and again, while they become fewer."""
+        """Each stage out of what the port itself had before it: there a mistake shows in its own stage only.
+        Take one that mends the first such stage and leaves the fewest wrong, again and again."""
         given: tuple[Mistake, ...] = ()
         wrong = self.alone(given)
         while wrong and len(given) < 4:
-            left = [(len(self.alone((*given, m))), i) for i, m in enumerate(known) if m not in given]
-            least, i = min(left)
-            if least >= len(wrong):
-                break
-            given, wrong = (*given, known[i]), self.alone((*given, known[i]))
-        if not wrong and len(given) > 1:
+            case, first = min(wrong, key=lambda one: (self.cases.index(one[0]), place(one[1])))
+            mending = [m for m in known if m not in given and not self.alone((*given, m), [case], first)]
+            left = [self.alone((*given, m)) for m in mending]
+            if not left or len(min(left, key=len)) >= len(wrong):
+                return
+            wrong = min(left, key=len)
+            given = (*given, mending[left.index(wrong)])
+        if not wrong:
             yield given
 
-    def alone(self, given: tuple[Mistake, ...]) -> set[tuple[str, str]]:
-        """(case, stage) that do not follow from what the port had before them."""
+    def alone(self, given: tuple[Mistake, ...], cases: list[str] | None = None,
+              last: str | None = None) -> set[tuple[str, str]]:
+        """(case, stage) that do not follow from what the port had before them; none behind stage `last`."""
         found = set()
-        for case in self.cases:
+        for case in cases or self.cases:
             theirs, exact = self.values[case], self.kit.expected[case]
 
             def hear(name: str, value: Tensor, case=case, theirs=theirs, exact=exact) -> Tensor:
@@ -385,13 +392,51 @@ class Search:
                     return value
                 if self.far(case, name, compared(name, value, self.kit.inputs[case])) > BEYOND:
                     found.add((case, name))
+                if name == last or (found and last):
+                    raise Enough
                 keep = exact[name].isnan() | theirs[name].isnan()
                 return torch.where(keep, value, theirs[name].to(value.dtype))
 
             try:
                 self.stages(case, given, note=hear)
+            except Enough:
+                pass
             except IndexError:
                 found.add((case, ""))
+        return found
+
+    def roundings(self) -> list[str]:
+        """What stays within the noise but is not rounded where we round: seen where a stage and what it is
+        made of were given, bit by bit."""
+        found, right = [], self.unlike(())
+        for m in mistakes.of(self.kit.family):
+            if not m.rounds:
+                continue
+            before, after = (sum(bits.get(stage, (0, 0))[0] for stage in m.rounds) for bits in (right, self.unlike((m,))))
+            count = sum(right.get(stage, (0, 0))[1] for stage in m.rounds)
+            if count and before > 0.05 * count and after < 0.2 * before:
+                found.append(f"Within the noise, but rounded elsewhere: {m.name}. {before / count:.0%} of "
+                             f"{', '.join(m.rounds)} differ in the last bit from what their own inputs give, with "
+                             f"this {after / count:.1%}; to agree bit by bit: {m.fix}.")
+        return found
+
+    def unlike(self, given: tuple[Mistake, ...]) -> dict[str, tuple[int, int]]:
+        """Stage, without its layer -> (numbers that differ from what their own inputs give in the port's
+        precision, numbers compared)."""
+        found: dict[str, tuple[int, int]] = {}
+        for case in self.cases:
+            theirs, exact = self.values[case], self.kit.expected[case]
+
+            def hear(name: str, value: Tensor, theirs=theirs, exact=exact) -> Tensor:
+                if name not in theirs:
+                    return value
+                own, keep = theirs[name].to(value.dtype), ~exact[name].isnan()
+                stage = name.rpartition(".")[2]
+                bad, n = found.get(stage, (0, 0))
+                found[stage] = bad + int((own != value)[keep].sum()), n + int(keep.sum())
+                return torch.where(keep & ~own.isnan(), own, value)
+
+            stages(self.kit.config, self.lowered, self.kit.inputs[case], mistakes=given, note=hear)
         return found
 
     def pairs(self, known: list[Mistake]) -> Iterable[tuple[Mistake, ...]]:
@@ -399,12 +444,12 @@ class Search:
         focus, shows = [self.focus], {}
         for m in known:
             shows[m] = not self.silent(m)
-        alone = {m: self.distance((m,), 60 * BEYOND, focus) <= 60 * BEYOND for m in known if shows[m]}
+        alone = {m: self.distance((m,), self.coarse, focus) <= self.coarse for m in known if shows[m]}
         for a, b in combinations(known, 2):
             if shows[a] and shows[b]:
                 if a.steps.keys() == b.steps.keys() and "act" in a.steps:
                     continue
-                if self.distance((a, b), 60 * BEYOND, focus) <= 60 * BEYOND:
+                if self.distance((a, b), self.coarse, focus) <= self.coarse:
                     yield a, b
             elif alone.get(a) or alone.get(b):
                 yield a, b

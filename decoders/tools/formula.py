@@ -466,7 +466,7 @@ class Formula:
     def forward(self, inputs: dict[str, Tensor], past: dict | None = None) -> Tensor:
         """Logits (B, T, V) of `input_ids`, or with `labels` the loss. `past` gets the keys and values."""
         past = {} if past is None else past
-        length = past[0][0].shape[2] if past else 0
+        length = next(iter(past.values()))[0].shape[2] if past else 0
         places, mask = self.places(inputs, length), self.mask(inputs)
         x = self.note("embeddings", self.embeddings(inputs, places))
         for layer in self.layers:
@@ -486,14 +486,14 @@ def stages(config: Any, weights: Mapping[str, Tensor], inputs: dict[str, Tensor]
            do: Arithmetic | None = None, note: Callable | None = None,
            gradients: bool = False) -> dict[str, Tensor]:
     """Name -> value of every stage for one case of a kit, as computed in the weights' dtype. `past_ids` are
-    read first; they and what padding computes are not told. `note` hears every stage as it comes."""
+    read first, and not told. `note(name, value)` hears every stage as it comes, and may return another value
+    to go on with."""
     found: dict[str, Tensor] = {}
 
     def hear(name: str, value: Tensor) -> Tensor:
         found[name] = value
-        if note is not None:
-            note(name, value)
-        return value
+        other = None if note is None else note(name, value)
+        return value if other is None else other
 
     if gradients:
         weights = {name: w.detach().requires_grad_() for name, w in weights.items()}

@@ -170,6 +170,7 @@ def transformers_port(kit: Kit, got: Got) -> nn.Module:
         raise ValueError(f"transformers {transformers.__version__} has no {kit.class_name}")
     got.name = f"transformers {transformers.__version__}"
     transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     with theirs_to_blame(f"{got.name} cannot read {kit.folder}"):
         model = load_theirs(transformers, kit.class_name, kit.folder, getattr(torch, got.dtype))
     return model
@@ -226,6 +227,8 @@ def once(port: Callable, inputs: dict[str, Tensor], watch: "Watch | None", what:
     if all(bool((t != 0).all()) for name, t in given.items() if name == "attention_mask") and not takes(
             "attention_mask"):
         given.pop("attention_mask", None)
+    if "image_patches" in given and not takes("image_patches_indices"):
+        given.pop("image_patches_indices")  # ids say the same: they have image_token_id there
     lacking = [name for name in given if not takes(name)]
     if "past_ids" in inputs and not takes("past_key_values"):
         lacking.append("past_key_values")
@@ -378,26 +381,29 @@ def matrices(value: Tensor, B: int, T: int) -> Iterator[tuple[tuple, Tensor]]:
 
 def arranged(value: Tensor, wanted: Tensor) -> Tensor | None:
     """A value that was given under our name, in our shape: also transposed, or with heads cut or joined. Of
-    several ways the nearest. None if its numbers are not as many."""
+    several ways one that agrees. None if its numbers are not as many."""
     if value.numel() != wanted.numel():
         return None
+    if value.shape == wanted.shape and value.dim() != 2:
+        return value
     if wanted.dim() < 3:
         ways = [value.reshape(wanted.shape)] if value.squeeze().shape == wanted.squeeze().shape else []
         if wanted.dim() == 2 and value.squeeze().shape == wanted.t().shape:
             ways.append(value.squeeze().t())
     else:
         B, T = wanted.shape[0], wanted.shape[-2]
-        ways = [value] if value.shape == wanted.shape else []
         if wanted.dim() == 3:
             squeezed = value.squeeze().shape == wanted.squeeze().shape
-            ways += [value.reshape(wanted.shape)] if squeezed or value.shape == (B * T, wanted.shape[2]) else []
+            ways = [value.reshape(wanted.shape)] if squeezed or value.shape == (B * T, wanted.shape[2]) else []
         else:
-            ways += [from_matrix(m, wanted.shape) for _, m in matrices(value, B, T)]
+            ways = [from_matrix(m, wanted.shape) for _, m in matrices(value, B, T)]
             if B == 1:
                 ways += [from_matrix(m, wanted.shape) for _, m in matrices(value.squeeze(0)[None], B, T)]
     if not ways:
         return None
-    return min(ways, key=lambda way: spread(wanted, torch.nan_to_num(way))[1])
+    far = [spread(wanted, torch.nan_to_num(way))[1] for way in ways]
+    best = far.index(min(far))
+    return ways[best if far[best] < 0.01 * far[0] else 0]  # wrong values are no reason to look for another way
 
 
 # Of a layer: part -> (stage that goes in, stage that comes out)
