@@ -1,4 +1,4 @@
-"""python -m decoders generate MODEL PROMPT | chat MODEL | inspect MODEL.
+"""python -m decoders generate MODEL PROMPT | chat MODEL | inspect MODEL | compare KIT PORT.
 
 Only the result goes to standard output; timings, bars, notes and errors go to standard error.
 Exit status: 0 success, 1 a check that found a difference, 2 unusable input, 130 interrupted.
@@ -43,7 +43,7 @@ def told(error: Exception) -> str:
 def parser() -> argparse.ArgumentParser:
     about = "Text from checkpoints, and what is in them."
     parser = argparse.ArgumentParser("python -m decoders", description=about)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="generate | chat | inspect")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="generate | chat | inspect | compare")
 
     generate = commands.add_parser("generate", help="continue a prompt; greedy without a sampling option")
     generate.add_argument("model", help="checkpoint folder or hub id")
@@ -65,7 +65,31 @@ def parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", help="what is in a checkpoint; reads headers only")
     inspect.add_argument("model", help="checkpoint folder or hub id")
     inspect.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    add_compare(commands)
     return parser
+
+
+def add_compare(commands: Any) -> None:
+    about = """Where does a port differ, by how much more than rounding, and what is the mistake?
+        --make KIT FAMILY writes a kit; KIT PORT compares a file of values (.safetensors, .npz), a function
+        (module:function, file.py:function) or the installed "transformers" with it; FOLDER FOLDER two
+        checkpoints; FOLDER transformers --prompt TEXT a checkpoint here and there. Exit status 0: equal
+        within noise, 1: different, 2: unusable. docs/porting.md tells a whole story."""
+    compare = commands.add_parser("compare", help="find out where a port differs, and why", description=about)
+    option = compare.add_argument
+    option("first", metavar="KIT", nargs="?", help="a kit, a checkpoint, or with --make a family")
+    option("second", metavar="PORT", nargs="?", help="values, function, checkpoint or transformers")
+    option("--make", metavar="KIT", help="write a kit of a family, or of a checkpoint's settings")
+    option("--cases", metavar="NAMES", help="some of the cases, with commas between them")
+    option("--seed", type=int, default=0, help="of a kit's weights (default: 0)")
+    option("--layers", type=int, metavar="N", help="of a kit (default: 2)")
+    option("--format", choices=("safetensors", "npz"), default="safetensors", help="of a kit's files")
+    option("--dtype", choices=("float64", "float32", "bfloat16", "float16"), help="what the port computes in")
+    option("--prompt", metavar="TEXT", help="of a checkpoint here and in Transformers")
+    option("--sequential", action="store_true", help="only one of the two models in memory")
+    option("--json", action="store_true", help="one JSON object instead of a table")
+    option("--html", metavar="PAGE", help="write the table as a page, coloured")
+    option("--all", action="store_true", help="every stage of every case, not of those that differ alone")
 
 
 def add_options(option: Callable, new_tokens: int) -> None:
@@ -644,6 +668,59 @@ def as_table(facts: dict, found: Any) -> str:
     return "\n".join(lines) + "\n"
 
 
+# ---- compare -----------------------------------------------------------------------------------------------
+
+
+def compare(args: argparse.Namespace) -> int:
+    from decoders.tools import checkpoints, heat, kit, ports
+    from decoders.tools import compare as proof
+
+    cases = None if args.cases is None else args.cases.split(",")
+    if args.make is not None:
+        if args.first is None or args.second is not None:
+            raise ValueError("--make KIT needs one family or checkpoint")
+        folder = kit.make(args.make, args.first, cases=cases, seed=args.seed, layers=args.layers,
+                          format=args.format)
+        say(f"{folder / 'KIT.md'} says what is in it")
+        return 0
+    if args.first is None or args.second is None:
+        raise ValueError("compare needs a kit and a port: python -m decoders compare --help")
+    try:
+        if args.prompt is not None:
+            report = here_and_there(args)
+        elif Path(args.second).is_dir():
+            report = checkpoints.apart(args.first, args.second)
+        elif not (Path(args.first) / "kit.json").exists():
+            raise ValueError(f"{args.first} is no kit: python -m decoders compare --make {args.first} FAMILY "
+                             "writes one; a checkpoint needs a second one, or --prompt")
+        else:
+            report = proof.run(args.first, args.second, dtype=args.dtype, cases=cases)
+    except ports.PortError as error:
+        say(str(error).rstrip())
+        return EXIT_UNUSABLE
+    if args.html is not None:
+        if isinstance(report, checkpoints.Twins):
+            raise ValueError("--html is for a kit and a port")
+        Path(args.html).write_text(heat.page(report))
+    if args.json:
+        write(json.dumps(report.as_json(), ensure_ascii=False, allow_nan=False) + "\n")
+    else:
+        write(shown(report.told(args.all) if hasattr(report, "told") else str(report)).strip("\n") + "\n")
+    return 0 if report.equal else EXIT_DIFFERENT
+
+
+def here_and_there(args: argparse.Namespace) -> Any:
+    from decoders.tools import checkpoints
+
+    if args.second != "transformers":
+        raise ValueError(f"--prompt compares a checkpoint with transformers, not with {args.second}")
+    folder, tokenizer = opened(args.first)
+    ids = tokenizer.encode(standard_input() if args.prompt == "-" else args.prompt)
+    if not ids:
+        raise ValueError("the prompt is empty")
+    return checkpoints.on_prompt(folder, ids, args.dtype or "float32", args.sequential, say)
+
+
 # ---- main --------------------------------------------------------------------------------------------------
 
 
@@ -652,7 +729,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars are for terminals
     try:
-        status = {"generate": generate, "chat": chat, "inspect": inspect}[args.command](args)
+        run = {"generate": generate, "chat": chat, "inspect": inspect, "compare": compare}[args.command]
+        status = run(args)
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:

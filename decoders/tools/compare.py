@@ -9,9 +9,8 @@ the port itself had before it, so that one mistake does not hide another. A name
 port, with that mistake in our formula, is equal to it within the noise.
 """
 
-import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from decoders.tools import mistakes, ports
-from decoders.tools.formula import ORDER, place, stages
+from decoders.tools.formula import place, stages
 from decoders.tools.kit import BEYOND, DTYPES, Kit, compared, make, noise_of, spread, truth
 from decoders.tools.likeness import likeness
 from decoders.tools.mistakes import Mistake
@@ -91,13 +90,16 @@ class Report:
             told = f"{self.theirs} computes what {self.kit} expects, to {self.worst:.1f}x {self.dtype} noise"
             return told + (", but not twice the same." if self.unsteady else ".")
         row = self.first
-        where = sorted({r.case for r in self.rows if r.mark == "x" and r.stage == row.stage})
-        before = [r for r in self.rows if r.mark == "=" and r.case == row.case and place(r.stage) < place(row.stage)]
-        told = f"First difference: {row.stage} ({', '.join(where)}), {human(row.units)}x {self.dtype} noise"
-        if math.isinf(row.units):
-            told = f"First difference: {row.stage} ({', '.join(where)}) has NaN or infinity"
-        return told + (f"; the last that agrees before it is {before[-1].stage}." if before else
-                       "; nothing before it was given." if row.stage != "embeddings" else ".")
+        wrong = [r.case for r in self.rows if r.mark == "x" and r.stage == row.stage]
+        every = len(wrong) == len({r.case for r in self.rows if r.stage == row.stage})
+        where = "every case" if every and len(wrong) > 1 else "case" + "s" * (len(wrong) > 1) + " " + ", ".join(wrong)
+        before = [r for r in self.rows if r.mark == "=" and r.case == row.case
+                  and place(r.stage) < place(row.stage)]
+        what = "has NaN or infinity" if math.isinf(row.units) else f"is {human(row.units)}x {self.dtype} noise off"
+        told = f"First difference: {row.stage} in {where} {what}"
+        if before:
+            return f"{told}; the last that agrees before it is {before[-1].stage}."
+        return told + ("." if row.stage == "embeddings" else "; nothing before it was given.")
 
     @property
     def worst(self) -> float:
@@ -122,25 +124,30 @@ class Report:
                           *self.table()])
 
     def table(self, wide: bool = False) -> Iterable[str]:
-        """Lines: all stages of a case that differs, one line of a case that does not."""
+        """Lines: every stage of the case with the first difference (`wide`: of all), one line of the others."""
         width = max([len(row.stage) for row in self.rows] + [5])
         for case in dict.fromkeys(row.case for row in self.rows):
             own = [row for row in self.rows if row.case == case]
-            worst = max(own, key=lambda row: row.units)
-            if not wide and all(row.mark != "x" for row in own):
-                yield f"= {case:{width}} {len(own):4} stages, the worst {worst.stage} at {human(worst.units)}x noise"
-                continue
-            yield f"  {case:{width}} {'largest':>9} {'typical':>9} {'x noise':>8}"
-            grads = [row for row in own if row.stage.startswith("grad.")]
-            shown = own if wide or len(grads) < 4 else [row for row in own if row not in grads]
-            for row in shown:
-                told = f"{row.mark} {row.stage:{width}} {row.largest:9.1e} {row.typical:9.1e} {human(row.units):>8}"
-                yield told + (f"  {row.seen}" if row.seen else "")
-            if shown is not own:
-                bad = [row for row in grads if row.mark == "x"]
-                worst = max(grads, key=lambda row: row.units)
-                yield (f"{'x' if bad else '='} {len(grads)} gradients, {len(bad)} beyond the noise, the worst "
-                       f"{worst.stage} at {human(worst.units)}x")
+            worst, wrong = max(own, key=lambda row: row.units), [row for row in own if row.mark == "x"]
+            told = f"{case:{width}} {len(own):4} stages, the worst {worst.stage} at {human(worst.units)}x noise"
+            if wide or (self.first is not None and case == self.first.case):
+                yield f"  {case:{width}} {'largest':>9} {'typical':>9} {'x noise':>8}"
+                yield from self.every(own, width, wide)
+            elif wrong:
+                yield f"x {told}, from {min(wrong, key=lambda row: place(row.stage)).stage} on"
+            else:
+                yield f"= {told}"
+
+    def every(self, own: list[Row], width: int, wide: bool) -> Iterable[str]:
+        """A line for each stage; gradients in one, where they are many."""
+        grads = [row for row in own if row.stage.startswith("grad.")]
+        for row in own if wide else [row for row in own if row not in grads]:
+            told = f"{row.mark} {row.stage:{width}} {row.largest:9.1e} {row.typical:9.1e} {human(row.units):>8}"
+            yield told + (f"  {row.seen}" if row.seen else "")
+        if grads and not wide:
+            bad, worst = [row for row in grads if row.mark == "x"], max(grads, key=lambda row: row.units)
+            yield (f"{'x' if bad else '='} {len(grads)} gradients, {len(bad)} beyond the noise, the worst "
+                   f"{worst.stage} at {human(worst.units)}x")
 
 
 def finite(x: float) -> float | str:
@@ -253,22 +260,34 @@ def marked(rows: list[Row]) -> list[Row]:
 
 def named(kit: Kit, values: Values, rows: list[Row], dtype: str) -> list[Finding]:
     """The mistakes that bring the difference back to the noise: one, else two, else as many as their own
-    stages tell apart; nothing if no combination explains all that was given."""
-    search = Search(kit, values, rows, dtype)
+    stages tell apart; nothing if no combination explains what was given.
+
+    Inner values that hooks have caught may stand under a wrong name, as where a port takes the product with
+    our q for its k. So what the port itself calls by name decides, where all together give no answer.
+    """
     half = dtype in ("bfloat16", "float16")
-    singles = [m for m in mistakes.of(kit.family) if half or not m.half and not m.rounds]
-    found = search.explaining([(m,) for m in singles])
-    if not found:
-        found = search.explaining(search.step_by_step(singles))
-    if not found:
-        found = search.explaining(search.pairs(singles))
-    if not found:
-        return []
-    (units, best), *others = found
-    before = max(row.units for row in rows if row.mark == "x")
-    count = sum(int((~kit.expected[row.case][row.stage].isnan()).sum()) for row in rows if row.mark != "~")
-    alike = [other for u, other in others if len(other) == len(best)]
-    return [Finding(best, units, before, count, alike)]
+    known = [m for m in mistakes.of(kit.family) if half or not m.half and not m.rounds]
+    sure = [row for row in rows if not row.seen]
+    every = Search(kit, values, rows, dtype)
+    if len(sure) in (0, len(rows)):
+        named_only = every
+    else:
+        names = {(row.case, row.stage) for row in sure}
+        kept = {case: {name: value for name, value in found.items() if (case, name) in names}
+                for case, found in values.items()}
+        named_only = Search(kit, {case: found for case, found in kept.items() if found}, sure, dtype)
+    tries = [(every, lambda s: [(m,) for m in known]), (named_only, lambda s: [(m,) for m in known]),
+             (every, lambda s: s.step_by_step(known)), (named_only, lambda s: s.pairs(known))]
+    for i, (search, candidates) in enumerate(tries):
+        if i == 1 and search is every:
+            continue
+        if found := search.explaining(candidates(search)):
+            (units, best), *others = found
+            told = [row for row in rows if row.case in search.values and row.stage in search.values[row.case]]
+            before = max(row.units for row in told)
+            count = sum(int((~kit.expected[row.case][row.stage].isnan()).sum()) for row in told)
+            return [Finding(best, units, before, count, [o for _, o in others if len(o) == len(best)])]
+    return []
 
 
 class Search:
@@ -333,7 +352,8 @@ class Search:
             units = self.precisely(given)
             if units <= BEYOND:
                 found.append((units, given))
-        return sorted(found, key=lambda one: (len(one[1]), one[0]))
+        best = min((units for units, _ in found), default=0.0)  # of equals the first of the table, the commoner
+        return sorted(found, key=lambda one: (len(one[1]), one[0] > 1.5 * best))
 
     def precisely(self, given: tuple[Mistake, ...]) -> float:
         """The distance in units of the noise that the formula has with these mistakes; gradients too."""

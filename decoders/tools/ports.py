@@ -11,7 +11,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +20,9 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from decoders.formats.folder import check_file, first_line
+from decoders.formats.folder import check_file
 from decoders.tools.formula import Formula, place
-from decoders.tools.kit import BEYOND, DTYPES, Kit, read, read_npz, spread
+from decoders.tools.kit import BEYOND, Kit, read, read_npz, spread
 
 
 class PortError(Exception):
@@ -429,6 +429,9 @@ class Matching:
                     known[name] = found
         for name, found in self.by_weights().items():
             known.setdefault(name, found)
+        for name, found in list(known.items()):  # what one layer calls so, the others do too
+            for other, where in elsewhere(name, found[0], len(Formula(self.kit.config, {}).layers)):
+                known.setdefault(other, (where, *found[1:]))
         for case in self.caught:
             for name, (where, way, columns) in known.items():
                 value = self.looked_up(case, name, where, way, columns)
@@ -494,7 +497,7 @@ class Matching:
                     columns = rows_of(weight, own.detach().double())
                     if columns is not None:
                         into, out = self.ends(f, part, layer)
-                        whole = columns.tolist() == list(range(max(own.shape[0], own.shape[-1]))) or weight.dim() == 1
+                        whole = len(weight) in own.shape and columns.tolist() == list(range(len(weight)))
                         if out:
                             found.setdefault(out, (name, (), None if whole else columns))
                         if into:
@@ -536,6 +539,15 @@ class Matching:
                 self.got.values[case].setdefault(f"grad.{name}", value)
                 self.got.seen[case, f"grad.{name}"] = theirs
                 break
+
+
+def elsewhere(stage: str, where: str, layers: int) -> Iterator[tuple[str, str]]:
+    """The same stage of the other layers, and what it would be called there."""
+    if stage.startswith("layers."):
+        _, i, rest = stage.split(".", 2)
+        for n in range(layers):
+            if n != int(i) and f".{i}." in where:
+                yield f"layers.{n}.{rest}", where.replace(f".{i}.", f".{n}.", 1)
 
 
 def rows_of(weight: Tensor, theirs: Tensor) -> Tensor | None:
