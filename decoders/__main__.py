@@ -698,14 +698,15 @@ def compare(args: argparse.Namespace) -> int:
     except ports.PortError as error:
         say(str(error).rstrip())
         return EXIT_UNUSABLE
+    twins = isinstance(report, checkpoints.Twins)
     if args.html is not None:
-        if isinstance(report, checkpoints.Twins):
+        if twins:
             raise ValueError("--html is for a kit and a port")
         Path(args.html).write_text(heat.page(report))
     if args.json:
         write(json.dumps(report.as_json(), ensure_ascii=False, allow_nan=False) + "\n")
     else:
-        write(shown(report.told(args.all) if hasattr(report, "told") else str(report)).strip("\n") + "\n")
+        write(shown(str(report) if twins else report.told(args.all)) + "\n")
     return 0 if report.equal else EXIT_DIFFERENT
 
 

@@ -67,6 +67,22 @@ def fields(**values) -> Callable:
     return change
 
 
+def layers_of(d: dict) -> list[str]:
+    return [kind for kinds, n in d["attention_types"] for kind in kinds * n]
+
+
+def kinds_of(layers: list[str]) -> dict:
+    return {"attention_types": [[layers, 1]], "attention_layers": layers}
+
+
+def kinds(change: Callable) -> Plant:
+    return Plant(config=lambda d: fields(**kinds_of(change(layers_of(d))))(d))
+
+
+def rotated(d: dict) -> int:
+    return int(d["partial_rotary_factor"] * d["hidden_size"] // d["num_attention_heads"])
+
+
 def eps_of(value: float) -> Plant:
     return Plant(config=lambda d: fields(**{next(
         (k for k in ("layer_norm_eps", "rms_norm_eps", "layer_norm_epsilon") if k in d), EPS[d["model_type"]]): value})(d))
@@ -191,8 +207,8 @@ PLANTS |= {
     "attention: the window counts one token too few": Plant(config=lambda d: fields(
         **{k: d[k] - 1 for k in ("window_size", "sliding_window") if d.get(k)})(d)),
     "attention: no window": Plant(config=lambda d: fields(sliding_window=None, window_size=90)(d)),
-    "attention: every layer is local": Plant(config=fields(attention_types=[[["local"], 2]])),
-    "attention: global and local layers swapped": Plant(config=fields(attention_types=[[["local", "global"], 1]])),
+    "attention: every layer is local": kinds(lambda old: ["local"] * len(old)),
+    "attention: global and local layers swapped": kinds(lambda old: [{"global": "local", "local": "global"}[k] for k in old]),
     "attention: q and k swapped": Plant((r"q, k, v = (\(\n|self\.query)", r"k, q, v = \1")),
     "attention: k and v swapped": Plant((r"q, k, v = (\(\n|self\.query)", r"q, v, k = \1"), not_in="phi"),
     "attention: the joint matrix cut head by head": rows(head_by_head),
@@ -238,7 +254,7 @@ PLANTS |= {
     "layer: attention's input is not added": Plant((r"x = x \+ (y|self\.resid_dropout\(y\))\n|x \+ y\)\n| \+ x, weights", lambda m: {"x = x": "x = y\n", "x + y)": "y)\n"}.get(m[0][:5] if m[0].startswith("x = x") else m[0][:6], ", weights"))),
     "layer: the last one is missing": Plant(config=lambda d: fields(
         **{k: d[k] - 1 for k in ("num_hidden_layers", "num_layers", "n_layer") if k in d},
-        **({"attention_types": [[["global"], 1]]} if "attention_types" in d else {}))(d)),
+        **(kinds_of(layers_of(d)[:-1]) if "attention_types" in d else {}))(d)),
     "layer: all have the first one's weights": Plant(state=first_weights),
     "MLP: gate and up swapped": tensors(lambda part, t, f: torch.cat(t.chunk(2)[::-1]) if part == "up.weight" else t),
     "MLP: gate and up taken in turns": tensors(lambda part, t, f: torch.cat([t[::2], t[1::2]]) if part == "up.weight" else t),
@@ -267,7 +283,7 @@ PLANTS |= {
     "rotary: the last dimensions of a head are turned": Plant(behind=rotation(
         "n = x.shape[-1] - R\n    turned = x[..., n:]\n    first, second = turned.chunk(2, -1)\n    return torch.cat([x[..., :n], turned * cos + torch.cat([-second, first], -1) * sin], -1)")),
     "rotary: all dimensions of a head are turned": Plant(config=fields(partial_rotary_factor=1.0)),
-    "rotary: one pair of dimensions too few": Plant(config=fields(partial_rotary_factor=0.5)),
+    "rotary: one pair of dimensions too few": Plant(config=lambda d: fields(partial_rotary_factor=(rotated(d) - 1.5) / 12)(d)),
     "rotary: frequencies of the whole head (exponents over D)": Plant((r"\.to\(wide\) / R\b", ".to(wide) / 12")),
     "rotary: exponents i / R, not 2 i / R": Plant((r"torch\.arange\(0, R, 2, device=x\.device\)", "torch.arange(0, R // 2, device=x.device)")),
     **{f"rotary: base {base}": Plant(config=fields(rope_theta=float(base))) for base in (10000, 25000, 500000, 1000000)},
@@ -288,10 +304,10 @@ PLANTS |= {
         (r"self\.vision_embed_tokens\(patches\)", "self.vision_embed_tokens(patches.unflatten(-1, (-1, 3)).transpose(-1, -2).flatten(-2))")),
     "pictures: added to the words in their place": Plant((r"\[order\]\.to\(x\.dtype\)", "[order].to(x.dtype) + x")),
     "pictures: left out": Plant((r"if not len\(patches\):", "if True:")),
-    "loss: labels are not shifted": Plant((LOSS, "F.cross_entropy(logits.to(wide).flatten(0, 1), labels.flatten()")),
-    "loss: shifted twice": Plant((LOSS, "F.cross_entropy(logits[:, :-2].to(wide).flatten(0, 1), labels[:, 2:].flatten()")),
-    "loss: summed, not averaged": Plant((rf"({LOSS})", r'\1, reduction="sum"')),
-    "loss: labels of -100 count in the mean": Plant((rf"({LOSS})\)", r'\1, reduction="sum") / labels[:, 1:].numel()')),
+    "loss: labels are not shifted": Plant((LOSS, "F.cross_entropy(logits.to(wide).flatten(0, 1), labels.flatten()"), not_in="persimmon fuyu"),
+    "loss: shifted twice": Plant((LOSS, "F.cross_entropy(logits[:, :-2].to(wide).flatten(0, 1), labels[:, 2:].flatten()"), not_in="persimmon fuyu"),
+    "loss: summed, not averaged": Plant((rf"({LOSS})", r'\1, reduction="sum"'), not_in="persimmon fuyu"),
+    "loss: labels of -100 count in the mean": Plant((rf"({LOSS})\)", r'\1, reduction="sum") / labels[:, 1:].numel()'), not_in="persimmon fuyu"),
     "half precision: rotary angles are computed in it": Plant((r"(\.to\(wide\) \* (inverse|\(1\.0 / powers\)))", r".to(x.dtype) * \2.to(x.dtype)")),
     "half precision: the norm is rounded after its weight": Plant(
         rms("(self.weight * F.rms_norm(wide, x.shape[-1:], eps=self.eps)).to(x.dtype)")),

@@ -119,9 +119,12 @@ class Report:
         }  # fmt: skip
 
     def __str__(self) -> str:
-        return "\n".join(["", self.sentence, *map(str, self.findings), *self.likeness, *self.roundings,
-                          *self.remarks, "",
-                          *self.table()])
+        return "\n" + self.told()  # below pytest's own line
+
+    def told(self, wide: bool = False) -> str:
+        """The answer, and behind it the table; `wide`: every stage of every case."""
+        parts = [self.sentence, *map(str, self.findings), *self.likeness, *self.roundings, *self.remarks]
+        return "\n".join([*parts, "", *self.table(wide)])
 
     def table(self, wide: bool = False) -> Iterable[str]:
         """Lines: every stage of the case with the first difference (`wide`: of all), one line of the others."""
@@ -188,7 +191,7 @@ def run(kit: str | Path | Kit, theirs: Any, *, dtype: str | None = None, cases: 
         values[case] = {name: fitted(kit, case, name, got.values[case][name]) for name in
                         sorted(got.values[case], key=place) if name in kit.expected[case]}
         rows += marked([measured(kit, case, name, value, got.dtype, got.seen.get((case, name), ""))
-                        for name, value in values[case].items()])
+                        for name, value in values[case].items()], kit.family == "phi")
     if not rows:
         raise ValueError(f"{got.name} holds no stage of this kit: {', '.join(sorted(kit.expected[chosen[0]], key=place)[:4])} "
                          f"... of the cases {', '.join(chosen)}, named CASE/STAGE")
@@ -238,17 +241,21 @@ def in_units(difference: tuple[float, float], unit: tuple[float, float]) -> floa
 TOGETHER = ("q", "k", "v", "q_normed", "k_normed", "q_rotated", "k_rotated")  # none is computed of all the others
 
 
-def marked(rows: list[Row]) -> list[Row]:
+def marked(rows: list[Row], side_by_side: bool = False) -> list[Row]:
     """Of one case: "x" beyond the noise, or "~" if the next stage made of it agrees: then the port calls
-    something else so, or keeps it in another order, which is no mistake."""
+    something else so, or keeps it in another order, which is no mistake. `side_by_side`: the MLP reads nothing
+    of attention."""
     found = []
     for i, row in enumerate(rows):
         mark = "=" if row.units <= BEYOND else "x"
         if mark == "x" and not row.stage.startswith("grad."):
             layer, _, stage = row.stage.rpartition(".")
-            later = (r for r in rows[i + 1 :] if not r.stage.startswith("grad.") and not (
-                stage in TOGETHER and r.stage.rpartition(".")[2] in TOGETHER and r.stage.startswith(layer)))
-            following = next(later, None)
+            apart = TOGETHER if stage in TOGETHER else ()
+            if side_by_side and not stage.startswith(("mlp", "out")):
+                apart = (*apart, "mlp_in", "mlp_up", "mlp_act", "mlp_out")
+            later = [r for r in rows[i + 1 :] if not r.stage.startswith("grad.")
+                     and not (r.stage.startswith(layer) and r.stage.rpartition(".")[2] in apart)]
+            following = next(iter(later), None)
             if following is not None and following.units <= BEYOND and stage not in ("loss", "logits"):
                 mark = "~"
         found.append(row._replace(mark=mark))

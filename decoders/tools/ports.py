@@ -264,7 +264,7 @@ def once(port: Callable, inputs: dict[str, Tensor], watch: "Watch | None", what:
 
 
 def accepted(port: Callable) -> Callable[..., bool]:
-    function = port.forward if isinstance(port, nn.Module) else port
+    function = getattr(port, "_orig_mod", port).forward if isinstance(port, nn.Module) else port
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
@@ -291,23 +291,29 @@ def leaves(output: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
 
 def by_name(kit: Kit, case: str, output: Any) -> dict[str, Tensor]:
     """Stages under our names in a dict, else the logits, and the loss."""
-    exact = kit.expected[case]
+    exact, found = kit.expected[case], {}
     if isinstance(output, Mapping):
-        found = {name: value for name, value in output.items() if name in exact and isinstance(value, Tensor)}
+        found = {name: as_tensor(value) for name, value in output.items() if name in exact}
         if found:
-            return {name: value.detach() for name, value in found.items()}
-    found = {}
+            return found
     for name in ("logits", "loss"):
         value = getattr(output, name, None)
         if isinstance(value, Tensor) and name in exact:
             found[name] = value.detach()
     if "logits" not in found:
-        output = torch.as_tensor(output) if type(output).__module__ == "numpy" else output
+        output = as_tensor(output)
         every = [t for _, t in leaves(output) if t.dim() and t.shape[-1] == exact["logits"].shape[-1]]
         if not every and not found:
             raise ValueError(f"the port's result in case {case} holds no logits with {exact['logits'].shape[-1]} columns")
         found |= {"logits": every[0].detach()} if every else {}
     return found
+
+
+def as_tensor(value: Any) -> Any:
+    """NumPy's and JAX's arrays, and numbers, as tensors; other things as they are."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    return torch.as_tensor(value) if hasattr(value, "__array__") or isinstance(value, float) else value
 
 
 def steadiness(kit: Kit, case: str, one: Any, two: Any, dtype: str) -> bool:
@@ -470,6 +476,8 @@ class Matching:
             if seen == where:
                 for other, matrix in matrices(value, B, T):
                     if other == way or (way == () and matrix.shape[1] >= as_matrix(exact).shape[1]):
+                        if columns is not None and int(columns.max()) >= matrix.shape[1]:
+                            continue
                         matrix = matrix if columns is None else matrix[:, columns]
                         if matrix.numel() == exact.numel():
                             return from_matrix(matrix, exact.shape)
@@ -492,7 +500,10 @@ class Matching:
         ours += [("norm", None, f.matrix("norm")[0])] if "norm" in f.parts else []
         ours.append(("head", None, f.output_matrix()[0]))
         for name, module in self.port.named_modules():
-            for own in module.parameters(recurse=False):
+            held = list(module.parameters(recurse=False))
+            if sum(own.dim() > 1 for own in held) > 1 or next(module.children(), None) is not None:
+                continue  # it does more than to multiply by one matrix
+            for own in held:
                 for part, layer, weight in ours:
                     columns = rows_of(weight, own.detach().double())
                     if columns is not None:
