@@ -5,7 +5,7 @@ MINUTES := 1
 SEED := 0
 CAPTION := Generate a coco-style caption.
 
-.PHONY: run test ecosystem fuzz bench lint clean
+.PHONY: run test proof pairs ecosystem fuzz bench lint clean
 
 # Make .venv, install what is pinned, tell a story with every model.
 run: .venv/run
@@ -19,7 +19,15 @@ run: .venv/run
 
 # Everything: parity with Transformers, properties, broken folders, the command line.
 test: .venv/test
-	$(BIN)/python -m pytest -n auto -m "not ecosystem"
+	$(BIN)/python -m pytest -n auto -m "not ecosystem and not proof and not pairs"
+
+# Every mistake that compare knows, planted into our files and named by it.
+proof: .venv/test
+	$(BIN)/python -m pytest -n auto -m proof
+
+# Every fifth pair of mistakes: hours.
+pairs: .venv/test
+	$(BIN)/python -m pytest -n auto -m pairs
 
 # Compilers, ONNX, torchao, Trainer, accelerate, peft, several processes: they are heavy to install.
 ecosystem: .venv/ecosystem

@@ -175,8 +175,9 @@ def moves(x: Tensor, f: Formula, name: str) -> Iterator[tuple[str, Tensor]]:
         z = x.t() if across else x
         turns = z.unflatten(0, (f.H, 3, f.D)).transpose(0, 1).reshape(z.shape)
         thirds = z.unflatten(0, (3, f.H, f.D)).transpose(0, 1).reshape(z.shape)
-        yield "joint q, k, v in thirds instead of head by head", turns.t() if across else turns
-        yield "joint q, k, v head by head instead of in thirds", thirds.t() if across else thirds
+        ours, other = ("head by head", "in thirds")[:: 1 if "q_norm" in f.parts else -1]
+        for moved in (turns, thirds):
+            yield f"joint q, k, v {other} instead of {ours}", moved.t() if across else moved
     if f.R and any(part in name for part in ("q_proj", "k_proj", "query_key_value", "qkv_proj", "layernorm")):
         for what, order in rotations(f):
             if n % f.D == 0:

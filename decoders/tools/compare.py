@@ -48,12 +48,14 @@ class Finding:
     units: float
     before: float
     values: int  # how many numbers were compared
-    alike: list[tuple[Mistake, ...]] = field(default_factory=list)  # others that the given values do not tell apart
+    alike: list[tuple[Mistake, ...]] = field(default_factory=list)  # what was given does not tell them apart
+    cases: list[str] = field(default_factory=list)  # only these are explained; empty: all
 
     def __str__(self) -> str:
         told = " and ".join(m.name for m in self.mistakes)
         what = "this mistake" if len(self.mistakes) == 1 else "these mistakes"
-        lines = [f"Your port equals ours with {what}, to {self.units:.1f}x noise: {told}."]
+        where = f" in {', '.join(self.cases)} (something else is wrong in the other cases)" if self.cases else ""
+        lines = [f"Your port equals ours with {what}{where}, to {self.units:.1f}x noise: {told}."]
         lines += [f"  fix: {m.fix}" for m in self.mistakes]
         lines.append(f"  sure: {self.values:,} numbers fall from {human(self.before)}x to {self.units:.1f}x noise"
                      + ("; no other known mistake does that" if not self.alike else ""))
@@ -111,7 +113,7 @@ class Report:
             "first": None if self.first is None else {"case": self.first.case, "stage": self.first.stage},
             "sentence": self.sentence, "unsteady": self.unsteady,
             "mistakes": [{"names": [m.name for m in f.mistakes], "fixes": [m.fix for m in f.mistakes],
-                          "units": f.units, "before": finite(f.before), "values": f.values,
+                          "units": f.units, "before": finite(f.before), "values": f.values, "cases": f.cases,
                           "alike": [[m.name for m in other] for other in f.alike]} for f in self.findings],
             "likeness": self.likeness, "roundings": self.roundings, "remarks": self.remarks,
             "rows": [{**row._asdict(), **{key: finite(getattr(row, key)) for key in
@@ -283,34 +285,65 @@ def named(kit: Kit, values: Values, rows: list[Row], dtype: str) -> list[Finding
         kept = {case: {name: value for name, value in found.items() if (case, name) in names}
                 for case, found in values.items()}
         named_only = Search(kit, {case: found for case, found in kept.items() if found}, sure, dtype)
-    tries = [(every, lambda s: [(m,) for m in known]), (named_only, lambda s: [(m,) for m in known]),
-             (every, lambda s: s.step_by_step(known)), (named_only, lambda s: s.pairs(known))]
-    for i, (search, candidates) in enumerate(tries):
-        if i == 1 and search is every:
-            continue
-        if found := search.explaining(candidates(search)):
-            (units, best), *others = found
-            told = [row for row in rows if row.case in search.values and row.stage in search.values[row.case]]
-            before = max(row.units for row in told)
-            count = sum(int((~kit.expected[row.case][row.stage].isnan()).sum()) for row in told)
-            return [Finding(best, units, before, count, [o for _, o in others if len(o) == len(best)])]
-    return []
+    ones = [(m,) for m in known]
+    found = every.explaining(ones) or (named_only is not every and named_only.explaining(ones))
+    if found := found or every.explaining(every.step_by_step(known)):
+        return [finding(kit, rows, every if every.fits(found[0][1]) else named_only, found)]
+    pairs = list(named_only.pairs(known))
+    if found := named_only.explaining(pairs):
+        return [finding(kit, rows, named_only, found)]
+    return in_part(kit, named_only, rows, known, ones + pairs)
+
+
+def finding(kit: Kit, rows: list[Row], search: "Search", found: list) -> Finding:
+    (units, best), *others = found
+    told = [row for row in rows if row.stage in search.values.get(row.case, {})]
+    count = sum(int((~kit.expected[row.case][row.stage].isnan()).sum()) for row in told)
+    before = max(row.units for row in told)
+    return Finding(best, units, before, count, [other for _, other in others if len(other) == len(best)])
+
+
+def in_part(kit: Kit, search: "Search", rows: list[Row], known: list[Mistake], candidates: list) -> list[Finding]:
+    """Which of `candidates` explains the plain case, and with one more mistake the others, or some of them."""
+    if "plain" not in search.cases or len(search.cases) < 2:
+        return []
+    plain = search.only(["plain"])
+    if not plain.wrong["plain"]:
+        return []
+    if not (found := plain.explaining(candidates)):
+        return []
+    given = found[0][1]
+    if more := search.explaining([(*given, m) for m in known if m not in given]):
+        return [finding(kit, rows, search, more)]
+    cases = [case for case in search.cases if search.only([case]).fits(given)]
+    part = search.only(cases)
+    answer = finding(kit, rows, part, part.explaining([given]))
+    answer.cases = cases
+    return [answer]
 
 
 class Search:
     """Which mistakes in our formula give the values of a port?"""
 
     def __init__(self, kit: Kit, values: Values, rows: list[Row], dtype: str):
-        self.kit, self.dtype = kit, dtype
+        self.kit, self.dtype, self.rows = kit, dtype, rows
         self.lowered = {name: w.to(getattr(torch, dtype)) for name, w in kit.weights.items()}
         moved = {(row.case, row.stage) for row in rows if row.mark == "~"}
         self.values = {case: {name: value for name, value in found.items() if (case, name) not in moved}
                        for case, found in values.items()}
         worst = {case: max((r.units for r in rows if r.case == case and r.mark == "x"), default=0.0)
                  for case in values}
-        self.cases = sorted(values, key=lambda case: (worst[case] == 0, kit.inputs[case]["input_ids"].numel()))
-        self.focus = self.cases[0]  # the smallest that differs
+        small = {case: kit.inputs[case]["input_ids"].numel() for case in values}
+        self.cases = sorted(values, key=lambda case: (worst[case] == 0, small[case]))  # quick to tell from ours
+        self.focus, self.wrong = "plain" if worst.get("plain") else self.cases[0], worst
         self.coarse = BEYOND * (20 if dtype in ("bfloat16", "float16") else 1000)  # worth a closer look
+
+    def only(self, cases: list[str]) -> "Search":
+        """The same for some of the cases."""
+        return Search(self.kit, {case: self.values[case] for case in cases}, self.rows, self.dtype)
+
+    def fits(self, given: tuple[Mistake, ...]) -> bool:
+        return bool(self.explaining([given]))
 
     def stages(self, case: str, given: tuple[Mistake, ...], gradients: bool = False, **options) -> dict[str, Tensor]:
         """In float64, or as the port computes, where a mistake shows in half precision only."""

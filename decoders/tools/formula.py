@@ -297,7 +297,8 @@ class Formula:
 
     def rotary_scale(self) -> float:
         """What cos and sin are multiplied with."""
-        return getattr(self.config, "attention_factor", 1.0)
+        longrope = self.family == "phi3" and self.config.rope_scaling
+        return self.config.attention_factor if longrope else 1.0
 
     def angles(self, places: Tensor, dtype: torch.dtype) -> Tensor:
         """(B or 1, 1, T, R / 2), in float32 at least: half precision has no position above 256 exactly."""

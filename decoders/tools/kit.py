@@ -16,6 +16,7 @@ import math
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import safetensors.torch
@@ -59,7 +60,7 @@ SIZES = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", 
          "eos_token_id", "pad_token_id", "text_config", "architectures", "id2label", "label2id", "num_labels"}
 
 
-def small_config(source: str, layers: int | None = None) -> dict:
+def small_config(source: str, layers: int | None = None, fields: Mapping[str, Any] = MappingProxyType({})) -> dict:
     """A `config.json` of awkward little sizes: a family's, or of all that a checkpoint folder says but its
     sizes. ValueError for a name that is neither."""
     own: dict = {}
@@ -72,8 +73,8 @@ def small_config(source: str, layers: int | None = None) -> dict:
     small = dict(SMALL[source])
     if own:
         heads = small.get("num_attention_heads")
-        few = (own.get("num_key_value_heads") or heads) < (own.get("num_attention_heads") or heads)
-        if "num_key_value_heads" in small and not few:
+        grouped = own.get("num_key_value_heads") not in (None, own.get("num_attention_heads"))
+        if "num_key_value_heads" in small and not grouped:
             small["num_key_value_heads"] = heads
         if source == "phi3":
             small["sliding_window"] = small["sliding_window"] if own.get("sliding_window") else None
@@ -87,6 +88,7 @@ def small_config(source: str, layers: int | None = None) -> dict:
         small[key] = layers
         if "attention_types" in small:
             small["attention_types"] = [[["global", "local"][i % 2 : i % 2 + 1], 1] for i in range(layers)]
+    small = {key: value for key, value in {**small, **fields}.items() if key not in fields or value is not None}
     if source == "fuyu":  # as the hub nests it, and as 4.37 reads it
         outside = ("patch_size", "image_token_id", "model_type")
         small["text_config"] = {key: value for key, value in small.items() if key not in outside}
@@ -265,15 +267,15 @@ def noise_of(config: Any, weights: Mapping[str, Tensor], inputs: dict, exact: Ma
 
 
 def make(folder: str | Path, source: str, *, cases: Iterable[str] | None = None, seed: int = 0,
-         layers: int | None = None, format: str = "safetensors") -> Path:
+         layers: int | None = None, format: str = "safetensors", fields: dict | None = None) -> Path:
     """Write a kit of a family, or with the settings of a checkpoint, in small.
 
-    `cases`: names out of `ABOUT`, all by default. ValueError for what there is not; OSError where nothing can
+    `cases`: names out of `ABOUT`, all by default. `fields` replace those of `config.json`, None leaves one out. ValueError for what there is not; OSError where nothing can
     be written. The model file itself computes each case too: if it does not agree, nothing is written.
     """
     if format not in ("safetensors", "npz"):
         raise ValueError(f"a kit's format is safetensors or npz, not {format!r}")
-    stored = small_config(str(source), layers)
+    stored = small_config(str(source), layers, fields or {})
     module, name = FAMILIES[stored["model_type"]]
     model_class = getattr(importlib.import_module(f"decoders.{module}"), name)
     config = model_class.config_class.from_dict(modern(stored))
@@ -363,7 +365,9 @@ class Kit:
         if lacking or not self.expected:
             raise ValueError(f"{self.folder} is no whole kit ({', '.join(lacking[:1]) or 'it is empty'} lacks its "
                              "inputs or noise): make it anew")
-        self.inputs = {case: self.inputs[case] for case in facts.get("cases", self.expected)}
+        cases = [case for case in facts.get("cases", self.expected) if case in self.expected]
+        self.inputs = {case: self.inputs[case] for case in cases}
+        self.expected = {case: self.expected[case] for case in cases}
         self.wide = {name: w.double() for name, w in self.weights.items()}
 
     @property
@@ -382,8 +386,8 @@ def read(file: Path) -> dict[str, Tensor]:
     return read_safetensors(check_file(file))
 
 
-def read_npz(file: Path, most: Callable[[str], int | None]) -> dict[str, Tensor]:
-    """Arrays of at most `most(name)` numbers, None for those to leave out; the sizes are read before the data,
+def read_npz(file: Path, most: Callable[[str], int | None]) -> dict[str, Tensor | None]:
+    """Arrays of at most `most(name)` numbers; where that is None, None; the sizes are read before the data,
     which may be gigabytes of zeros in a small file."""
     try:
         from numpy.lib import format as npy
@@ -395,6 +399,7 @@ def read_npz(file: Path, most: Callable[[str], int | None]) -> dict[str, Tensor]
             for entry in content.namelist():
                 name = entry.removesuffix(".npy")
                 if (largest := most(name)) is None:
+                    found[name] = None
                     continue
                 with content.open(entry) as stream:
                     version = npy.read_magic(stream)

@@ -326,7 +326,7 @@ mistake(ALL, "position_ids are not read", "positions are those that are given: w
 mistake(ALL, "positions begin anew with a cache", "go on from the cache's length",
         places=lambda f, right: lambda inputs, past: right(inputs, 0))
 for n, word in ((1, "one"), (2, "two (OPT)")):
-    mistake(LEARNED if n == 2 else ALL, f"positions start at {word}", "they start at 0",
+    mistake(LEARNED, f"positions start at {word}", "they start at 0",
             places=lambda f, right, n=n: lambda inputs, past: moved(f, right(inputs, past) + n))
 mistake(LEARNED, "positions are not added", "add the row of the position table",
         position_table=lambda f, right: lambda: right() * 0)
@@ -422,6 +422,9 @@ mistake("phi3", "longrope: scores scaled once, not q and k both", "cos and sin o
 mistake("phi3", "longrope: cos and sin scaled as YaRN does", "by sqrt(1 + ln(max / original) / ln(original))",
         rotary_scale=lambda f, right: lambda: 1 + 0.1 * math.log(
             f.config.max_position_embeddings / f.config.original_max_position_embeddings))
+
+mistake(ROTARY, "positions start at one", "they start at 0; a rotation alone would not show it",
+        places=lambda f, right: lambda inputs, past: right(inputs, past) + 1)
 
 # ---- Pictures ----------------------------------------------------------------------------------------------
 
