@@ -43,7 +43,8 @@ def told(error: Exception) -> str:
 def parser() -> argparse.ArgumentParser:
     about = "Text from checkpoints, and what is in them."
     parser = argparse.ArgumentParser("python -m decoders", description=about)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="generate | chat | inspect | compare")
+    names = "generate | chat | inspect | compare"
+    commands = parser.add_subparsers(dest="command", required=True, metavar=names)
 
     generate = commands.add_parser("generate", help="continue a prompt; greedy without a sampling option")
     generate.add_argument("model", help="checkpoint folder or hub id")

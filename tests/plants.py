@@ -199,7 +199,7 @@ PLANTS |= {
         *SPELLED, (r"\(scores if bias is None else scores \+ bias\)\.softmax\(-1\)", "scores.softmax(-1) * (bias == 0)")),
     "attention: softmax over the queries": Plant(*SPELLED, (r"\.softmax\(-1\), dropout\)", ".softmax(2).nan_to_num(), dropout)")),
     "attention: padding is not hidden": Plant((r"\(mask != 0\)\[:, None, None\]", "(mask > -1)[:, None, None]")),
-    "attention: a row of padding sees nothing and becomes NaN, which reaches the others as 0 times NaN": Plant(
+    "attention: a row of padding sees nothing and is NaN, which reaches the others as 0 times NaN": Plant(
         (r"look = look \| \(causal\.triu.*", "pass"), *SPELLED),
     "attention: attention_mask inverted (1 hides)": Plant((r"\(mask != 0\)\[:, None, None\]", "(mask == 0)[:, None, None]")),
     "attention: the window counts one token too many": Plant(config=lambda d: fields(

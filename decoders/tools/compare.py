@@ -3,14 +3,14 @@
     report = run("KIT", port)       # a file of values, a dict, a function, a module, "transformers"
     assert report.equal, report     # prints as a table
 
-Every stage is measured in units of the noise that a kit brings along: what correct arithmetic of that precision
-may be off. Where something differs, the mistakes of `mistakes.py` are tried, each stage computed out of what
-the port itself had before it, so that one mistake does not hide another. A name is given only if the whole
-port, with that mistake in our formula, is equal to it within the noise.
+Every stage is measured in units of the noise that a kit brings along: what correct arithmetic of that
+precision may be off. Where something differs, the mistakes of `mistakes.py` are tried: one, several of which
+each shows in a stage of its own, two at once. A name is given only if our formula, with these mistakes in it,
+gives all that the port gave, within the noise.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -42,7 +42,7 @@ class Row(NamedTuple):
 
 @dataclass
 class Finding:
-    """What explains the difference: `mistakes` in our formula make it equal to the port, to `units` of noise."""
+    """What explains the difference: with `mistakes` our formula equals the port, to `units` of noise."""
 
     mistakes: tuple[Mistake, ...]
     units: float
@@ -54,11 +54,12 @@ class Finding:
     def __str__(self) -> str:
         told = " and ".join(m.name for m in self.mistakes)
         what = "this mistake" if len(self.mistakes) == 1 else "these mistakes"
-        where = f" in {', '.join(self.cases)} (something else is wrong in the other cases)" if self.cases else ""
+        where = f" in {', '.join(self.cases)} (more is wrong in the others)" if self.cases else ""
         lines = [f"Your port equals ours with {what}{where}, to {self.units:.1f}x noise: {told}."]
         lines += [f"  fix: {m.fix}" for m in self.mistakes]
-        lines.append(f"  sure: {self.values:,} numbers fall from {human(self.before)}x to {self.units:.1f}x noise"
-                     + ("; no other known mistake does that" if not self.alike else ""))
+        fall = f"{human(self.before)}x to {self.units:.1f}x noise"
+        lines.append(f"  sure: {self.values:,} numbers fall from {fall}"
+                     + ("; nothing else that is known does that" if not self.alike else ""))
         lines += [f"  not told apart by what was given: {' and '.join(m.name for m in other)}"
                   for other in self.alike[:3]]
         return "\n".join(lines)
@@ -94,10 +95,12 @@ class Report:
         row = self.first
         wrong = [r.case for r in self.rows if r.mark == "x" and r.stage == row.stage]
         every = len(wrong) == len({r.case for r in self.rows if r.stage == row.stage})
-        where = "every case" if every and len(wrong) > 1 else "case" + "s" * (len(wrong) > 1) + " " + ", ".join(wrong)
+        where = f"case{'s' * (len(wrong) > 1)} {', '.join(wrong)}"
+        where = "every case" if every and len(wrong) > 1 else where
         before = [r for r in self.rows if r.mark == "=" and r.case == row.case
                   and place(r.stage) < place(row.stage)]
-        what = "has NaN or infinity" if math.isinf(row.units) else f"is {human(row.units)}x {self.dtype} noise off"
+        what = f"is {human(row.units)}x {self.dtype} noise off"
+        what = "has NaN or infinity" if math.isinf(row.units) else what
         told = f"First difference: {row.stage} in {where} {what}"
         if before:
             return f"{told}; the last that agrees before it is {before[-1].stage}."
@@ -129,12 +132,12 @@ class Report:
         return "\n".join([*parts, "", *self.table(wide)])
 
     def table(self, wide: bool = False) -> Iterable[str]:
-        """Lines: every stage of the case with the first difference (`wide`: of all), one line of the others."""
+        """Every stage of the case with the first difference (`wide`: of all), one line of the others."""
         width = max([len(row.stage) for row in self.rows] + [5])
         for case in dict.fromkeys(row.case for row in self.rows):
             own = [row for row in self.rows if row.case == case]
             worst, wrong = max(own, key=lambda row: row.units), [row for row in own if row.mark == "x"]
-            told = f"{case:{width}} {len(own):4} stages, the worst {worst.stage} at {human(worst.units)}x noise"
+            told = f"{case:{width}} {len(own):4} stages, the worst {worst.stage} at {human(worst.units)}x"
             if wide or (self.first is not None and case == self.first.case):
                 yield f"  {case:{width}} {'largest':>9} {'typical':>9} {'x noise':>8}"
                 yield from self.every(own, width, wide)
@@ -147,8 +150,8 @@ class Report:
         """A line for each stage; gradients in one, where they are many."""
         grads = [row for row in own if row.stage.startswith("grad.")]
         for row in own if wide else [row for row in own if row not in grads]:
-            told = f"{row.mark} {row.stage:{width}} {row.largest:9.1e} {row.typical:9.1e} {human(row.units):>8}"
-            yield told + (f"  {row.seen}" if row.seen else "")
+            told = f"{row.largest:9.1e} {row.typical:9.1e} {human(row.units):>8}"
+            yield f"{row.mark} {row.stage:{width}} {told}" + (f"  {row.seen}" if row.seen else "")
         if grads and not wide:
             bad, worst = [row for row in grads if row.mark == "x"], max(grads, key=lambda row: row.units)
             yield (f"{'x' if bad else '='} {len(grads)} gradients, {len(bad)} beyond the noise, the worst "
@@ -195,9 +198,10 @@ def run(kit: str | Path | Kit, theirs: Any, *, dtype: str | None = None, cases: 
         rows += marked([measured(kit, case, name, value, got.dtype, got.seen.get((case, name), ""))
                         for name, value in values[case].items()], kit.family == "phi")
     if not rows:
-        raise ValueError(f"{got.name} holds no stage of this kit: {', '.join(sorted(kit.expected[chosen[0]], key=place)[:4])} "
-                         f"... of the cases {', '.join(chosen)}, named CASE/STAGE")
-    report = Report(kit.folder.name or str(kit.folder), got.name, got.dtype, rows, got.remarks, unsteady=got.unsteady)
+        raise ValueError(f"{got.name} holds no stage of this kit: name them {chosen[0]}/logits, "
+                         f"{chosen[0]}/layers.0.out ..., as KIT.md says")
+    name = kit.folder.name or str(kit.folder)
+    report = Report(name, got.name, got.dtype, rows, got.remarks, unsteady=got.unsteady)
     if names and got.dtype in ("bfloat16", "float16"):
         report.roundings = Search(kit, values, rows, got.dtype).roundings()
     if report.first is not None and names:
@@ -220,7 +224,7 @@ def fitted(kit: Kit, case: str, name: str, value: Tensor) -> Tensor:
     reason = ""
     if sorted(shape) == sorted(theirs):
         reason = ": transposed?"
-    elif len(shape) == 3 and theirs in ((shape[0], shape[2]), (shape[0], 1, shape[2]), shape[2:], (1, shape[2])):
+    elif len(shape) == 3 and theirs[-1:] == shape[2:] and math.prod(theirs) <= shape[0] * shape[2]:
         reason = ": of the last token only? give all of them"
     elif len(shape) == 3 and len(theirs) == 3 and theirs[:2] == shape[:2] and theirs[2] > shape[2]:
         reason = ": a vocabulary padded to a round size? cut it off"
@@ -233,20 +237,21 @@ def fitted(kit: Kit, case: str, name: str, value: Tensor) -> Tensor:
 
 def measured(kit: Kit, case: str, name: str, value: Tensor, dtype: str, seen: str = "") -> Row:
     largest, typical = spread(kit.expected[case][name], value)
-    return Row(case, name, largest, typical, in_units((largest, typical), kit.unit(case, name, dtype)), "", seen)
+    units = in_units((largest, typical), kit.unit(case, name, dtype))
+    return Row(case, name, largest, typical, units, "", seen)
 
 
 def in_units(difference: tuple[float, float], unit: tuple[float, float]) -> float:
     return max(d / u if u else (math.inf if d else 0.0) for d, u in zip(difference, unit, strict=True))
 
 
-TOGETHER = ("q", "k", "v", "q_normed", "k_normed", "q_rotated", "k_rotated")  # none is computed of all the others
+TOGETHER = ("q", "k", "v", "q_normed", "k_normed", "q_rotated", "k_rotated")  # none is made of all others
 
 
 def marked(rows: list[Row], side_by_side: bool = False) -> list[Row]:
     """Of one case: "x" beyond the noise, or "~" if the next stage made of it agrees: then the port calls
-    something else so, or keeps it in another order, which is no mistake. `side_by_side`: the MLP reads nothing
-    of attention."""
+    something else so, or keeps it in another order, which is no mistake. `side_by_side`: the MLP reads
+    nothing of attention."""
     found = []
     for i, row in enumerate(rows):
         mark = "=" if row.units <= BEYOND else "x"
@@ -303,8 +308,10 @@ def finding(kit: Kit, rows: list[Row], search: "Search", found: list) -> Finding
     return Finding(best, units, before, count, [other for _, other in others if len(other) == len(best)])
 
 
-def in_part(kit: Kit, search: "Search", rows: list[Row], known: list[Mistake], candidates: list) -> list[Finding]:
-    """Which of `candidates` explains the plain case, and with one more mistake the others, or some of them."""
+def in_part(kit: Kit, search: "Search", rows: list[Row], known: list[Mistake],
+            candidates: list) -> list[Finding]:
+    """Which of `candidates` explains the plain case, and with one more mistake the others, or some of them.
+    """
     if "plain" not in search.cases or len(search.cases) < 2:
         return []
     plain = search.only(["plain"])
@@ -334,7 +341,7 @@ class Search:
         worst = {case: max((r.units for r in rows if r.case == case and r.mark == "x"), default=0.0)
                  for case in values}
         small = {case: kit.inputs[case]["input_ids"].numel() for case in values}
-        self.cases = sorted(values, key=lambda case: (worst[case] == 0, small[case]))  # quick to tell from ours
+        self.cases = sorted(values, key=lambda case: (worst[case] == 0, small[case]))  # quickest first
         self.focus, self.wrong = "plain" if worst.get("plain") else self.cases[0], worst
         self.coarse = BEYOND * (20 if dtype in ("bfloat16", "float16") else 1000)  # worth a closer look
 
@@ -345,10 +352,12 @@ class Search:
     def fits(self, given: tuple[Mistake, ...]) -> bool:
         return bool(self.explaining([given]))
 
-    def stages(self, case: str, given: tuple[Mistake, ...], gradients: bool = False, **options) -> dict[str, Tensor]:
+    def stages(self, case: str, given: tuple[Mistake, ...], gradients: bool = False,
+               note: Callable | None = None) -> dict[str, Tensor]:
         """In float64, or as the port computes, where a mistake shows in half precision only."""
         weights = self.lowered if any(m.half for m in given) else self.kit.wide
-        return stages(self.kit.config, weights, self.kit.inputs[case], mistakes=given, gradients=gradients, **options)
+        return stages(self.kit.config, weights, self.kit.inputs[case], mistakes=given, gradients=gradients,
+                      note=note)
 
     def far(self, case: str, name: str, value: Tensor) -> float:
         """Units between a value of ours and theirs; NaN where both have it is none."""
@@ -382,7 +391,7 @@ class Search:
                 return math.inf
         return worst
 
-    def explaining(self, candidates: Iterable[tuple[Mistake, ...]]) -> list[tuple[float, tuple[Mistake, ...]]]:
+    def explaining(self, candidates: Iterable[tuple[Mistake, ...]]) -> list[tuple[float, tuple]]:
         """Those that leave noise only, the nearest first. Their noise is measured with the mistake in the
         formula; before that, whatever is far beyond the right formula's noise is left out."""
         found = []
@@ -392,7 +401,7 @@ class Search:
             units = self.precisely(given)
             if units <= BEYOND:
                 found.append((units, given))
-        best = min((units for units, _ in found), default=0.0)  # of equals the first of the table, the commoner
+        best = min((units for units, _ in found), default=0.0)  # of equals the table's first
         return sorted(found, key=lambda one: (len(one[1]), one[0] > 1.5 * best))
 
     def precisely(self, given: tuple[Mistake, ...]) -> float:
@@ -409,7 +418,8 @@ class Search:
             else:
                 ours = truth(self.kit.config, self.kit.wide, inputs, gradients, mistakes=given)
                 kept = {name: value for name, value in ours.items() if name in theirs}
-                noise = noise_of(self.kit.config, self.kit.weights, inputs, kept, [self.dtype], gradients, given)
+                noise = noise_of(self.kit.config, self.kit.weights, inputs, kept, [self.dtype], gradients,
+                                 given)
                 row = 0
             for name, theirs_value in theirs.items():
                 if name not in ours or name not in noise:
@@ -472,12 +482,13 @@ class Search:
         for m in mistakes.of(self.kit.family):
             if not m.rounds:
                 continue
-            before, after = (sum(bits.get(stage, (0, 0))[0] for stage in m.rounds) for bits in (right, self.unlike((m,))))
+            before, after = (sum(bits.get(stage, (0, 0))[0] for stage in m.rounds)
+                             for bits in (right, self.unlike((m,))))
             count = sum(right.get(stage, (0, 0))[1] for stage in m.rounds)
             if count and before > 0.05 * count and after < 0.2 * before:
                 found.append(f"Within the noise, but rounded elsewhere: {m.name}. {before / count:.0%} of "
-                             f"{', '.join(m.rounds)} differ in the last bit from what their own inputs give, with "
-                             f"this {after / count:.1%}; to agree bit by bit: {m.fix}.")
+                             f"{', '.join(m.rounds)} differ in the last bit from what their own inputs give, "
+                             f"with this {after / count:.1%}; to agree bit by bit: {m.fix}.")
         return found
 
     def unlike(self, given: tuple[Mistake, ...]) -> dict[str, tuple[int, int]]:

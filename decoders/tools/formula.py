@@ -1,9 +1,10 @@
 """The six models once more, as formulas: every stage by name, every step replaceable.
 
-The model files are for reading and running; here the same computation is cut into the steps that somebody who
-writes it again has to get right. `Formula.forward` hands each value to `note(name, value)`, in the order of the
-computation, under the names of `STAGES`. A mistake (`mistakes.py`) is another step in the place of a right one.
-`Arithmetic` says how sums are ordered and where is rounded: what that changes is noise, the rest is a mistake.
+The model files are for reading and running; here the same computation is cut into the steps that somebody
+who writes it again has to get right. `Formula.forward` hands each value to `note(name, value)`, in the order
+of the computation, under the names of `STAGES`. A mistake (`mistakes.py`) is another step in the place of a
+right one. `Arithmetic` says how sums are ordered and where is rounded: what that changes is noise, all else a
+mistake.
 
 Tests hold this equal to the six files, stage by stage in float64, so it proves them a second time.
 Letters: B batch, T new tokens, S keys (cached + new), H heads, K key/value heads, D head size, R rotary
@@ -185,7 +186,7 @@ class Formula:
         self.K = get("num_key_value_heads") or self.H
         self.D = get("head_dim") or self.C // self.H
         self.layers = range(get("num_hidden_layers") or get("num_layers") or get("n_layer"))
-        self.eps = next(get(name) for name in ("layer_norm_eps", "rms_norm_eps", "layer_norm_epsilon") if get(name))
+        self.eps = next(get(n) for n in ("layer_norm_eps", "rms_norm_eps", "layer_norm_epsilon") if get(n))
         self.scale = 1.0 if self.family == "gpt_neo" else self.D**-0.5
         name = get("hidden_act") or get("activation_function") or get("afn")
         self.act = gelu_tanh if self.family == "openai-gpt" and name == "gelu" else ACTIVATIONS[name]
@@ -293,7 +294,8 @@ class Formula:
         if scaling["type"] == "linear":
             return 1 / powers / factor
         length = max(int(places.max()) + 1, most)
-        return powers ** -(1 + math.log(factor * length / most - (factor - 1), self.base) * self.R / (self.R - 2))
+        grown = math.log(factor * length / most - (factor - 1), self.base) * self.R / (self.R - 2)
+        return powers ** -(1 + grown)
 
     def rotary_scale(self) -> float:
         """What cos and sin are multiplied with."""

@@ -9,11 +9,13 @@ from decoders.tools.formula import place
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 70em; padding: 0 1em; color: #222; }
 h1 { font-size: 1.3em; } pre { background: #f5f5f2; padding: .8em 1em; white-space: pre-wrap; }
-table { border-collapse: collapse; font-size: 12.5px; } th { text-align: left; font-weight: 600; padding: 2px 8px; }
+table { border-collapse: collapse; font-size: 12.5px; }
+th { text-align: left; font-weight: 600; padding: 2px 8px; }
 td { padding: 1px 8px; border: 1px solid #fff; text-align: right; font-variant-numeric: tabular-nums; }
 td.stage { text-align: left; font-family: ui-monospace, monospace; background: #fafaf8; }
 tr.layer td { border-top: 3px solid #fff; } td.none { background: #f0f0ee; }
-td.first { outline: 2px solid #000; outline-offset: -2px; } .legend td { min-width: 4.5em; text-align: center; }
+td.first { outline: 2px solid #000; outline-offset: -2px; }
+.legend td { min-width: 4.5em; text-align: center; }
 """
 
 
@@ -47,21 +49,23 @@ def page(report: Any) -> str:
                 parts.append('<td class="none"></td>')
                 continue
             mark = ' class="first"' if first is not None and row is first else ""
-            title = f"largest {row.largest:.2e}, typical {row.typical:.2e}" + (f", {row.seen}" if row.seen else "")
+            title = f"largest {row.largest:.2e}, typical {row.typical:.2e}"
+            title += f", {row.seen}" if row.seen else ""
             otherwise = "~" if row.mark == "~" else ""
             parts.append(f'<td{mark} style="background: {colour(row.units)}" title="{text(title)}">'
                          f"{otherwise}{human(row.units)}</td>")
         lines.append(f"<tr{kind}>{''.join(parts)}</tr>")
     told = [*map(str, report.findings), *report.likeness, *report.roundings, *report.remarks]
-    legend = "".join(f'<td style="background: {colour(u)}">{human(u)}x</td>' for u in (0.5, 1, 4, 10, 100, 1e3, 1e6))
+    steps = (0.5, 1, 4, 10, 100, 1e3, 1e6)
+    legend = "".join(f'<td style="background: {colour(u)}">{human(u)}x</td>' for u in steps)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{text(report.theirs)} against {text(report.kit)}</title>
 <style>{STYLE}</style></head><body>
 <h1>{text(report.sentence)}</h1>
 {"<pre>" + text(chr(10).join(told)) + "</pre>" if told else ""}
-<p>Each number is a difference in units of {text(report.dtype)} noise: what correct arithmetic of that precision may be
-off. Above 4 it is a difference; the black frame is the first. A ~ is beyond the noise, but what is computed of it
-agrees: the port names or orders that value otherwise.</p>
+<p>Each number is a difference in units of {text(report.dtype)} noise: what correct arithmetic of that
+precision may be off. Above 4 it is a difference; the black frame is the first. A ~ is beyond the noise, but
+what is computed of it agrees: the port names or orders that value otherwise.</p>
 <table class="legend"><tr>{legend}</tr></table>
 <p></p>
 <table>

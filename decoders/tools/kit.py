@@ -3,18 +3,18 @@
     python -m decoders compare --make KIT phi3
 
 `config.json` and `model.safetensors` as on the hub, with weights drawn anew; `inputs.safetensors`, cases that
-together touch all that the family can do; `expected.safetensors`, every stage of every case in float64 and how
-far correct arithmetic may be off; `KIT.md`, which says what each of them is.
+together touch all that the family can do; `expected.safetensors`, every stage of every case in float64 and
+how far correct arithmetic may be off; `KIT.md`, which says what each of them is.
 
 Every weight is a number that bfloat16 and float16 hold exactly, so that a port in any precision has the same
-model. What nobody has to agree on is NaN in the expected values: hidden scores, and whatever padding computes.
+model. What nobody has to agree on is NaN in the expected values: hidden scores, and what padding computes.
 """
 
 import importlib
 import json
 import math
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -60,7 +60,8 @@ SIZES = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", 
          "eos_token_id", "pad_token_id", "text_config", "architectures", "id2label", "label2id", "num_labels"}
 
 
-def small_config(source: str, layers: int | None = None, fields: Mapping[str, Any] = MappingProxyType({})) -> dict:
+def small_config(source: str, layers: int | None = None,
+                 fields: Mapping[str, Any] = MappingProxyType({})) -> dict:
     """A `config.json` of awkward little sizes: a family's, or of all that a checkpoint folder says but its
     sizes. ValueError for a name that is neither."""
     own: dict = {}
@@ -88,19 +89,21 @@ def small_config(source: str, layers: int | None = None, fields: Mapping[str, An
         small[key] = layers
         if "attention_types" in small:
             small["attention_types"] = [[["global", "local"][i % 2 : i % 2 + 1], 1] for i in range(layers)]
-    small = {key: value for key, value in {**small, **fields}.items() if key not in fields or value is not None}
+    small = {key: value for key, value in {**small, **fields}.items()
+             if value is not None or key not in fields}
     if source == "fuyu":  # as the hub nests it, and as 4.37 reads it
         outside = ("patch_size", "image_token_id", "model_type")
         small["text_config"] = {key: value for key, value in small.items() if key not in outside}
         small["text_config"]["model_type"] = "persimmon"
-    return {"model_type": source, "architectures": [FAMILIES[source][1]], **small, "model_type": source}
+    return {**small, "model_type": source, "architectures": [FAMILIES[source][1]]}
 
 
 def shortened(scaling: dict | None, small: dict) -> dict | None:
     """A rope_scaling for a smaller head: the factors evenly out of the list."""
     if not scaling or "long_factor" not in scaling:
         return scaling
-    n = int(small["hidden_size"] // small["num_attention_heads"] * small.get("partial_rotary_factor", 1.0)) // 2
+    D = small["hidden_size"] // small["num_attention_heads"]
+    n = int(D * small.get("partial_rotary_factor", 1.0)) // 2
     return {key: [value[i * len(value) // n] for i in range(n)] if key.endswith("_factor") and isinstance(
         value, list) else value for key, value in scaling.items()}
 
@@ -170,13 +173,15 @@ def inputs_of(config: Any, seed: int) -> dict[str, dict[str, Tensor]]:
         "left": case(ids(2, LIMIT), left, position_ids=(left.cumsum(1) - 1).clamp(min=0)),
         "right": case(ids(2, LIMIT), right),
         "cached": {"past_ids": whole[:, :8], "input_ids": whole[:, 8:]},
-        "positions": case(ids(1, LIMIT), torch.ones(1, LIMIT, dtype=torch.long), position_ids=positions[None]),
+        "positions": case(ids(1, LIMIT), torch.ones_like(whole), position_ids=positions[None]),
         "massive": huge,
     }
     if learned:
         cases["types"] = case(ids(1, LIMIT), token_type_ids=ids(1, LIMIT))
     if getattr(config, "rope_scaling", None) and kind == "phi3":
         cases["long"] = case(ids(1, LIMIT + 1))
+    elif getattr(config, "rope_varies", False) and config.max_position_embeddings < LIMIT:
+        del cases["cached"]  # frequencies that grow with the text leave no cached key right
     if kind == "fuyu":
         words, n = ids(1, LIMIT), 5
         where = torch.full((1, LIMIT), -1)
@@ -239,11 +244,12 @@ def spread(exact: Tensor, value: Tensor) -> tuple[float, float]:
 
 
 def noise_of(config: Any, weights: Mapping[str, Tensor], inputs: dict, exact: Mapping[str, Tensor],
-             dtypes: Iterable[str] = DTYPES, gradients: bool = True, mistakes: tuple = ()) -> dict[str, Tensor]:
+             dtypes: Sequence[str] = DTYPES, gradients: bool = True,
+             mistakes: tuple = ()) -> dict[str, Tensor]:
     """Stage -> (dtypes, 2): the largest and the root mean square difference from `exact`, the worst of
     several ways to order the sums and to round. Not less than half a unit in the last place of the largest
     number, a quarter of the typical one: to round a stage once more is no mistake."""
-    found = {name: torch.zeros(len(list(dtypes)), 2, dtype=torch.float64) for name in exact}
+    found = {name: torch.zeros(len(dtypes), 2, dtype=torch.float64) for name in exact}
     for row, name in enumerate(dtypes):
         dtype = getattr(torch, name)
         lowered = {key: w.to(dtype) for key, w in weights.items()}
@@ -258,7 +264,8 @@ def noise_of(config: Any, weights: Mapping[str, Tensor], inputs: dict, exact: Ma
             size = value[~value.isnan()].abs()
             if size.numel():
                 least = torch.stack([size.max() * eps / 2, size.square().mean().sqrt() * eps / 4]).double()
-                least = least.new_full((2,), size.item() * eps) if stage == "loss" else least  # one number: luck
+                if stage == "loss":  # one number: that several ways come close to it is luck
+                    least = least.new_full((2,), size.item() * eps)
                 found[stage][row] = torch.maximum(found[stage][row], least)
     return found
 
@@ -270,8 +277,9 @@ def make(folder: str | Path, source: str, *, cases: Iterable[str] | None = None,
          layers: int | None = None, format: str = "safetensors", fields: dict | None = None) -> Path:
     """Write a kit of a family, or with the settings of a checkpoint, in small.
 
-    `cases`: names out of `ABOUT`, all by default. `fields` replace those of `config.json`, None leaves one out. ValueError for what there is not; OSError where nothing can
-    be written. The model file itself computes each case too: if it does not agree, nothing is written.
+    `cases`: names out of `ABOUT`, all by default. `fields` replace those of `config.json`, None leaves one
+    out. ValueError for what there is not; OSError where nothing can be written. The model file itself
+    computes each case too: if it does not agree, nothing is written.
     """
     if format not in ("safetensors", "npz"):
         raise ValueError(f"a kit's format is safetensors or npz, not {format!r}")
@@ -296,7 +304,8 @@ def make(folder: str | Path, source: str, *, cases: Iterable[str] | None = None,
             expected[f"noise/{case}/{stage}"] = value
     facts = {"kit": VERSION, "family": stored["model_type"], "seed": seed, "format": format,
              "cases": {case: sorted(inputs) for case, inputs in chosen.items()}}
-    given = {f"{case}/{name}": t.contiguous() for case, inputs in chosen.items() for name, t in inputs.items()}
+    given = {f"{case}/{name}": t.contiguous()
+             for case, inputs in chosen.items() for name, t in inputs.items()}
     folder = Path(folder)
     with switched(folder) as new:
         (new / "config.json").write_text(json.dumps({**stored, "torch_dtype": "float32"}, indent=2) + "\n")
@@ -363,8 +372,8 @@ class Kit:
         lacking = [f"{case}/{name}" for case, stages in self.expected.items() for name in stages
                    if name not in self.noise.get(case, {}) or case not in self.inputs]
         if lacking or not self.expected:
-            raise ValueError(f"{self.folder} is no whole kit ({', '.join(lacking[:1]) or 'it is empty'} lacks its "
-                             "inputs or noise): make it anew")
+            told = f"{lacking[0]} lacks its inputs or noise" if lacking else "it holds no case"
+            raise ValueError(f"{self.folder} is no whole kit ({told}): make it anew")
         cases = [case for case in facts.get("cases", self.expected) if case in self.expected]
         self.inputs = {case: self.inputs[case] for case in cases}
         self.expected = {case: self.expected[case] for case in cases}
@@ -426,23 +435,28 @@ def page(config: Any, facts: dict, cases: Mapping[str, dict], expected: Mapping[
     letters += [f"R = {f.R}"] if f.R else []
     seen = {name.split("/", 1)[1] for name in expected if not name.startswith("noise/")}
     own = {name.split(".", 2)[-1] if name.startswith("layers.") else name.split(".")[0] for name in seen}
-    rows = [f"| `{'' if s.name in seen else 'layers.N.'}{s.name}` | {s.shape} | {own_formula(f, s.name, s.formula)} |"
-            if s.name != "grad" else f"| `grad.NAME` | {s.shape} | {s.formula} |"
-            for s in STAGES if s.name in own]
-    told = [f"- `{case}`: {ABOUT[case]}. Given: {', '.join(f'`{name}` {tuple(t.shape)}' for name, t in given.items())}"
-            for case, given in cases.items()]
-    suffix = facts["format"]
+    rows = []
+    for stage in (stage for stage in STAGES if stage.name in own):
+        name = stage.name if stage.name in seen else f"layers.N.{stage.name}"
+        name = "grad.NAME" if stage.name == "grad" else name
+        rows.append(f"| `{name}` | {stage.shape} | {own_formula(f, stage.name, stage.formula)} |")
+    told = []
+    for case, given in cases.items():
+        shapes = ", ".join(f"`{name}` {tuple(t.shape)}" for name, t in given.items())
+        told.append(f"- `{case}`: {ABOUT[case]}. Given: {shapes}")
+    suffix, stored = facts["format"], "(out, in), y = x W^T + b"
+    stored += "; in GPT-1's layers (in, out), y = x W + b" if facts["family"] == "openai-gpt" else ""
     return f"""# A kit for {facts['family']}
 
-`config.json` and `model.{suffix}` are a checkpoint as on the hub, with weights drawn anew (seed {facts['seed']}):
-numbers that bfloat16 and float16 hold exactly. `inputs.{suffix}` holds the cases, `expected.{suffix}` what comes
-out of them, stage by stage, in float64. Write what your port computes into a safetensors or npz file, under
-the same names, as many of them as it can give (`plain/logits` alone is enough to begin), and ask
+`config.json` and `model.{suffix}` are a checkpoint as on the hub, its weights drawn anew (seed
+{facts['seed']}): numbers that bfloat16 and float16 hold exactly. `inputs.{suffix}` holds the cases, `expected.{suffix}`
+what comes out of them, stage by stage, in float64. Write what your port computes into a safetensors or npz
+file, under the same names, as many as it can give (`plain/logits` alone is enough to begin), and ask
 
     python -m decoders compare KIT YOURS.safetensors
 
-Letters: B rows, T new tokens, S keys (cached and new), {', '.join(letters)}. Matrices are (out, in), y = x W^T + b{
-    '; in the layers of GPT-1 they are stored (in, out)' if facts['family'] == 'openai-gpt' else ''}.
+Letters: B rows, T new tokens, S keys (cached and new), {', '.join(letters)}.
+Matrices are {stored}.
 
 ## Cases (`CASE/NAME` in inputs.{suffix})
 
@@ -498,22 +512,23 @@ def own_formula(f: Formula, name: str, general: str) -> str:
 
 def numbers(f: Formula) -> list[str]:
     """What people look up first."""
+    norm = "RMSNorm, x / sqrt(mean(x^2) + eps) w" if f.family == "phi3" else "LayerNorm with bias"
     told = [f"scores are q k^T times {f.scale:.6g}" + (" (no division)" if f.scale == 1 else ", 1 / sqrt(D)"),
-            f"norms: {'RMSNorm, x / sqrt(mean(x^2) + eps) w' if f.family == 'phi3' else 'LayerNorm with bias'}, "
-            f"eps {f.eps:g}", f"activation: {f.act.__name__}"]
+            f"norms: {norm}, eps {f.eps:g}", f"activation: {f.act.__name__}"]
     if f.K < f.H:
         told.append(f"head h reads key/value head h // {f.H // f.K}")
     if any(f.windows):
         kinds = ", ".join("all" if w is None else str(w) for w in f.windows)
         told.append(f"how many keys a token sees, itself counted, layer by layer: {kinds}")
     if "joint" in f.parts:
-        order = "of head 0 q, k, v, then of head 1" if "q_norm" in f.parts else "all of q, then of k, then of v"
-        told.append(f"rows of the joint matrix: {order}")
+        turns = "q_norm" in f.parts
+        told.append("rows of the joint matrix: " + (
+            "of head 0 q, k, v, then of head 1" if turns else "all of q, then of k, then of v"))
     if f.gated:
         told.append("rows of gate_up_proj: all of gate, then all of up")
     if f.R:
-        told.append(f"rotary: dimensions i and i + {f.R // 2} of the first {f.R} turn by position times angle i; "
-                    "a cos - b sin, b cos + a sin; the others pass")
+        told.append(f"rotary: dimensions i and i + {f.R // 2} of the first {f.R} turn by position times "
+                    "angle i; a cos - b sin, b cos + a sin; the others pass")
         for what, length in (("", 1),) if not getattr(f.config, "rope_scaling", None) else (
                 (f" up to {LIMIT} tokens", 1), (" beyond", LIMIT + 1)):
             angles = f.frequencies(torch.tensor([[length - 1]])).tolist()

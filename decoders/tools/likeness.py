@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 
-def likeness(expected: Tensor, theirs: Tensor, tolerance: float, stage: str, inputs: Mapping[str, Tensor]) -> list[str]:
+def likeness(expected: Tensor, theirs: Tensor, tolerance: float, stage: str,
+             inputs: Mapping[str, Tensor]) -> list[str]:
     """Sentences about `theirs` beside `expected`, NaN where nothing is compared. Differences up to
     `tolerance` are none."""
     wanted = ~expected.isnan()
@@ -40,8 +41,8 @@ def whole(a: Tensor, b: Tensor, wanted: Tensor, tolerance: float) -> list[str]:
     if 0.02 < share < 0.9:
         scale = (y[~zero] * x[~zero]).sum() / x[~zero].square().sum()
         if (y[~zero] - scale * x[~zero]).abs().max() <= 2 * tolerance * max(1.0, scale.item()) and scale > 1:
-            return [f"{share:.0%} of it are zero and the others {scale.item():.3f} times too large: dropout of "
-                    f"{1 - 1 / scale.item():.2g} is active"]
+            return [f"{share:.0%} of it are zero and the others {scale.item():.3f} times too large: dropout "
+                    f"of {1 - 1 / scale.item():.2g} is active"]
         return [f"{share:.0%} of it are exactly zero where they should not be"]
     return []
 

@@ -1,8 +1,8 @@
 """What people get wrong when they write these models again, as data.
 
-One list, for two uses: `compare` names the mistake of a port by it, and the tests make each of them to see that
-a comparison notices. A mistake replaces steps of `formula.Formula`: `step=lambda f, right: wrong`, where `f` is
-the formula and `right` its own step, a number or a method.
+One list, for two uses: `compare` names the mistake of a port by it, and the tests make each of them to see
+that a comparison notices. A mistake replaces steps of `formula.Formula`: `step=lambda f, right: wrong`, where
+`f` is the formula and `right` its own step, a number or a method.
 """
 
 import math
@@ -29,7 +29,7 @@ class Mistake:
     families: tuple[str, ...]
     steps: dict[str, Step]
     half: bool = False  # shows in half precision only
-    rounds: tuple[str, ...] = ()  # stays within its noise, but these stages are not what their own inputs give
+    rounds: tuple[str, ...] = ()  # within the noise, but these stages are not what their own inputs give
 
     def into(self, right: Formula) -> None:
         for step, change in self.steps.items():
@@ -103,7 +103,7 @@ mistake(ALL, "attention: softmax over the queries", "over the last axis, the key
         softmax=lambda f, right: lambda scores, visible: f.hidden(scores, visible).softmax(2).nan_to_num())
 mistake(ALL, "attention: padding is not hidden", "hide keys whose attention_mask is 0",
         mask=lambda f, right: lambda inputs: None)
-mistake(ALL, "attention: a row of padding sees nothing and becomes NaN, which reaches the others as 0 times NaN",
+mistake(ALL, "attention: a row of padding sees nothing and is NaN, which reaches the others as 0 times NaN",
         "give such rows a finite score: the mask's lowest number overflows float16, -1e9 does",
         visible=lambda f, right: lambda T, S, window, mask: right(T, S, window, mask) & (
             True if mask is None else (mask != 0)[:, None, None]))
@@ -113,7 +113,8 @@ mistake(ALL, "attention: attention_mask inverted (1 hides)", "1 is a token, 0 pa
 # ---- Attention: windows ------------------------------------------------------------------------------------
 
 for n, how in ((1, "one token too many"), (-1, "one token too few")):
-    mistake("gpt_neo phi3", f"attention: the window counts {how}", "a token sees `window` keys, itself counted",
+    mistake("gpt_neo phi3", f"attention: the window counts {how}",
+            "a token sees `window` keys, itself counted",
             near=lambda f, right, n=n: lambda T, S, window: right(T, S, window + n))
 mistake("gpt_neo phi3", "attention: no window", "see window_size and sliding_window in config.json",
         windows=lambda f, right: [None] * len(right))
@@ -136,13 +137,13 @@ def swapped(a: int, b: int) -> Step:
 
 
 def in_turns(f: Formula, right: Callable) -> Callable:
-    """The rows of a joint matrix ordered by head where they are one after the other, or the other way round."""
+    """A joint matrix cut by heads where it holds q, k and v one after the other, or the other way round."""
     def cut(joint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if f.family in PERSIMMON:
             return joint.split(f.H * f.D, dim=-1)
         if f.K == f.H:
             return tuple(part.flatten(2) for part in joint.unflatten(-1, (f.H, 3, f.D)).unbind(3))
-        groups = joint.unflatten(-1, (f.K, f.H // f.K + 2, f.D))  # the heads of a group, their key, their value
+        groups = joint.unflatten(-1, (f.K, f.H // f.K + 2, f.D))  # the heads of a group, its key, its value
         return groups[..., :-2, :].flatten(2), groups[..., -2, :].flatten(2), groups[..., -1, :].flatten(2)
     return cut
 
@@ -200,7 +201,8 @@ def unbiased(*parts: str) -> Step:
 
 for families, part, what in (
     ("phi", "q", "q"), ("phi", "v", "v"), ("openai-gpt persimmon fuyu", "joint", "q, k and v"),
-    (without(ALL, "phi3"), "o", "attention's output"), (without(ALL, "phi3"), "up", "the MLP's first product"),
+    (without(ALL, "phi3"), "o", "attention's output"),
+    (without(ALL, "phi3"), "up", "the MLP's first product"),
     (without(ALL, "phi3"), "down", "the MLP's last product"), ("phi", "head", "the logits"),
     ("fuyu", "patches", "the picture's projection"),
 ):  # fmt: skip
@@ -285,7 +287,8 @@ def sums_of_norms(f: Formula, right: Callable) -> Callable:
     return layer
 
 
-mistake("phi", "layer: attention first, the MLP on its sum", "both read the same normed input", layer=in_order)
+mistake("phi", "layer: attention first, the MLP on its sum", "both read the same normed input",
+        layer=in_order)
 mistake("gpt_neo phi3 persimmon fuyu", "layer: attention and MLP side by side",
         "the MLP reads the sum behind attention", layer=side_by_side)
 mistake("openai-gpt", "layer: norms before attention and MLP (GPT-2)", "GPT-1's norms come behind the sums",
@@ -296,8 +299,10 @@ mistake(without(ALL, "openai-gpt"), "layer: the normed input is added, not the i
         "keep what came in and add to that", layer=sums_of_norms)
 mistake(ALL, "layer: attention's input is not added", "x + attention",
         add_attn=lambda f, right: lambda x, y: y)
-mistake(without(ALL, "phi"), "layer: the MLP's input is not added", "x + MLP", add_mlp=lambda f, right: lambda x, y: y)
-mistake("phi", "layer: the MLP's result is not added", "x + attention + MLP", add_mlp=lambda f, right: lambda x, y: x)
+mistake(without(ALL, "phi"), "layer: the MLP's input is not added", "x + MLP",
+        add_mlp=lambda f, right: lambda x, y: y)
+mistake("phi", "layer: the MLP's result is not added", "x + attention + MLP",
+        add_mlp=lambda f, right: lambda x, y: x)
 mistake(ALL, "layer: the last one is missing", "config.json says how many there are",
         layers=lambda f, right: right[:-1])
 mistake(ALL, "layer: they run in reversed order", "from 0 on", layers=lambda f, right: right[::-1])
@@ -334,7 +339,7 @@ mistake(LEARNED, "token_type_ids are not read", "add the token table's rows for 
         types=lambda f, right: lambda ids: 0)
 mistake(LEARNED, "token_type_ids go through the position table", "through the token table",
         types=lambda f, right: lambda ids: f.position_table()[moved(f, ids)])
-mistake("phi phi3 persimmon fuyu", "logits: the token table is the output matrix", "lm_head is one of its own",
+mistake(ROTARY, "logits: the token table is the output matrix", "lm_head is one of its own",
         output_matrix=lambda f, right: lambda: (f.matrix("table")[0], right()[1]))
 
 # ---- Rotary embedding --------------------------------------------------------------------------------------
@@ -375,6 +380,11 @@ def powers_of(exponent: Callable) -> Step:
     return change
 
 
+def keep(f: Formula, tables: tuple) -> tuple:
+    f.tables = tables
+    return tables
+
+
 mistake(ROTARY, "rotary: neighbours paired (GPT-J) instead of halves",
         "dimension i turns with i + R / 2; or permute the rows of q and k once", turn=neighbours)
 mistake(ROTARY, "rotary: tables of neighbours, rotation of halves", "repeat the angles as [angles, angles]",
@@ -386,15 +396,16 @@ mistake(ROTARY, "rotary: cos and sin swapped", "a cos - b sin, b cos + a sin",
 mistake(ROTARY, "rotary: only q is turned", "turn q and k", turn_k=lambda f, right: lambda k, cos, sin: k)
 mistake(ROTARY, "rotary: only k is turned", "turn q and k", turn_q=lambda f, right: lambda q, cos, sin: q)
 mistake(ROTARY, "rotary: v is turned too", "turn q and k only",
-        rotation=lambda f, right: lambda *given: vars(f).setdefault("tables", []).append(right(*given)) or f.tables[-1],
-        remember=lambda f, right: lambda past, layer, k, v: right(past, layer, k, f.turn(v, *f.tables[-1])))
+        rotation=lambda f, right: lambda *given: keep(f, right(*given)),
+        remember=lambda f, right: lambda past, layer, k, v: right(past, layer, k, f.turn(v, *f.tables)))
 mistake(ROTARY, "rotary: the last dimensions of a head are turned", "the first R are", turn=last_dimensions)
 mistake("phi persimmon fuyu", "rotary: all dimensions of a head are turned",
         "R = partial_rotary_factor times the head size", R=lambda f, right: f.D)
 mistake("phi persimmon fuyu", "rotary: one pair of dimensions too few",
         "R = partial_rotary_factor times the head size", R=lambda f, right: right - 2)
 mistake("phi persimmon fuyu", "rotary: frequencies of the whole head (exponents over D)",
-        "base ** (2 i / R)", frequencies=powers_of(lambda f: torch.arange(0, f.R, 2, dtype=torch.float64) / f.D))
+        "base ** (2 i / R)",
+        frequencies=powers_of(lambda f: torch.arange(0, f.R, 2, dtype=torch.float64) / f.D))
 mistake(ROTARY, "rotary: exponents i / R, not 2 i / R", "base ** (2 i / R)",
         frequencies=powers_of(lambda f: torch.arange(0, f.R // 2, dtype=torch.float64) / f.R))
 for base in (10000.0, 25000.0, 500000.0, 1000000.0):
@@ -409,7 +420,7 @@ mistake("phi3", "longrope: long factors below the limit", "short factors up to i
         factors=lambda f, right: lambda scaling, places: scaling["long_factor"])
 mistake("phi3", "longrope: long factors at the limit already", "they begin one token later",
         factors=lambda f, right: lambda scaling, places: right(scaling, places + 1))
-mistake("phi3", "longrope: long factors one token too late", "they begin with the first token beyond the limit",
+mistake("phi3", "longrope: long factors one token too late", "they begin with the first token beyond",
         factors=lambda f, right: lambda scaling, places: right(scaling, places - 1))
 mistake("phi3", "longrope: no factors", "divide each frequency by its own",
         factors=lambda f, right: lambda scaling, places: [1.0] * len(scaling["long_factor"]))
@@ -449,7 +460,8 @@ mistake("fuyu", "pictures: patches one place early", "patch n stands where image
 mistake("fuyu", "pictures: patches in reversed order", "patch n stands where image_patches_indices says n",
         with_pictures=lambda f, right: lambda x, ids, inputs: right(
             x, ids, inputs | {"image_patches": inputs["image_patches"].flip(1)}))
-mistake("fuyu", "pictures: a patch has its channels first", "row, column, channel: the channel counts fastest",
+mistake("fuyu", "pictures: a patch has its channels first",
+        "row, column, channel: the channel counts fastest",
         with_pictures=channels_first)
 mistake("fuyu", "pictures: added to the words in their place", "a patch replaces the word there",
         with_pictures=lambda f, right: lambda x, ids, inputs: torch.where(
@@ -486,15 +498,17 @@ def softmax_in_half(f: Formula, right: Callable) -> Callable:
     return softmax
 
 
-mistake(ROTARY, "half precision: rotary angles are computed in it", "compute them in float32, round cos and sin", half=True,
+mistake(ROTARY, "half precision: rotary angles are computed in it",
+        "compute them in float32, round cos and sin", half=True,
         angles=lambda f, right: lambda places, dtype: places[:, None, :, None].to(dtype)
         * f.frequencies(places).to(dtype))
-mistake(ALL, "half precision: the squares of a norm are computed in it", "compute them in float32: they overflow float16",
-        half=True, norm=lambda f, right: lambda x, w, bias: norm_in_half(f, x, w, bias))
+mistake(ALL, "half precision: the squares of a norm are computed in it",
+        "compute them in float32: they overflow float16", half=True,
+        norm=lambda f, right: lambda x, w, bias: norm_in_half(f, x, w, bias))
 mistake("phi3", "half precision: the norm is rounded after its weight", "round, then multiply by the weight",
         half=True, rounds="attn_in mlp_in norm", norm=layer_norm(centred=False))
-mistake(ALL, "half precision: the softmax is computed in it", "compute it in float32, round the weights", half=True,
-        rounds="weights", softmax=softmax_in_half)
+mistake(ALL, "half precision: the softmax is computed in it", "compute it in float32, round the weights",
+        half=True, rounds="weights", softmax=softmax_in_half)
 
 
 def norm_in_half(f: Formula, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,8 +1,8 @@
 """What a port computes: read from a file, or by running it and looking inside.
 
-Inner values of a module are caught by hooks and matched to our stages by value, and where none is equal by the
-weights that a module holds: the input and output of whatever multiplies by our q matrix are our `attn_in` and
-`q`, even if they are wrong. Nobody has to write down which name is which.
+Inner values of a module are caught by hooks and matched to our stages by value, and where none is equal by
+the weights that a module holds: the input and output of whatever multiplies by our q matrix are our `attn_in`
+and `q`, even if they are wrong. Nobody has to write down which name is which.
 """
 
 import contextlib
@@ -142,8 +142,8 @@ def imported(name: str) -> Callable:
     """"package.module:function" or "file.py:function"."""
     where, _, function = name.rpartition(":")
     if not where or not function.isidentifier():
-        raise ValueError(f"{name} is no file of values (.safetensors, .npz), no folder, not transformers, and "
-                         "no module:function")
+        raise ValueError(f"{name} is no file of values (.safetensors, .npz), no folder, not transformers, "
+                         "and no module:function")
     with theirs_to_blame(f"{where} cannot be imported"):
         if where.endswith(".py"):
             file = check_file(Path(where))
@@ -172,8 +172,7 @@ def transformers_port(kit: Kit, got: Got) -> nn.Module:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     with theirs_to_blame(f"{got.name} cannot read {kit.folder}"):
-        model = load_theirs(transformers, kit.class_name, kit.folder, getattr(torch, got.dtype))
-    return model
+        return load_theirs(transformers, kit.class_name, kit.folder, getattr(torch, got.dtype))
 
 
 def load_theirs(transformers: Any, class_name: str, folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -207,8 +206,8 @@ def run_all(kit: Kit, port: Callable, got: Got, cases: list[str]) -> None:
             continue
         if not outputs and steadiness(kit, case, output, once(port, inputs, None, got.name)[1], got.dtype):
             got.unsteady = True
-            got.remarks.append("Two runs of the same case differ by more than noise: is dropout active (call .eval()), "
-                               "or memory read before it is written?")
+            got.remarks.append("Two runs of the same case differ by more than noise: is dropout active "
+                               "(call .eval()), or memory read before it is written?")
         outputs[case] = output
     if watch is not None:
         watch.remove()
@@ -220,7 +219,8 @@ def run_all(kit: Kit, port: Callable, got: Got, cases: list[str]) -> None:
         Matching(kit, port, got, {case: caught[case] for case in outputs}).fill()
 
 
-def once(port: Callable, inputs: dict[str, Tensor], watch: "Watch | None", what: str) -> tuple[str, Any, list]:
+def once(port: Callable, inputs: dict[str, Tensor], watch: "Watch | None",
+         what: str) -> tuple[str, Any, list]:
     """(why it was not run, result, inner values)"""
     takes = accepted(port)
     given = {name: t for name, t in inputs.items() if name not in ("input_ids", "past_ids", "labels")}
@@ -237,7 +237,8 @@ def once(port: Callable, inputs: dict[str, Tensor], watch: "Watch | None", what:
     trains = "labels" in inputs and takes("labels", by_name=True) and isinstance(port, nn.Module)
     if "labels" in inputs and takes("labels", by_name=True):
         given["labels"] = inputs["labels"]
-    asked = {name: True for name in ("output_attentions", "output_hidden_states") if takes(name, by_name=True)}
+    wanted = ("output_attentions", "output_hidden_states")
+    asked = {name: True for name in wanted if takes(name, by_name=True)}
     with theirs_to_blame(what), torch.set_grad_enabled(trains):
         if "past_ids" in inputs:
             cache = {"use_cache": True} if takes("use_cache", by_name=True) else {}
@@ -304,7 +305,8 @@ def by_name(kit: Kit, case: str, output: Any) -> dict[str, Tensor]:
         output = as_tensor(output)
         every = [t for _, t in leaves(output) if t.dim() and t.shape[-1] == exact["logits"].shape[-1]]
         if not every and not found:
-            raise ValueError(f"the port's result in case {case} holds no logits with {exact['logits'].shape[-1]} columns")
+            V = exact["logits"].shape[-1]
+            raise ValueError(f"the port's result in case {case} holds no logits with {V} columns")
         found |= {"logits": every[0].detach()} if every else {}
     return found
 
@@ -400,7 +402,8 @@ def arranged(value: Tensor, wanted: Tensor) -> Tensor | None:
         B, T = wanted.shape[0], wanted.shape[-2]
         if wanted.dim() == 3:
             squeezed = value.squeeze().shape == wanted.squeeze().shape
-            ways = [value.reshape(wanted.shape)] if squeezed or value.shape == (B * T, wanted.shape[2]) else []
+            flat = value.shape == (B * T, wanted.shape[2])
+            ways = [value.reshape(wanted.shape)] if squeezed or flat else []
         else:
             ways = [from_matrix(m, wanted.shape) for _, m in matrices(value, B, T)]
             if B == 1:
@@ -409,7 +412,7 @@ def arranged(value: Tensor, wanted: Tensor) -> Tensor | None:
         return None
     far = [spread(wanted, torch.nan_to_num(way))[1] for way in ways]
     best = far.index(min(far))
-    return ways[best if far[best] < 0.01 * far[0] else 0]  # wrong values are no reason to look for another way
+    return ways[best if far[best] < 0.01 * far[0] else 0]  # wrong values are no reason for another way
 
 
 # Of a layer: part -> (stage that goes in, stage that comes out)
@@ -462,12 +465,14 @@ class Matching:
                     return where, way, None
                 if not rows.any():
                     continue
-                distance, nearest = torch.cdist(wanted[rows].T, matrix[rows].nan_to_num().T, p=float("inf")).min(1)
+                columns = matrix[rows].nan_to_num().T
+                distance, nearest = torch.cdist(wanted[rows].T, columns, p=float("inf")).min(1)
                 if distance.max() <= BEYOND * unit[0] and within(spread(wanted, matrix[:, nearest]), unit):
                     return where, way, nearest
         return None
 
-    def looked_up(self, case: str, name: str, where: str, way: tuple, columns: Tensor | None) -> Tensor | None:
+    def looked_up(self, case: str, name: str, where: str, way: tuple,
+                  columns: Tensor | None) -> Tensor | None:
         exact = self.kit.expected[case].get(name)
         if exact is None:
             return None
@@ -494,7 +499,8 @@ class Matching:
                 if part == "joint":
                     weight = f.matrix("joint", layer)[0]
                     rows = f.cut(torch.arange(len(weight))[None, None].double())
-                    ours += [(letter, layer, weight[index.long().flatten()]) for letter, index in zip("qkv", rows, strict=True)]
+                    ours += [(letter, layer, weight[index.long().flatten()])
+                             for letter, index in zip("qkv", rows, strict=True)]
                 elif (weight := f.matrix(part, layer)[0]) is not None:
                     ours.append((part, layer, weight))
         ours += [("norm", None, f.matrix("norm")[0])] if "norm" in f.parts else []
