@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -425,9 +426,12 @@ EXAMPLES = {"openai-gpt": "numpy_gpt1", "phi": "flat_phi", "phi3": "llama_phi3"}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_ports_in_other_styles_are_equal(kits, name):
-    report = compare.run(kits[name], f"{PORTS / EXAMPLES[name]}.py:build")
-    assert report.equal, report
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_ports_in_other_styles_are_equal(kits, name, dtype):
+    if name == "openai-gpt":
+        dtype = "float32"  # NumPy has no bfloat16
+    report = compare.run(kits[name], f"{PORTS / EXAMPLES[name]}.py:build", dtype=dtype)
+    assert report.equal and not report.findings and not report.roundings, report
 
 
 def test_llamas_style_is_looked_into(kits):
@@ -799,3 +803,41 @@ def test_a_wrong_checkpoint_is_named_on_a_prompt(tmp_path, monkeypatch):
     ids = list(range(40, 60))
     report = checkpoints.on_prompt(ROOT / "checkpoints" / "tiny-persimmon", ids)
     assert names(report) == ["rotary: base 10000"], report
+
+
+# ---- docs/porting.md ---------------------------------------------------------------------------------------
+
+
+def test_the_story_of_the_documentation(kits, tmp_path):
+    """Four mistakes: the logits alone do not tell them, with two inner values all are named, then the last one."""
+    page, own = (ROOT / "docs" / "porting.md").read_text(), kits["phi"]
+    text = (PORTS / "flat_phi.py").read_text()
+    steps = [
+        ("triu(past + 1)", "triu(1)"),
+        EDITS["phi"]["rotary: neighbours paired (GPT-J) instead of halves"], (', approximate="tanh"', ""), (' + weights["lm_head.bias"]', ""),
+    ]  # fmt: skip
+
+    def port(edits, stages=True):
+        changed = text
+        for old, new in edits:
+            assert old in changed
+            changed = changed.replace(old, new)
+        if stages:
+            for old, new in (("cache = []", "cache, stages = [], {}"), ("            q = q.view(B, T, K", '            stages[f"layers.{i}.q_rotated"] = q.transpose(1, 2)\n            q = q.view(B, T, K'),
+                             ("            x = x + y + torch", '            stages[f"layers.{i}.mlp_act"] = m\n            x = x + y + torch'),
+                             ("        return x @", '        stages["logits"] = x @')):  # fmt: skip
+                assert old in changed
+                changed = changed.replace(old, new)
+            changed = changed.replace(", cache\n\n    return model", '\n        return {**stages, "past_key_values": cache}\n\n    return model')
+        (tmp_path / "port.py").write_text(changed)
+        return compare.run(own, f"{tmp_path / 'port.py'}:build").told()
+
+    for told in (port(steps, stages=False), port(steps), port(steps[:1])):
+        for line in told.splitlines()[:3]:
+            assert re.sub(r"[\d.]+(e\+\d+)?x", "x", line) in re.sub(r"[\d.]+(e\+\d+)?x", "x", page), line
+    assert "computes what phi expects" in port([])
+
+
+def test_links_of_the_documentation_exist():
+    for target in re.findall(r"\]\(([\w/.-]+)\)", (ROOT / "docs" / "porting.md").read_text()):
+        assert (ROOT / "docs" / target).exists(), target

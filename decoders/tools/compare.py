@@ -207,8 +207,10 @@ def run(kit: str | Path | Kit, theirs: Any, *, dtype: str | None = None, cases: 
     if report.first is not None and names:
         report.findings = named(kit, values, rows, got.dtype)
         if not report.findings:
-            first = report.first
-            report.likeness = likeness(kit.expected[first.case][first.stage], values[first.case][first.stage],
+            first, n = report.first, len(mistakes.of(kit.family))
+            report.likeness = [f"None of {n} known mistakes, and no two of them, explain it. The more inner "
+                               "values a port gives (KIT.md), the more mistakes can be told apart."]
+            report.likeness += likeness(kit.expected[first.case][first.stage], values[first.case][first.stage],
                                        kit.unit(first.case, first.stage, got.dtype)[0] * BEYOND, first.stage,
                                        kit.inputs[first.case])
     return report

@@ -449,9 +449,10 @@ def page(config: Any, facts: dict, cases: Mapping[str, dict], expected: Mapping[
     return f"""# A kit for {facts['family']}
 
 `config.json` and `model.{suffix}` are a checkpoint as on the hub, its weights drawn anew (seed
-{facts['seed']}): numbers that bfloat16 and float16 hold exactly. `inputs.{suffix}` holds the cases, `expected.{suffix}`
-what comes out of them, stage by stage, in float64. Write what your port computes into a safetensors or npz
-file, under the same names, as many as it can give (`plain/logits` alone is enough to begin), and ask
+{facts['seed']}): numbers that bfloat16 and float16 hold exactly. `inputs.{suffix}` holds the cases,
+`expected.{suffix}` what comes out of them, stage by stage, in float64. Write what your port computes into a
+safetensors or npz file, under the same names, as many as it can give (`plain/logits` alone is enough to
+begin), and ask
 
     python -m decoders compare KIT YOURS.safetensors
 

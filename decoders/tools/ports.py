@@ -243,7 +243,8 @@ def once(port: Callable, inputs: dict[str, Tensor], watch: "Watch | None",
         if "past_ids" in inputs:
             cache = {"use_cache": True} if takes("use_cache", by_name=True) else {}
             first = port(inputs["past_ids"], **cache)
-            past = getattr(first, "past_key_values", None)
+            past = first.get("past_key_values") if isinstance(first, Mapping) else None
+            past = getattr(first, "past_key_values", past)
             if past is None and isinstance(first, tuple) and len(first) > 1:
                 past = first[1]
             if past is None:

@@ -15,7 +15,8 @@ def build(config: dict, weights: dict):
             position_ids = torch.arange(past, past + T)[None]
         inverse = 1 / 10000 ** (torch.arange(0, R, 2) / R)
         angle = position_ids[:, :, None, None] * inverse  # B, T, 1, R / 2
-        cos, sin = torch.cos(angle), torch.sin(angle)
+        dtype = weights["lm_head.weight"].dtype
+        cos, sin = torch.cos(angle).to(dtype), torch.sin(angle).to(dtype)
         hidden = torch.ones(T, past + T, dtype=torch.bool).triu(past + 1)[None]
         if attention_mask is not None:
             hidden = hidden | (attention_mask[:, None, :] == 0)
@@ -39,7 +40,7 @@ def build(config: dict, weights: dict):
             cache.append((k, v))
             q = q.view(B, T, K, H // K, D)
             s = torch.einsum("btkgd,bskd->bkgts", q, k) / D**0.5
-            s = s.masked_fill(hidden[:, None, None], -1e30)
+            s = s.masked_fill(hidden[:, None, None], torch.finfo(dtype).min)
             y = torch.einsum("bkgts,bskd->btkgd", s.softmax(-1), v).reshape(B, T, H * D)
             y = torch.nn.functional.linear(y, *w("self_attn.dense"))
             m = torch.nn.functional.linear(n, *w("mlp.fc1"))
