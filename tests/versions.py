@@ -8,6 +8,7 @@ writes docs/versions.md. Each version runs `compare KIT transformers` itself, in
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -93,17 +94,16 @@ def rows(pythons: list[str]) -> tuple[list[str], list[tuple]]:
 
 
 def page(versions: list[str], found: list[tuple]) -> str:
-    """Cases in which all versions agree with ours stand in one row."""
-    lines = [f"| family | setting | precision | case | {' | '.join(versions)} |", "|" + "---|" * (4 + len(versions))]
+    """Cases with the same kind of answer from every version stand in one row."""
+    lines = [f"| family | setting | precision | cases | {' | '.join(versions)} |", "|" + "---|" * (4 + len(versions))]
     groups: dict[tuple, list] = {}
     for family, setting, dtype, case, cells in found:
-        same = all(c.startswith("=") for c in cells)
-        groups.setdefault((family, setting, dtype, "" if same else case), []).append((case, cells))
-    for (family, setting, dtype, case), members in groups.items():
-        cells = [max((c[i] for _, c in members), key=lambda told: (not told.startswith("="), len(told), told))
-                 for i in range(len(versions))]
-        case = case or ", ".join(name for name, _ in members)
-        lines.append(f"| {family} | {setting or 'as the kit'} | {dtype} | {case} | {' | '.join(cells)} |")
+        kinds = tuple("=" if c.startswith("=") else re.sub(r".*x: |[\d\[\], ]+$|size.*", "", c) for c in cells)
+        groups.setdefault((family, setting, dtype, kinds), []).append((case, cells))
+    for (family, setting, dtype, _), members in groups.items():
+        cells = [max(column, key=lambda told: (len(told), told)) for column in zip(*(c for _, c in members), strict=True)]
+        cases = ", ".join(name for name, _ in members)
+        lines.append(f"| {family} | {setting or 'as the kit'} | {dtype} | {cases} | {' | '.join(cells)} |")
     told = sorted({cell for *_, cells in found for cell in cells if not cell.startswith("=")})
     reasons = {reason for cell in told for key, reason in DECIDED.items() if key in cell}
     missing = [cell for cell in told if not any(key in cell for key in DECIDED)]

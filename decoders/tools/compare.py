@@ -208,11 +208,12 @@ def run(kit: str | Path | Kit, theirs: Any, *, dtype: str | None = None, cases: 
         report.findings = named(kit, values, rows, got.dtype)
         if not report.findings:
             first, n = report.first, len(mistakes.of(kit.family))
-            report.likeness = [f"None of {n} known mistakes, and no two of them, explain it. The more inner "
-                               "values a port gives (KIT.md), the more mistakes can be told apart."]
-            report.likeness += likeness(kit.expected[first.case][first.stage], values[first.case][first.stage],
-                                       kit.unit(first.case, first.stage, got.dtype)[0] * BEYOND, first.stage,
-                                       kit.inputs[first.case])
+            report.likeness = [f"None of {n} known mistakes, and no two of them, explain it. The more "
+                               "inner values a port gives (KIT.md), the more mistakes can be told apart."]
+            tolerance = kit.unit(first.case, first.stage, got.dtype)[0] * BEYOND
+            report.likeness += likeness(kit.expected[first.case][first.stage],
+                                        values[first.case][first.stage], tolerance, first.stage,
+                                        kit.inputs[first.case])
     return report
 
 
@@ -254,21 +255,20 @@ def marked(rows: list[Row], side_by_side: bool = False) -> list[Row]:
     """Of one case: "x" beyond the noise, or "~" if the next stage made of it agrees: then the port calls
     something else so, or keeps it in another order, which is no mistake. `side_by_side`: the MLP reads
     nothing of attention."""
-    found = []
-    for i, row in enumerate(rows):
+    found: list[Row] = []  # from the last stage to the first
+    for row in reversed(rows):
         mark = "=" if row.units <= BEYOND else "x"
-        if mark == "x" and not row.stage.startswith("grad."):
-            layer, _, stage = row.stage.rpartition(".")
+        layer, _, stage = row.stage.rpartition(".")
+        gradient = row.stage.startswith("grad.")
+        if mark == "x" and not gradient and stage not in ("loss", "logits"):
             apart = TOGETHER if stage in TOGETHER else ()
             if side_by_side and not stage.startswith(("mlp", "out")):
                 apart = (*apart, "mlp_in", "mlp_up", "mlp_act", "mlp_out")
-            later = [r for r in rows[i + 1 :] if not r.stage.startswith("grad.")
-                     and not (r.stage.startswith(layer) and r.stage.rpartition(".")[2] in apart)]
-            following = next(iter(later), None)
-            if following is not None and following.units <= BEYOND and stage not in ("loss", "logits"):
-                mark = "~"
+            made_of_it = (r.mark for r in reversed(found) if not r.stage.startswith("grad.")
+                          and not (r.stage.startswith(layer) and r.stage.rpartition(".")[2] in apart))
+            mark = "~" if next(made_of_it, "x") != "x" else "x"
         found.append(row._replace(mark=mark))
-    return found
+    return found[::-1]
 
 
 # ---- Names -------------------------------------------------------------------------------------------------
@@ -303,6 +303,7 @@ def named(kit: Kit, values: Values, rows: list[Row], dtype: str) -> list[Finding
 
 
 def finding(kit: Kit, rows: list[Row], search: "Search", found: list) -> Finding:
+    """The best of what explains, and how much it explains."""
     (units, best), *others = found
     told = [row for row in rows if row.stage in search.values.get(row.case, {})]
     count = sum(int((~kit.expected[row.case][row.stage].isnan()).sum()) for row in told)
@@ -397,11 +398,11 @@ class Search:
         """Those that leave noise only, the nearest first. Their noise is measured with the mistake in the
         formula; before that, whatever is far beyond the right formula's noise is left out."""
         found = []
-        for given in candidates:
+        for given in candidates if any(self.wrong.values()) else ():
             if self.distance(given, self.coarse, self.cases) > self.coarse:
                 continue
             units = self.precisely(given)
-            if units <= BEYOND:
+            if units <= min(BEYOND, max(self.wrong.values()) / 3):  # less is no explanation
                 found.append((units, given))
         best = min((units for units, _ in found), default=0.0)  # of equals the table's first
         return sorted(found, key=lambda one: (len(one[1]), one[0] > 1.5 * best))
