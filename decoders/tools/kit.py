@@ -483,10 +483,11 @@ NaN stands where nobody has to agree: scores that the mask hides, and all that p
 
 ## Noise (`noise/CASE/NAME`)
 
-(4, 2): rows are {', '.join(DTYPES)}; columns the largest and the root mean square difference from the
-expected value that a correct port in that precision may have. They were measured: the same formula with its
-sums in other orders, in half precision also with activations and scores rounded after every step (and
-twice that for gradients, whose steps others round elsewhere). A port that stays below {BEYOND:g} times these is right.
+(4, 2): rows are {', '.join(DTYPES)}; columns the largest and the root mean square
+difference from the expected value that a correct port in that precision may have. They were measured: the
+same formula with its sums in other orders, in half precision also with activations and scores rounded after
+every step (and twice that for gradients, whose steps others round elsewhere). A port that stays below
+{BEYOND:g} times these is right.
 """
 
 
