@@ -14,7 +14,8 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -695,7 +696,8 @@ def compare(args: argparse.Namespace) -> int:
             raise ValueError(f"{args.first} is no kit: python -m decoders compare --make {args.first} FAMILY "
                              "writes one; a checkpoint needs a second one, or --prompt")
         else:
-            report = proof.run(args.first, args.second, dtype=args.dtype, cases=cases)
+            with output_aside():
+                report = proof.run(args.first, args.second, dtype=args.dtype, cases=cases)
     except ports.PortError as error:
         say(str(error).rstrip())
         return EXIT_UNUSABLE
@@ -709,6 +711,19 @@ def compare(args: argparse.Namespace) -> int:
     else:
         write(shown(str(report) if twins else report.told(args.all)) + "\n")
     return 0 if report.equal else EXIT_DIFFERENT
+
+
+@contextmanager
+def output_aside() -> Iterator[None]:
+    """What a port prints goes to standard error, from whatever language: the answer has the output alone."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def here_and_there(args: argparse.Namespace) -> Any:

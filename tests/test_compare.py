@@ -571,6 +571,7 @@ def run_main(capsys, *arguments) -> tuple[int, str, str]:
 
 
 PORT = """
+import os
 import torch
 from decoders.{file} import {name} as Model
 
@@ -581,6 +582,7 @@ def build(config, weights):
 
 def talking(config, weights):
     print("weights are here")
+    os.write(1, b"and so says C")
     model = build(config, weights)
     def port(input_ids, **inputs):
         print("thinking ...")
@@ -631,6 +633,13 @@ def test_exit_status_and_streams(kits, port, capsys, tmp_path):
     status, out, err = run_main(capsys, tmp_path, "transformers")
     assert status == 2 and "is no kit" in err
     assert run_main(capsys, folder)[0] == 2 and run_main(capsys, "--make", tmp_path / "k")[0] == 2
+
+
+def test_what_a_port_prints_is_not_in_the_answer(kits, port):
+    """Neither from Python nor from below it."""
+    command = [sys.executable, "-m", "decoders", "compare", kits["phi"].folder, f"{port}:talking", "--json"]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert json.loads(found.stdout)["equal"] and "weights are here" in found.stderr and "so says C" in found.stderr
 
 
 def test_make_says_what_to_read(tmp_path, capsys):
