@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from decoders.tools import kit
@@ -61,7 +62,8 @@ DECIDED = {  # what a cell begins with -> why ours is as it is
 
 def ask(python: str, folder: Path, cases: list[str]) -> dict:
     """What one version says of one kit."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error",
+                   "OMP_NUM_THREADS": "1"}  # fmt: skip
     result = subprocess.run([python, "-c", CHILD, str(folder), ",".join(DTYPES), ",".join(cases)], capture_output=True, text=True,
                             env=environment, cwd=tempfile.gettempdir())  # fmt: skip
     if result.returncode:
@@ -85,7 +87,8 @@ def rows(pythons: list[str]) -> tuple[list[str], list[tuple]]:
         for setting, fields in settings.items():
             with tempfile.TemporaryDirectory() as folder:
                 own = kit.Kit(kit.make(Path(folder) / "kit", family, fields=fields))
-                answers = [ask(python, own.folder, list(own.expected)) for python in pythons]
+                with ThreadPoolExecutor(2) as pool:
+                    answers = list(pool.map(lambda python: ask(python, own.folder, list(own.expected)), pythons))  # noqa: B023
                 versions = [answer["version"] for answer in answers]
                 found += [(family, setting, dtype, case, [cell(answer[dtype][case]) for answer in answers])
                           for dtype in DTYPES for case in own.expected]
