@@ -15,7 +15,7 @@ from torch import nn
 
 from decoders.formats.config import FAMILIES
 from decoders.tools import mistakes
-from decoders.tools.formula import PARTS, Formula
+from decoders.tools.formula import Formula
 
 ROOT = Path(mistakes.__file__).parents[1]
 numbers = itertools.count()
@@ -53,11 +53,10 @@ def norm(body: str) -> str:
 
 
 LAYER_NORM = (r"nn\.LayerNorm\(", "WrongNorm(")
-RMS = (r"self\.weight \* F\.rms_norm\(wide, x\.shape\[-1:\], eps=self\.eps\)\.to\(x\.dtype\)", )
 
 
 def rms(expression: str) -> tuple[str, str]:
-    return RMS[0], expression
+    return r"self\.weight \* F\.rms_norm\(wide, x\.shape\[-1:\], eps=self\.eps\)\.to\(x\.dtype\)", expression
 
 
 def fields(**values) -> Callable:
@@ -168,7 +167,7 @@ def rotation(body: str) -> str:
 
 
 PLACES = r"(places = torch\.arange\(past, past \+ T, device=x\.device\)) if position_ids is None else position_ids"
-BLOCK = r"x = x \+ y\n        return x \+ (self\.\w+\(?.*)self\.(ln_2|post_attention_layernorm)\(x\)(.*), weights"
+BLOCK = r"x = x \+ (?:self\.resid_dropout\(y\)|y)\n        return x \+ (self\.\w+\(?.*)self\.(ln_2|post_attention_layernorm)\(x\)(.*), weights"
 LOSS = r"F\.cross_entropy\(logits\[:, :-1\](?:\.to\(wide\)|\.float\(\))?\.flatten\(0, 1\)(?:\.to\(wide\))?, labels\[:, 1:\]\.flatten\(\)"
 
 # ---- One for each mistake ----------------------------------------------------------------------------------
@@ -247,7 +246,7 @@ PLANTS |= {
     "layer: attention first, the MLP on its sum": Plant(
         (r"return self\.resid_dropout\(y\) \+ self\.resid_dropout\(self\.mlp\(n\)\) \+ x, weights",
          "x = x + y\n        return x + self.mlp(self.input_layernorm(x)), weights")),
-    "layer: attention and MLP side by side": Plant((BLOCK.replace("x = x \\+ y", "x = x \\+ (?:self.resid_dropout\\(y\\)|y)"), r"return x + y + \1self.\2(x)\3, weights")),
+    "layer: attention and MLP side by side": Plant((BLOCK, r"return x + y + \1self.\2(x)\3, weights")),
     "layer: norms before attention and MLP (GPT-2)": Plant(
         (r"self\.attn\(x, \*attention_inputs\)\n        x = self\.ln_1\(x \+ y\)\n        return self\.ln_2\(x \+ self\.mlp\(x\)\), weights",
          "self.attn(self.ln_1(x), *attention_inputs)\n        x = x + y\n        return x + self.mlp(self.ln_2(x)), weights")),
@@ -350,4 +349,3 @@ def planted(family: str, config: dict, weights: dict, *names: str) -> nn.Module:
 
 
 assert all(name in {m.name for m in mistakes.MISTAKES} for name in PLANTS), sorted(PLANTS.keys() - {m.name for m in mistakes.MISTAKES})
-assert PARTS

@@ -16,6 +16,7 @@ from torch import Tensor
 from decoders import weights
 from decoders.formats.config import FAMILIES, family, model_class, modern, read_config
 from decoders.formats.folder import find
+from decoders.formats.names import grouped
 from decoders.tools import compare, ports
 from decoders.tools.formula import Arithmetic, Formula, place
 from decoders.tools.kit import DTYPES, spread
@@ -64,8 +65,6 @@ class Twins:
         for relation, names in groups.items():
             lines.append(f"{len(names):5} {relation}")
             if relation != "equal":
-                from decoders.formats.names import grouped
-
                 lines.append(f"      {grouped(names)}")
         return "\n".join(lines)
 

@@ -293,9 +293,11 @@ def named(kit: Kit, values: Values, rows: list[Row], dtype: str) -> list[Finding
                 for case, found in values.items()}
         named_only = Search(kit, {case: found for case, found in kept.items() if found}, sure, dtype)
     ones = [(m,) for m in known]
-    found = every.explaining(ones) or (named_only is not every and named_only.explaining(ones))
-    if found := found or every.explaining(every.step_by_step(known)):
-        return [finding(kit, rows, every if every.fits(found[0][1]) else named_only, found)]
+    for search in [every] if named_only is every else [every, named_only]:
+        if found := search.explaining(ones):
+            return [finding(kit, rows, search, found)]
+    if found := every.explaining(every.step_by_step(known)):
+        return [finding(kit, rows, every, found)]
     pairs = list(named_only.pairs(known))
     if found := named_only.explaining(pairs):
         return [finding(kit, rows, named_only, found)]
@@ -325,7 +327,7 @@ def in_part(kit: Kit, search: "Search", rows: list[Row], known: list[Mistake],
     given = found[0][1]
     if more := search.explaining([(*given, m) for m in known if m not in given]):
         return [finding(kit, rows, search, more)]
-    cases = [case for case in search.cases if search.only([case]).fits(given)]
+    cases = [case for case in search.cases if search.only([case]).precisely(given) <= BEYOND]
     part = search.only(cases)
     answer = finding(kit, rows, part, part.explaining([given]))
     answer.cases = cases
@@ -351,9 +353,6 @@ class Search:
     def only(self, cases: list[str]) -> "Search":
         """The same for some of the cases."""
         return Search(self.kit, {case: self.values[case] for case in cases}, self.rows, self.dtype)
-
-    def fits(self, given: tuple[Mistake, ...]) -> bool:
-        return bool(self.explaining([given]))
 
     def stages(self, case: str, given: tuple[Mistake, ...], gradients: bool = False,
                note: Callable | None = None) -> dict[str, Tensor]:
@@ -515,9 +514,8 @@ class Search:
 
     def pairs(self, known: list[Mistake]) -> Iterable[tuple[Mistake, ...]]:
         """Two at a time. One that does not show in a case is no news there, so that few have to be tried."""
-        focus, shows = [self.focus], {}
-        for m in known:
-            shows[m] = not self.silent(m)
+        focus, right = [self.focus], self.stages(self.focus, ())
+        shows = {m: not self.silent(m, right) for m in known}
         alone = {m: self.distance((m,), self.coarse, focus) <= self.coarse for m in known if shows[m]}
         for a, b in combinations(known, 2):
             if shows[a] and shows[b]:
@@ -528,9 +526,9 @@ class Search:
             elif alone.get(a) or alone.get(b):
                 yield a, b
 
-    def silent(self, m: Mistake) -> bool:
+    def silent(self, m: Mistake, right: dict[str, Tensor]) -> bool:
         """Whether a mistake changes nothing in the case that is looked at first."""
-        right, wrong = self.stages(self.focus, ()), self.stages(self.focus, (m,))
+        wrong = self.stages(self.focus, (m,))
         return all(name in wrong and torch.equal(torch.nan_to_num(value.double()), torch.nan_to_num(
             wrong[name].double())) for name, value in right.items() if name in self.values[self.focus])
 

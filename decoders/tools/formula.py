@@ -394,8 +394,8 @@ class Formula:
         scores = self.scores(q, self.spread(k))
         scores = note("scores", torch.where(visible, scores, torch.nan)).where(visible, scores)
         weights = note("weights", self.softmax(scores, visible).to(q.dtype))
-        y = self.do.matmul(weights if self.do.stepwise else widened(weights), self.spread(v).to(
-            weights.dtype if self.do.stepwise else widened(weights).dtype)).to(q.dtype)
+        given = weights if self.do.stepwise else widened(weights)
+        y = self.do.matmul(given, self.spread(v).to(given.dtype)).to(q.dtype)
         return note("attn_out", self.attn_out(note("heads", self.joined(y)), layer))
 
     def q_norm(self, q: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import html
 import math
 from typing import Any
 
+from decoders.tools.compare import human
 from decoders.tools.formula import place
 
 STYLE = """
@@ -28,8 +29,6 @@ def colour(units: float) -> str:
 
 def page(report: Any) -> str:
     """HTML of a `compare.Report`; it needs nothing else, no network, no script."""
-    from decoders.tools.compare import human
-
     def text(value: object) -> str:
         return html.escape(str(value))
 

@@ -79,9 +79,9 @@ def small_config(source: str, layers: int | None = None,
             small["num_key_value_heads"] = heads
         if source == "phi3":
             small["sliding_window"] = small["sliding_window"] if own.get("sliding_window") else None
-            small["rope_scaling"] = own.get("rope_scaling")
         small |= {key: value for key, value in own.items() if key not in SIZES and key != "rope_scaling"}
-        small["rope_scaling"] = shortened(own.get("rope_scaling"), small)
+        if "rope_scaling" in own:
+            small["rope_scaling"] = shortened(own["rope_scaling"], small)
     if layers is not None:
         key = next(key for key in ("num_hidden_layers", "num_layers", "n_layer") if key in small)
         if not 1 <= layers <= 1000:
@@ -210,13 +210,11 @@ ABOUT = {
 
 
 def compared(name: str, value: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-    """With NaN for what padding computes. Rows of tokens are the axis before the last, but of (B, T, ...)."""
+    """A stage, (B, T, features) or (B, heads, T, features), with NaN for what padding computes."""
     mask = inputs.get("attention_mask")
     if mask is None or bool((mask != 0).all()) or name == "loss" or name.startswith("grad."):
         return value
     real = (mask != 0)[:, None, :, None] if value.dim() == 4 else (mask != 0)[..., None]
-    if name.endswith((".k", ".v", ".k_normed", ".k_rotated")):
-        real = real.expand(-1, value.shape[1], -1, -1)
     return torch.where(real.expand(value.shape), value, torch.nan)
 
 

@@ -228,10 +228,6 @@ def layer_norm(outside: bool = False, ddof: int = 0, centred: bool = True, weigh
     return change
 
 
-def dropped(norm: str) -> Callable:
-    return lambda x, w, bias: norm(x, w, torch.zeros_like(bias))
-
-
 mistake(ALL, "norm: epsilon added behind the root", "1 / sqrt(variance + eps)", norm=layer_norm(outside=True))
 mistake(without(ALL, "phi3"), "norm: variance divided by n - 1", "divide by n", norm=layer_norm(ddof=1))
 mistake(without(ALL, "phi3"), "norm: no mean subtracted (RMSNorm)", "LayerNorm subtracts the mean",

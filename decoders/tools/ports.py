@@ -179,14 +179,7 @@ def load_theirs(transformers: Any, class_name: str, folder: Path, dtype: torch.d
     """With eager attention, which tells its weights."""
     major = int(transformers.__version__.split(".")[0])
     options = {"dtype": dtype} if major >= 5 else {"torch_dtype": dtype}
-    if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 38) or class_name != "FuyuForCausalLM":
-        options["attn_implementation"] = "eager"
-    try:
-        return getattr(transformers, class_name).from_pretrained(str(folder), **options).eval()
-    except ValueError as error:
-        if "does not support an attention implementation" not in str(error):
-            raise
-    del options["attn_implementation"]
+    options["attn_implementation"] = "eager"
     return getattr(transformers, class_name).from_pretrained(str(folder), **options).eval()
 
 
@@ -431,6 +424,7 @@ class Matching:
     def fill(self) -> None:
         """Found in one case, looked up under the same name in the others."""
         known: dict[str, tuple] = {}  # stage -> (name, way to read it, columns or None)
+        layers = len(Formula(self.kit.config, {}).layers)
         for case in self.caught:
             exact = {name: value for name, value in self.kit.expected[case].items()
                      if value.dim() > 2 and name not in self.got.values[case]}
@@ -440,7 +434,7 @@ class Matching:
         for name, found in self.by_weights().items():
             known.setdefault(name, found)
         for name, found in list(known.items()):  # what one layer calls so, the others do too
-            for other, where in elsewhere(name, found[0], len(Formula(self.kit.config, {}).layers)):
+            for other, where in elsewhere(name, found[0], layers):
                 known.setdefault(other, (where, *found[1:]))
         for case in self.caught:
             for name, (where, way, columns) in known.items():
