@@ -326,7 +326,8 @@ def planted(family: str, config: dict, weights: dict, *names: str) -> nn.Module:
         plant = PLANTS[name]
         for pattern, replacement in plant.source:
             text, n = re.subn(pattern, replacement, text)
-            assert n or names.index(name), f"{name}: nothing in {file}.py matches {pattern}"
+            if not n:
+                raise LookupError(f"{name}: nothing in {file}.py matches {pattern}")
         text += plant.behind
         config = plant.config(config) if plant.config else config
     module = types.ModuleType(f"planted_{next(numbers)}")

@@ -282,17 +282,16 @@ def test_mistakes_are_named_by_their_stages(own, every):
     assert len(wrong) <= 0.02 * len(known), wrong
 
 
-def pairs_of(family: str, every: int, start: int = 0):
-    known = [m for m in mistakes.of(family) if not m.half and not m.rounds]
-    return list(itertools.combinations(known, 2))[start::every]
+def pairs_of(known, every: int, start: int = 0):
+    return list(itertools.combinations([m for m in known if not m.half and not m.rounds], 2))[start::every]
 
 
-def unexplained(own, pairs, only=None) -> list:
+def unexplained(own, pairs, run) -> list:
     """Pairs that get another name; one of which alone shows may be named alone, and what shows nothing may not."""
     wrong = []
     for pair in pairs:
         try:
-            report = compare.run(own, computed(own, pair, only=only))
+            report = run(pair)
         except IndexError:  # a wrong position behind the table's end
             continue
         got = set(names(report))
@@ -308,18 +307,35 @@ def same_without(own, pair, got) -> bool:
     return all((a[name] - b[name]).nan_to_num().abs().max() < 1e-7 for name in a if name.endswith(("logits", "loss")) and name in b)
 
 
-@pytest.mark.parametrize("every", [pytest.param(999, id="some"), pytest.param(5, id="a fifth", marks=pytest.mark.pairs)])
-def test_pairs_are_named_by_their_stages(own, every):
-    """A fifth of all is half an hour for each family: `make pairs`."""
-    pairs = pairs_of(own.family, every, 2)
-    wrong = unexplained(own, pairs)
-    assert len(wrong) <= 0.05 * len(pairs), wrong
+def in_the_formula(own, pair, only=None):
+    return compare.run(own, computed(own, pair, only=only))
 
 
-@pytest.mark.parametrize("every", [pytest.param(2999, id="some"), pytest.param(151, id="more", marks=pytest.mark.proof)])
-def test_pairs_are_named_by_their_logits(own, every):
-    pairs = pairs_of(own.family, every, 13)
-    wrong = unexplained(own, pairs, only=("logits", "loss"))
+def in_our_file(own, pair, only=None):
+    """Planted as two edits of the model file; in the formula where the second finds nothing left to edit."""
+    try:
+        model = plants.planted(own.family, own.config_json, own.weights, *(m.name for m in pair))
+    except LookupError:
+        return in_the_formula(own, pair, only)
+    return compare.run(own, results(own, model) if only else model)
+
+
+RESULTS = ("logits", "loss")
+
+
+def test_some_pairs_are_named(own):
+    for run, only in ((in_the_formula, None), (in_our_file, RESULTS)):
+        pairs = pairs_of(plants.fitting(own.family), 999, 2)
+        assert not unexplained(own, pairs, lambda pair: run(own, pair, only)), run  # noqa: B023
+
+
+@pytest.mark.pairs
+@pytest.mark.parametrize("only", [None, RESULTS], ids=["with hooks", "by logits"])
+@pytest.mark.parametrize("part", range(4))
+def test_every_fifth_pair_in_our_own_file_is_named(own, part, only):
+    """In turn seen with hooks, and by nothing but logits and losses."""
+    pairs = pairs_of(plants.fitting(own.family), 5, 2)[part * 2 + (only is None) :: 8]
+    wrong = unexplained(own, pairs, lambda pair: in_our_file(own, pair, only))
     assert len(wrong) <= 0.05 * len(pairs), wrong
 
 
@@ -503,13 +519,34 @@ EDITS = {  # of the ports' sources
 }  # fmt: skip
 
 
+def rewritten(name: str, *wrong: str) -> str | None:
+    """The source of a port with these mistakes; None where the second finds nothing left to edit."""
+    text = (PORTS / f"{EXAMPLES[name]}.py").read_text()
+    for old, new in (EDITS[name][mistake] for mistake in wrong):
+        if old not in text:
+            return None
+        text = text.replace(old, new)
+    return text
+
+
 @pytest.mark.parametrize(("name", "mistake"), [pytest.param(f, m, id=f"{f}: {m}") for f in EDITS for m in EDITS[f]])
 def test_mistakes_in_rewritten_ports_are_named(kits, name, mistake, tmp_path):
-    text, (old, new) = (PORTS / f"{EXAMPLES[name]}.py").read_text(), EDITS[name][mistake]
-    assert old in text
-    (tmp_path / "port.py").write_text(text.replace(old, new))
+    (tmp_path / "port.py").write_text(rewritten(name, mistake))
     report = compare.run(kits[name], f"{tmp_path / 'port.py'}:build")
     assert is_named(report, mistake), report
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("name", EDITS)
+def test_every_fifth_pair_in_rewritten_ports_is_named(kits, name, tmp_path):
+    def run(pair):
+        (tmp_path / "port.py").write_text(rewritten(name, *(m.name for m in pair)))
+        return compare.run(kits[name], f"{tmp_path / 'port.py'}:build")
+
+    known = [m for m in mistakes.of(name) if m.name in EDITS[name]]
+    pairs = [pair for pair in pairs_of(known, 5) if rewritten(name, *(m.name for m in pair))]
+    wrong = unexplained(kits[name], pairs, run)
+    assert len(wrong) <= 0.05 * len(pairs), wrong
 
 
 @pytest.fixture(scope="session")

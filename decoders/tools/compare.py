@@ -315,22 +315,25 @@ def finding(kit: Kit, rows: list[Row], search: "Search", found: list) -> Finding
 
 def in_part(kit: Kit, search: "Search", rows: list[Row], known: list[Mistake],
             candidates: list) -> list[Finding]:
-    """Which of `candidates` explains the plain case, and with one more mistake the others, or some of them.
-    """
-    if "plain" not in search.cases or len(search.cases) < 2:
+    """Which of `candidates` explains the plain case, and with one more mistake more of the others."""
+    if "plain" not in search.cases or len(search.cases) < 2 or not search.wrong["plain"]:
         return []
-    plain = search.only(["plain"])
-    if not plain.wrong["plain"]:
+    if not (found := search.only(["plain"]).explaining(candidates)):
         return []
-    if not (found := plain.explaining(candidates)):
-        return []
+
+    def explained(given: tuple[Mistake, ...]) -> list[str]:
+        return [case for case in search.cases if search.only([case]).precisely(given) <= BEYOND]
+
     given = found[0][1]
-    if more := search.explaining([(*given, m) for m in known if m not in given]):
-        return [finding(kit, rows, search, more)]
-    cases = [case for case in search.cases if search.only([case]).precisely(given) <= BEYOND]
+    cases = explained(given)
+    rest = [search.only([case]) for case in search.cases if case not in cases]
+    more = [(*given, m) for m in known if m not in given and any(one.explaining([(*given, m)]) for one in rest)]
+    for wider in more:
+        if set(cases) < set(reached := explained(wider)):
+            given, cases = wider, reached
     part = search.only(cases)
     answer = finding(kit, rows, part, part.explaining([given]))
-    answer.cases = cases
+    answer.cases = cases if len(cases) < len(search.cases) else []
     return [answer]
 
 
