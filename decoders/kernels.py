@@ -1,30 +1,38 @@
-"""Products and attention that are faster on CPUs than PyTorch's default, put under a loaded model.
+"""Products and attention that are faster on CPUs than PyTorch's default, and weights of 8 and 4 bits, put under
+a loaded model.
 
-    kernels.prepare(model)      # `weights.load` ends with it
-    kernels.plain(model)        # takes it back
+    kernels.prepare(model)              # `weights.load` ends with it
+    kernels.plain(model)                # takes it back
+    kernels.quantize(model, "int4")     # for good: a quarter of the memory, and of the time
+    kernels.error(model, ids, "int4")   # what that costs
 
 `prepare` gives each `nn.Linear`, GPT-1's `Conv1D` and each attention module another way to compute the same,
 for inference on a CPU. Wherever PyTorch has to see the plain operations (autograd, autocast, forward AD,
 torch.func, a compiler, export, tracing, tensor subclasses, dispatch modes, other devices) it gets them: there
 a prepared model does exactly what a plain one does. No global setting is touched: threads may share a model.
 
-- float32: oneDNN's product takes half the time of MKL's, which `F.linear` calls, for few rows, and less for
-  many (measured on an AMD EPYC).
+- 16 bits, up to 16 rows, and attention of one query: `kernels.c`, which reads memory about as fast as it can be
+  read, where it can be compiled (`native.py`). Elsewhere:
 - bfloat16, one row: PyTorch's own row kernel takes two thirds of the time of oneDNN's, which `F.linear`
   calls. No operator leads to it as long as oneDNN is on, and that switch is process-wide. So the kernel is
   taken out of libtorch by its name, which states its argument types, and believed only after it has given the
   right numbers for a small product. Where it is not found `F.linear` stays.
 - attention of one query: in half precision the fused kernel takes three times as long as the formula; heads
   that share keys become rows of one product, where PyTorch would copy the keys.
+- float32: oneDNN's product takes half the time of MKL's, which `F.linear` calls, for few rows, and less for
+  many (measured on an AMD EPYC).
 - attention with a window: in blocks, so that no score outside of it is computed.
 """
 
+import copy
 import ctypes
 import threading
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from pathlib import Path
 from types import MethodType
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -33,14 +41,20 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from decoders import native
+
+FEW = 16  # rows of 16 bits up to which `kernels.c` is faster than oneDNN
 # ---- When to leave everything to PyTorch -------------------------------------------------------------------
 
 
 def is_followed() -> bool:
     """Whether somebody must see the plain operations: autograd, a compiler, a tracer, a transform, a mode."""
+    return torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or is_traced()
+
+
+def is_traced() -> bool:
     return (
-        torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
-        or torch.is_autocast_enabled("cpu") or forward_ad._current_level >= 0
+        torch.compiler.is_compiling() or torch.jit.is_tracing() or forward_ad._current_level >= 0
         or torch._C._functorch.peek_interpreter_stack() is not None
         or _get_current_dispatch_mode() is not None
     )  # fmt: skip
@@ -65,7 +79,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
     if x.dtype is torch.float32 and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    if x.dtype is torch.bfloat16 and x.numel() == x.shape[-1] and weight.stride(1) == 1 and row_kernel():
+    rows = x.numel() // x.shape[-1] if x.shape[-1] else 0
+    if x.dtype.itemsize == 2 and 1 <= rows <= FEW and weight.stride(1) == 1 and (lib := native.library()):
+        return native.product_of_rows(lib, x, weight, None, bias)
+    if x.dtype is torch.bfloat16 and rows == 1 and weight.stride(1) == 1 and row_kernel():
         y = row_product(x, weight)
         return y if bias is None else y.add_(bias)
     return F.linear(x, weight, bias)
@@ -124,12 +141,17 @@ turned_forward.__name__ = "forward"
 # ---- Attention ---------------------------------------------------------------------------------------------
 
 
+QUERIES = (torch.float32, torch.bfloat16, torch.float16)
+
+
 def attention(plain: Callable, window: int | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None,
               scale: float, dropout: float = 0.0, whole: bool = False, head_mask: Tensor | None = None):
-    """As `plain`, the model file's own: one half-precision query by the formula, heads that share keys as
-    rows of one product, a window in blocks."""
+    """As `plain`, the model file's own: one query by `kernels.c` or by the formula, heads that share keys as rows
+    of one product, a window in blocks."""
     (B, H, T, D), K = q.shape, k.shape[1]
     if not (whole or dropout or is_followed()) and is_simple(q, k, v):
+        if T == 1 and q.dtype in QUERIES and k.stride(3) == v.stride(3) == 1 and (lib := native.library()):
+            return native.one_query(lib, q, k, v, bias, scale), None
         if T == 1 and q.dtype.itemsize == 2:
             return one_query_attention(q, k, v, bias, scale), None
         if T == 1 and K < H and (bias is None or bias.shape[1] == 1):
@@ -193,6 +215,229 @@ def scratch(wanted: int, needed: int) -> Tensor:
         with torch.inference_mode(False):  # else it could not be written to outside of that mode
             MEMORY.numbers = torch.empty(max(wanted, needed), device="cpu", dtype=torch.float32)
     return MEMORY.numbers
+
+
+# ---- Weights of 8 and 4 bits -------------------------------------------------------------------------------
+
+GROUP, BLOCK = 32, 128  # inputs that share a scale in 4 bits; whole rows are filled up to
+CHUNK = 2**23  # numbers that are made of 8 or 4 bits at a time
+VERSION = 1  # of the bits in a folder: another reader is needed where it changes
+KINDS = {
+    "int8": "a scale for each row of the weight; x is rounded to 8 bits too, with a scale for each of its rows",
+    "int8-weights": "a scale for each row of the weight; x stays as it is",
+    "int4": "a scale and a zero for each 32 inputs of the weight; x stays as it is",
+}
+
+
+class Quantized(nn.Module):
+    """A linear layer of 8 or 4 bits: `qweight` and `scale` (out,), or for 4 bits `qweight` with two numbers a
+    byte, the first in the lower half, `scale` in float16 and `zero`, both for 32 inputs, rows filled up to 128.
+
+        int8    w[n, k] = qweight[n, k] * scale[n]
+        int4    w[n, k] = (qweight[n, k] - zero[n, k // 32]) * scale[n, k // 32]
+
+    The sums of "int8" are whole numbers, the same on every processor.
+    """
+
+    weight = None  # is not kept; `whole()` computes it
+
+    def __init__(self, kind: str, in_features: int, out_features: int, bias: nn.Parameter | None):
+        super().__init__()
+        self.kind, self.in_features, self.out_features, self.bias = kind, in_features, out_features, bias
+        blocks = -(-in_features // BLOCK)
+        if kind == "int4":
+            self.register_buffer("qweight", torch.empty(out_features, blocks * BLOCK // 2, dtype=torch.uint8))
+            self.register_buffer("scale", torch.empty(out_features, blocks * BLOCK // GROUP, dtype=torch.float16))
+            self.register_buffer("zero", torch.empty(self.scale.shape, dtype=torch.uint8))
+        else:
+            self.register_buffer("qweight", torch.empty(out_features, in_features, dtype=torch.int8))
+            self.register_buffer("scale", torch.empty(out_features))
+        self.sums: Tensor | None = None  # of the rows, for `kernels.c`
+
+    @classmethod
+    def like(cls, layer: nn.Module, kind: str) -> "Quantized":
+        """Room for `layer`, with its bias; its weights are still to be taken over."""
+        outputs, inputs = matrix(layer, layer.weight).shape
+        with torch.device("meta"):
+            return cls(kind, inputs, outputs, layer.bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.kind}, in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+    def train(self, mode: bool = True) -> "Quantized":
+        if mode:
+            raise ValueError(f"weights of {self.kind} cannot be trained: load the model without quantize")
+        return super().train(mode)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> "Quantized":
+        """To another device; the dtypes are those of the format, and `model.half()` leaves them alone."""
+        bits, self._buffers, self.sums = self._buffers, {}, None
+        super()._apply(fn, recurse)
+        for name, t in bits.items():
+            moved = fn(t)
+            self._buffers[name] = moved if moved.dtype == t.dtype else t.to(moved.device)
+        return self
+
+    def fill(self, w: Tensor, device: str | torch.device = "cpu") -> "Quantized":
+        """Take over w (out, in), in place."""
+        w = w.detach()
+        lib = native.library() if is_simple(w) and w.dtype in native.KINDS and w.dtype.is_floating_point else None
+        if lib:
+            made = (native.to_int4 if self.kind == "int4" else native.to_int8)(lib, w if w.stride(1) == 1 else w.contiguous())
+        else:
+            made = (to_int4 if self.kind == "int4" else to_int8)(w)
+        for name, t in zip(("qweight", "scale", "zero"), made, strict=False):
+            setattr(self, name, t.to(device))
+        if not bool(self.scale.isfinite().all()):
+            raise ValueError("weights that are NaN, infinite or beyond float16 cannot be quantised")
+        return self
+
+    def whole(self, dtype: torch.dtype = torch.float32, rows: slice = slice(None)) -> Tensor:
+        """(rows, in): what the bits stand for."""
+        q, scale = self.qweight[rows], self.scale[rows]
+        if self.kind != "int4":
+            return (q * scale[:, None]).to(dtype)
+        if q.is_cpu and dtype in QUERIES and not is_traced() and (lib := native.library()):
+            return native.int4_rows(lib, q, scale, self.zero[rows], self.in_features, dtype)
+        pairs = torch.stack((q & 15, q >> 4), -1).view(*scale.shape, GROUP)
+        w = (pairs.float() - self.zero[rows, :, None].float()) * scale[..., None].float()
+        return w.flatten(1)[:, : self.in_features].to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"weights of {self.kind} cannot be trained: load the model without quantize, or use no_grad")
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"a layer of {self.in_features} inputs got {x.shape[-1]}")
+        simple = not is_traced() and is_simple(x) and self.qweight.is_cpu and x.dtype in QUERIES and x.numel()
+        lib = native.library() if simple else None
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        if self.kind == "int8":
+            return self.whole_product(lib, x, bias)
+        if lib and x.numel() <= 2 * FEW * self.in_features:
+            if self.kind == "int4":
+                return native.int4_product(lib, x, self.qweight, self.scale, self.zero, bias)
+            return native.product_of_rows(lib, x, self.qweight, self.scale, bias)
+        step = max(1, CHUNK // self.in_features)
+        parts = [F.linear(x, self.whole(x.dtype, slice(n, n + step))) for n in range(0, self.out_features, step)]
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        return y if bias is None else y + bias
+
+    def whole_product(self, lib: ctypes.CDLL | None, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Of whole numbers: each row of x rounded to 127 steps on either side of 0."""
+        if lib:
+            if self.sums is None:
+                self.sums = self.qweight.sum(1, dtype=torch.int32)
+            return native.int8_product(lib, x, self.qweight, self.scale, self.sums, bias)
+        wide = x.float()
+        scale = wide.abs().amax(-1, keepdim=True) / 127
+        q = (wide / torch.where(scale > 0, scale, 1)).round().flatten(0, -2)
+        if q.is_cpu:
+            y = torch._int_mm(q.to(torch.int8), self.qweight.t())
+        else:  # other devices want sizes of their own; float64 holds the sums too
+            y = q.double() @ self.qweight.double().t()
+        y = y.float().view(*x.shape[:-1], -1) * (scale * self.scale)
+        return (y if bias is None else y + bias.float()).to(x.dtype)
+
+
+def to_int8(w: Tensor) -> tuple[Tensor, Tensor]:
+    w = w.float()
+    scale = w.abs().amax(1) / 127
+    return (w / torch.where(scale > 0, scale, 1)[:, None]).round().clamp(-128, 127).to(torch.int8), scale
+
+
+def to_int4(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    groups = F.pad(w.float(), (0, -w.shape[1] % BLOCK)).unflatten(1, (-1, GROUP))
+    low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
+    scale = ((high - low) / 15).half()
+    step = torch.where(scale > 0, scale, 1).float()
+    zero = (-low / step).round().clamp(max=15)
+    q = (groups / step[..., None] + zero[..., None]).clamp(0, 15).round().to(torch.uint8).flatten(1)
+    return q[:, ::2] | q[:, 1::2] << 4, scale, zero.to(torch.uint8)
+
+
+def quantize(model: nn.Module, kind: str, skip: Iterable[str] = ()) -> nn.Module:
+    """Put weights of 8 or 4 bits under `model`, in place and for good, layer by layer: every linear layer but
+    those whose name or last part of it is in `skip`. Embeddings, norms and biases stay. An output layer that
+    was tied to the token table is not any more. `kind` is "int8", "int8-weights" or "int4" (see `KINDS`).
+
+    ValueError for another kind, for a name in `skip` that no layer has, for a model that is quantised already.
+    """
+    for name, layer in linear_layers(model, kind, skip).items():
+        put(model, name, Quantized.like(layer, kind).fill(matrix(layer, layer.weight), layer.weight.device))
+    return quantized(model, kind, skip)
+
+
+def linear_layers(model: nn.Module, kind: str, skip: Iterable[str]) -> dict[str, nn.Module]:
+    """Name -> layer, of what is to be quantised."""
+    if kind not in KINDS:
+        raise ValueError(f"quantize must be one of {', '.join(KINDS)}, not {kind!r}")
+    if is_quantized(model):
+        raise ValueError("the model is quantised already")
+    found = {name: m for name, m in model.named_modules() if type(m) is nn.Linear or type(m).__name__ == "Conv1D"}
+    called = {name: {name, name.rpartition(".")[2]} for name in found}
+    if unknown := set(skip).difference(*called.values()) if found else set(skip):
+        raise ValueError(f"skip: no linear layer is called {', '.join(sorted(unknown))}")
+    return {name: m for name, m in found.items() if not called[name] & set(skip)}
+
+
+def matrix(layer: nn.Module, weight: Tensor) -> Tensor:
+    """(out, in), also of GPT-1's Conv1D."""
+    return weight if type(layer) is nn.Linear else weight.t()
+
+
+def put(model: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, own = name.rpartition(".")
+    setattr(model.get_submodule(parent), own, layer)
+
+
+def quantized(model: nn.Module, kind: str, skip: Iterable[str]) -> nn.Module:
+    """What else follows of it: nothing is trained, a quantised output layer is tied to nothing, saving says so."""
+    model.requires_grad_(False)
+    if isinstance(getattr(model, "lm_head", None), Quantized):
+        model.config.tie_word_embeddings = False
+    model.config_json["quantization_config"] = {
+        "quant_method": "decoders", "version": VERSION, "weights": kind, "skip": sorted(skip)}  # fmt: skip
+    if native.library() is None:
+        warnings.warn("kernels.c cannot be compiled here (it takes gcc and AVX-512 with bfloat16 and VNNI): "
+                      "weights of 8 and 4 bits save memory, but not time", stacklevel=3)
+    return model
+
+
+def is_quantized(model: nn.Module) -> bool:
+    return any(isinstance(m, Quantized) for m in model.modules())
+
+
+def expect(model: nn.Module, told: dict | None) -> None:
+    """Room for what a folder's `quantization_config` tells, if it does, in a model on the meta device."""
+    if not told:
+        return
+    if told.get("version") != VERSION:
+        raise ValueError(f"quantised in version {told.get('version')!r}, and this reads {VERSION}: quantise it again")
+    kind, skip = told.get("weights"), told.get("skip")
+    if not isinstance(skip, list) or not all(isinstance(name, str) for name in skip):
+        raise ValueError("quantization_config.skip must be a list of names")
+    for name, layer in linear_layers(model, kind, skip).items():
+        put(model, name, Quantized.like(layer, kind))
+    quantized(model, kind, skip)
+
+
+class Cost(NamedTuple):
+    """What fewer bits cost on a text."""
+
+    logits: float  # the size of the difference in units of the logits' own
+    perplexity: float
+    before: float  # the unquantised model's perplexity
+
+
+@torch.no_grad()
+def error(model: nn.Module, ids: Tensor, kind: str, skip: Iterable[str] = (), **inputs: Tensor) -> Cost:
+    """`model`, which is not quantised, against a copy of `kind` on ids (B, T), two tokens at least."""
+    other = quantize(copy.deepcopy(model), kind, skip)
+    given = {"input_ids": ids, "labels": ids, **inputs}
+    right, wrong = model(**given), other(**given)
+    exact = right.logits.double()
+    apart = (wrong.logits.double() - exact).norm() / exact.norm()
+    return Cost(apart.item(), wrong.loss.double().exp().item(), right.loss.double().exp().item())
 
 
 # ---- Under a model -----------------------------------------------------------------------------------------

@@ -9,7 +9,9 @@ here it has the name that the hub uses today. Broken folders raise ValueError, m
 OSError, with one line that says which file and what to do.
 """
 
+import ctypes
 import json
+import mmap
 import re
 import shutil
 import warnings
@@ -81,13 +83,14 @@ def match(model: nn.Module, found: Tensors) -> Match:
     prefix = LAYOUTS[model.config.model_type].prefix
     prefix = "" if hasattr(model, prefix) else f"{prefix}."  # of a bare model
     names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    wanted = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+    for name, parameter in wanted.items():  # buffers have only layers of 8 and 4 bits
         names.setdefault(id(parameter), []).append(name)
     chosen, absent, problems, known = {}, [], [], set()
     for own in names.values():
         stored = [prefix + name for name in own if prefix + name in found]
         known.update(prefix + name for name in own)
-        shape = tuple(model.get_parameter(own[0]).shape)
+        shape = tuple(wanted[own[0]].shape)
         if not stored:
             absent.append((prefix + own[0], own[0], shape))
             continue
@@ -107,11 +110,14 @@ def match(model: nn.Module, found: Tensors) -> Match:
 
 
 def load(model_class: type, path_or_id: str | Path, *, dtype: torch.dtype | None = None,
-         device: str | torch.device = "cpu", progress: bool = False, **overrides) -> nn.Module:
+         device: str | torch.device = "cpu", quantize: str | None = None, skip: Iterable[str] = (),
+         progress: bool = False, **overrides) -> nn.Module:
     """A model in `eval()` with the checkpoint's weights, as stored unless `dtype` says otherwise, and with
     `kernels.prepare` under it.
 
-    The weights stay in the files, mapped into memory; changes to them never reach the files. `overrides`
+    The weights stay in the files, mapped into memory; changes to them never reach the files. `quantize`
+    ("int8", "int8-weights", "int4", see `kernels.quantize`, and `skip` there) makes 8 or 4 bits of a layer at a
+    time, while reading: there is never more in memory than these and one layer. `overrides`
     replace fields of `config.json`. `progress` shows a bar and reads every page now rather than at first use.
     ValueError lists all that is missing, unexpected or misshapen at once. A head that the checkpoint does not
     have (classification on a base model) is drawn anew, with a warning.
@@ -123,17 +129,22 @@ def load(model_class: type, path_or_id: str | Path, *, dtype: torch.dtype | None
     matched = match(model, found)
     if matched.problems:
         raise ValueError(f"{folder} does not fit {model_class.__name__}: {'; '.join(matched.problems)}")
+    bits = {name for name, _ in model.named_buffers()}  # whose dtypes are those of the format
     if dtype is None:
-        dtype = stored_dtype(folder, matched.tensors.values())
+        dtype = stored_dtype(folder, (t for name, t in matched.tensors.items() if name not in bits))
     state = {}
+    if quantize is not None:
+        quantize_while_reading(model, quantize, skip, matched, device)
     bar = tqdm(matched.tensors.items(), "loading", unit=" tensors", leave=False, disable=not progress)
     for name, tensor in bar:
-        state[name] = tensor.to(device, dtype)
+        state[name] = tensor.to(device, None if name in bits else dtype)
         if progress and state[name].is_cpu:
             state[name].view(-1).view(torch.uint8)[::4096].sum()  # one byte of every page
     for name in matched.new:
         state[name] = torch.empty(model.get_parameter(name).shape, dtype=dtype, device=device)
     model.load_state_dict(state, strict=False, assign=True)
+    if kernels.is_quantized(model):
+        model.requires_grad_(False)
     tie(model)
     for name in {name.rpartition(".")[0] for name in matched.new}:
         model.init_weights(model.get_submodule(name))
@@ -141,6 +152,36 @@ def load(model_class: type, path_or_id: str | Path, *, dtype: torch.dtype | None
         names = ", ".join(matched.new)
         warnings.warn(f"{folder} has no {names}: drawn anew, train it before use", stacklevel=2)
     return kernels.prepare(model.eval())
+
+
+def quantize_while_reading(model: nn.Module, kind: str, skip: Iterable[str], matched: Match,
+                           device: str | torch.device) -> None:
+    """Linear layers of 8 or 4 bits in place of those on the meta device; a new head is left as it is."""
+    stored = {name: tensor for own, tensor in matched.tensors.items() for name in tied_names(model, own)}
+    for name, layer in kernels.linear_layers(model, kind, skip).items():
+        if f"{name}.weight" in matched.new:
+            continue
+        tensor = stored[f"{name}.weight"]
+        room = kernels.Quantized.like(layer, kind)
+        kernels.put(model, name, room.fill(kernels.matrix(layer, tensor), device))
+        if matched.tensors.get(f"{name}.weight") is tensor:
+            del matched.tensors[f"{name}.weight"]
+        forget(tensor)
+    kernels.quantized(model, kind, skip)
+
+
+def tied_names(model: nn.Module, name: str) -> list[str]:
+    """All names of the parameter of this name."""
+    own = model.get_parameter(name)
+    return [other for other, parameter in model.named_parameters(remove_duplicate=False) if parameter is own]
+
+
+def forget(tensor: Tensor) -> None:
+    """Give the memory of a mapped tensor back to the system, which reads it again from the file if need be."""
+    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = (tensor.data_ptr() + tensor.nbytes - start) // mmap.PAGESIZE * mmap.PAGESIZE
+    if tensor.untyped_storage().filename is not None and size > 0 and hasattr(mmap, "MADV_DONTNEED"):
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
 
 
 class Undrawn(TorchFunctionMode):
@@ -168,6 +209,10 @@ def on_meta(model_class: type, folder: Path, **overrides) -> nn.Module:
         raise ValueError(f"{folder / 'config.json'}: {first_line(error)}") from None
     with torch.device("meta"), Undrawn():
         model = model_class(config)
+    try:
+        kernels.expect(model, current.get("quantization_config"))
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from None
     model.config_json = {key: value for key, value in current.items() if key not in overrides}
     model.generation_config = read_json_if_any(folder / "generation_config.json")
     try:
@@ -201,6 +246,8 @@ def resize_embeddings(model: nn.Module, n: int) -> None:
     new token is neither likely nor unlikely until it is trained. ValueError if n is not positive."""
     if n < 1:
         raise ValueError(f"a token table of {n} rows is not possible")
+    if kernels.is_quantized(model):
+        raise ValueError("a quantised model has the tokens that it has: resize it before it is quantised")
     old = model.config.vocab_size
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m.num_embeddings == old][:1]
     outputs = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == old]
@@ -233,9 +280,10 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Any = None, *,
     """
     folder = Path(folder)
     state = {name: parameter.detach() for name, parameter in model.named_parameters()}  # a tied one once
+    dtype = str(stored_dtype(folder, state.values())).removeprefix("torch.")
+    state |= dict(model.named_buffers())  # 8 or 4 bits
     twins = TWINS.get(type(model).__name__, {})  # what an older Transformers looks for
     state |= {twins[name]: tensor.clone() for name, tensor in state.items() if name in twins}
-    dtype = str(stored_dtype(folder, state.values())).removeprefix("torch.")
     config = {"architectures": [type(model).__name__], **config_of(model), "torch_dtype": dtype}
 
     def stale() -> set[str]:

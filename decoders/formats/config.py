@@ -143,9 +143,13 @@ def check_absent(d: dict, keys: Iterable[str]) -> None:
     """ValueError for what would change the model and is not built here."""
     for key in keys:
         if d.get(key):
-            if key == "quantization_config":
-                raise ValueError("quantization_config: quantised weights are not supported")
             raise ValueError(f"{key} {shown(d[key])} is not supported")
+
+
+def check_quantized(told: Any) -> None:
+    """ValueError for weights in other bits than those that `kernels.quantize` makes."""
+    if told and (not isinstance(told, dict) or told.get("quant_method") != "decoders"):
+        raise ValueError("quantization_config: quantised weights of another method are not supported")
 
 
 def check_divides(d: dict, part: str, whole: str) -> None:
@@ -290,7 +294,7 @@ def modern(d: dict, kind: str | None = None) -> dict:
         kind = family(d)
     elif not isinstance(found, str) or OLD_NAMES.get(found, found) != kind:
         raise ValueError(f"model_type {shown(found)} is not {kind}")
-    check_absent(d, ["quantization_config"])
+    check_quantized(d.get("quantization_config"))
     check_ids(d)
     current = {**with_labels(MODERN[kind](dict(d))), "model_type": kind}
     decoder = current["text_config"] if kind == "fuyu" else current

@@ -1,0 +1,543 @@
+// Products of few rows, products with weights of 8 and 4 bits, attention of one query: for x86 with AVX-512's
+// bfloat16 and VNNI instructions. `kernels.py` compiles this file where it can, believes it only after it has
+// given the right numbers, and does without it where it cannot.
+//
+// All of these read each weight once. What decides is how fast memory is read: several rows of weights at a
+// time, straight through.
+
+#include <immintrin.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define UNROLL _Pragma("GCC unroll 8")  // so that sums stay in registers
+#define INLINE static inline __attribute__((always_inline))
+enum { FLOAT32, BFLOAT16, FLOAT16, INT8 };  // what a number is stored as
+enum { BLOCK = 64 };                        // outputs whose weights stay near while all rows of x pass
+
+// ---- Numbers ------------------------------------------------------------------------------------------------
+
+INLINE __mmask16 first(long n) { return n >= 16 ? 0xFFFF : (__mmask16)((1u << n) - 1); }
+
+// Up to 16 numbers from index i on as float32, 0 for what is behind the end.
+INLINE __m512 load(const void *p, int kind, long i, __mmask16 m) {
+    if (kind == FLOAT32) return _mm512_maskz_loadu_ps(m, (const float *)p + i);
+    if (kind == FLOAT16) return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, (const uint16_t *)p + i));
+    if (kind == INT8)
+        return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(m, (const int8_t *)p + i)));
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, (const uint16_t *)p + i));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+
+INLINE void store(void *p, int kind, long i, __mmask16 m, __m512 v) {
+    if (kind == FLOAT32) _mm512_mask_storeu_ps((float *)p + i, m, v);
+    else if (kind == FLOAT16)
+        _mm256_mask_storeu_epi16((uint16_t *)p + i, m, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    else _mm256_mask_storeu_epi16((uint16_t *)p + i, m, (__m256i)_mm512_cvtneps_pbh(v));
+}
+
+INLINE int size_of(int kind) { return kind == FLOAT32 ? 4 : kind == INT8 ? 1 : 2; }
+
+INLINE void store_one(void *p, int kind, long i, float v) { store(p, kind, i, 1, _mm512_set1_ps(v)); }
+
+INLINE float load_one(const void *p, int kind, long i) {
+    return _mm512_cvtss_f32(load(p, kind, i, 1));
+}
+
+// e to the power of x, for x <= 0; 2e-7 off at most.
+INLINE __m512 power_of_e(__m512 x) {
+    x = _mm512_mul_ps(_mm512_max_ps(x, _mm512_set1_ps(-104.f)), _mm512_set1_ps(1.44269504f));
+    __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT), f = _mm512_sub_ps(x, n);
+    const float c[] = {1.54035304e-4f, 1.33335581e-3f, 9.61812911e-3f, 5.55041087e-2f, 2.40226507e-1f, 6.93147181e-1f, 1.f};
+    __m512 y = _mm512_set1_ps(c[0]);
+    for (int i = 1; i < 7; i++) y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(c[i]));
+    return _mm512_scalef_ps(y, n);
+}
+
+// ---- A few rows ---------------------------------------------------------------------------------------------
+// y[m, n] = scale[n] * sum over k of x[m, k] w[n, k] + bias[n]; w is stored row by row, `stride` numbers apart.
+// bfloat16 with bfloat16 (`pairs`): two products and a sum in one instruction; else x is float32.
+
+INLINE __m512 product(__m512 sum, const void *w, int kind, int pairs, const void *x, long i, long left) {
+    if (pairs) {
+        const uint16_t *a = (const uint16_t *)w + i, *b = (const uint16_t *)x + i;
+        if (left >= 32) return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(a), (__m512bh)_mm512_loadu_si512(b));
+        __mmask32 m = (1u << left) - 1;
+        return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_maskz_loadu_epi16(m, a), (__m512bh)_mm512_maskz_loadu_epi16(m, b));
+    }
+    return _mm512_fmadd_ps(load(w, kind, i, first(left)), load(x, FLOAT32, i, first(left)), sum);
+}
+
+// One row of w with one of x: straight through memory, as fast as it can be read.
+INLINE float one_row(const void *x, const void *w, int kind, int pairs, long K) {
+    const long step = pairs ? 32 : 16;
+    __m512 sum[8];
+    UNROLL for (int u = 0; u < 8; u++) sum[u] = _mm512_setzero_ps();
+    long k = 0;
+    for (; k + 8 * step <= K; k += 8 * step)
+        UNROLL for (int u = 0; u < 8; u++) sum[u] = product(sum[u], w, kind, pairs, x, k + u * step, step);
+    for (; k < K; k += step) sum[0] = product(sum[0], w, kind, pairs, x, k, K - k);
+    UNROLL for (int u = 4; u; u /= 2)
+        for (int i = 0; i < u; i++) sum[i] = _mm512_add_ps(sum[i], sum[i + u]);
+    return _mm512_reduce_add_ps(sum[0]);
+}
+
+// R rows of w with M of x. What the next R rows have in this place is asked for in time.
+INLINE void few_rows(int M, int R, const char *x, const char *w, int kind, int pairs, long K, long stride, float *out) {
+    const long step = pairs ? 32 : 16, size = size_of(kind);
+    __m512 sum[6][4];
+    UNROLL for (int m = 0; m < M; m++)
+        UNROLL for (int r = 0; r < R; r++) sum[m][r] = _mm512_setzero_ps();
+    long k = 0;
+    for (; k + step <= K; k += step) {
+        UNROLL for (int r = 0; r < R; r++) _mm_prefetch(w + ((R + r) * stride + k) * size, _MM_HINT_T0);
+        UNROLL for (int m = 0; m < M; m++)
+            UNROLL for (int r = 0; r < R; r++)
+                sum[m][r] = product(sum[m][r], w + r * stride * size, kind, pairs, x + m * K * (pairs ? 2 : 4), k, step);
+    }
+    if (k < K)
+        UNROLL for (int m = 0; m < M; m++)
+            UNROLL for (int r = 0; r < R; r++)
+                sum[m][r] = product(sum[m][r], w + r * stride * size, kind, pairs, x + m * K * (pairs ? 2 : 4), k, K - k);
+    UNROLL for (int m = 0; m < M; m++)
+        UNROLL for (int r = 0; r < R; r++) out[m * 4 + r] = _mm512_reduce_add_ps(sum[m][r]);
+}
+
+#define OF_CONSTANT(M, F, ...) \
+    switch (M) { \
+    case 1: F(1, __VA_ARGS__); break; \
+    case 2: F(2, __VA_ARGS__); break; \
+    case 3: F(3, __VA_ARGS__); break; \
+    case 4: F(4, __VA_ARGS__); break; \
+    case 5: F(5, __VA_ARGS__); break; \
+    default: F(6, __VA_ARGS__); \
+    }
+
+typedef struct {
+    const float *scale;  // or NULL
+    const void *bias;    // of the kind of y, or NULL
+    void *y;
+    int kind;
+    long M, N;
+} Result;
+
+INLINE void finish(const Result *to, long m, long n, float v) {
+    if (to->scale) v *= to->scale[n];
+    if (to->bias) v += load_one(to->bias, to->kind, n);
+    store_one(to->y, to->kind, m * to->N + n, v);
+}
+
+// Up to 4 rows of w, from n on, with all rows of x: both bfloat16 (`pairs`), or both float32.
+INLINE void panel(const char *x, const char *w, int kind, int pairs, long K, long stride, const Result *to, long n) {
+    int R = to->N - n < 4 ? (int)(to->N - n) : 4;
+    for (long m = 0; m < to->M; m += 6) {
+        int few = to->M - m < 6 ? (int)(to->M - m) : 6;
+        const long size = pairs ? 2 : 4;
+        float out[24];
+        if (R == 4) { OF_CONSTANT(few, few_rows, 4, x + m * K * size, w, kind, pairs, K, stride, out) }
+        for (int i = 0; i < few; i++)
+            for (int r = 0; r < R; r++)
+                finish(to, m + i, n + r, R == 4 ? out[i * 4 + r] : one_row(x + (m + i) * K * size, w + r * stride * size, kind, pairs, K));
+    }
+}
+
+static void panel_of_pairs(const char *x, const char *w, long K, long stride, const Result *to, long n) {
+    panel(x, w, BFLOAT16, 1, K, stride, to, n);
+}
+
+static void panel_of_floats(const char *x, const char *w, long K, long stride, const Result *to, long n) {
+    panel(x, w, FLOAT32, 0, K, stride, to, n);
+}
+
+// x as float32, for all but bfloat16 with bfloat16. To be freed.
+static float *widened(const void *x, int kind, long count) {
+    float *wide = aligned_alloc(64, (count * 4 + 127) / 64 * 64);
+    for (long i = 0; i < count; i += 16) store(wide, FLOAT32, i, first(count - i), load(x, kind, i, first(count - i)));
+    return wide;
+}
+
+INLINE void rows_of(const void *x, const char *w, int kind, int pairs, long K, long stride, const Result *to, int threads) {
+    const int whole = pairs ? BFLOAT16 : FLOAT32;
+    if (to->M == 1) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (long n = 0; n < to->N; n++) finish(to, 0, n, one_row(x, w + n * stride * size_of(kind), kind, pairs, K));
+        return;
+    }
+#pragma omp parallel num_threads(threads)
+    {
+        char *own = kind == whole ? 0 : aligned_alloc(64, (K + 16) * 16);  // 4 rows of w as x is
+#pragma omp for schedule(static)
+        for (long n = 0; n < to->N; n += 4) {
+            const char *some = w + n * stride * size_of(kind);
+            for (long r = 0; own && r < 4 && n + r < to->N; r++)
+                for (long k = 0; k < K; k += 16) store(own, whole, r * K + k, first(K - k), load(some, kind, r * stride + k, first(K - k)));
+            (pairs ? panel_of_pairs : panel_of_floats)(x, own ? own : some, K, own ? K : stride, to, n);
+        }
+        free(own);
+    }
+}
+
+// x (M, K) and y (M, N) are of `out_kind`, w (N, K) of `kind`. Several rows of x share what 4 rows of w become:
+// bfloat16 for bfloat16, which holds 8 bits exactly, else float32.
+void rows(const void *x, const void *w, int kind, const float *scale, const void *bias, void *y, int out_kind,
+          long M, long N, long K, long stride, int threads) {
+    Result to = {scale, bias, y, out_kind, M, N};
+    int pairs = out_kind == BFLOAT16 && (kind == BFLOAT16 || (kind == INT8 && M > 1));
+    float *wide = pairs ? 0 : widened(x, out_kind, M * K);
+    if (pairs && kind == INT8) rows_of(x, w, INT8, 1, K, stride, &to, threads);
+    else if (pairs) rows_of(x, w, BFLOAT16, 1, K, stride, &to, threads);
+    else if (kind == INT8) rows_of(wide, w, INT8, 0, K, stride, &to, threads);
+    else if (kind == FLOAT16) rows_of(wide, w, FLOAT16, 0, K, stride, &to, threads);
+    else if (kind == BFLOAT16) rows_of(wide, w, BFLOAT16, 0, K, stride, &to, threads);
+    else rows_of(wide, w, FLOAT32, 0, K, stride, &to, threads);
+    free(wide);
+}
+
+// ---- 8 bits -------------------------------------------------------------------------------------------------
+// y[m, n] = sx[m] sw[n] (whole x . whole w) + bias[n]. Each row of x has a scale of its own, so that no row
+// depends on another. The instruction multiplies unsigned by signed: x is moved up by 128, and 128 times the sum
+// of w's row, which is known, taken off again.
+
+// One row of x: its scale, its whole numbers as unsigned bytes. `K` is rounded up to 64.
+static float whole_numbers(const void *x, int kind, long start, long inputs, long K, uint8_t *q) {
+    __m512 top = _mm512_setzero_ps();
+    for (long k = 0; k < inputs; k += 16) top = _mm512_max_ps(top, _mm512_abs_ps(load(x, kind, start + k, first(inputs - k))));
+    float scale = _mm512_reduce_max_ps(top) / 127.f;
+    __m512 one = _mm512_set1_ps(scale > 0 ? scale : 1.f);
+    memset(q + K - 64, 128, 64);
+    for (long k = 0; k < inputs; k += 16) {
+        __m512i n = _mm512_cvtps_epi32(_mm512_div_ps(load(x, kind, start + k, first(inputs - k)), one));
+        _mm_mask_storeu_epi8(q + k, first(inputs - k), _mm512_cvtepi32_epi8(_mm512_add_epi32(n, _mm512_set1_epi32(128))));
+    }
+    return scale;
+}
+
+INLINE __m512i signed_bytes(const int8_t *w, long left) {
+    return left >= 64 ? _mm512_loadu_si512(w) : _mm512_maskz_loadu_epi8((1ULL << left) - 1, w);
+}
+
+INLINE int32_t one_whole_row(const uint8_t *x, const int8_t *w, long inputs) {
+    __m512i sum[4];
+    for (int u = 0; u < 4; u++) sum[u] = _mm512_setzero_si512();
+    long k = 0;
+    for (; k + 256 <= inputs; k += 256)
+        UNROLL for (int u = 0; u < 4; u++)
+            sum[u] = _mm512_dpbusd_epi32(sum[u], _mm512_loadu_si512(x + k + u * 64), _mm512_loadu_si512(w + k + u * 64));
+    for (; k < inputs; k += 64) sum[0] = _mm512_dpbusd_epi32(sum[0], _mm512_loadu_si512(x + k), signed_bytes(w + k, inputs - k));
+    return _mm512_reduce_add_epi32(_mm512_add_epi32(_mm512_add_epi32(sum[0], sum[1]), _mm512_add_epi32(sum[2], sum[3])));
+}
+
+// R rows of w with M of x.
+INLINE void whole_rows(int M, int R, const uint8_t *x, long K, const int8_t *w, long inputs, int32_t *out) {
+    __m512i sum[6][4];
+    UNROLL for (int m = 0; m < M; m++)
+        UNROLL for (int r = 0; r < R; r++) sum[m][r] = _mm512_setzero_si512();
+    for (long k = 0; k < inputs; k += 64) {
+        __m512i v[4];
+        UNROLL for (int r = 0; r < R; r++) {
+            v[r] = signed_bytes(w + r * inputs + k, inputs - k);
+            _mm_prefetch(w + (r + R) * inputs + k, _MM_HINT_T0);
+        }
+        UNROLL for (int m = 0; m < M; m++) {
+            __m512i u = _mm512_loadu_si512(x + m * K + k);
+            UNROLL for (int r = 0; r < R; r++) sum[m][r] = _mm512_dpbusd_epi32(sum[m][r], u, v[r]);
+        }
+    }
+    UNROLL for (int m = 0; m < M; m++)
+        UNROLL for (int r = 0; r < R; r++) out[m * BLOCK + r] = _mm512_reduce_add_epi32(sum[m][r]);
+}
+
+// For many rows of x: BLOCK rows of w in strips of 16, of each 4 inputs side by side, so that nothing has to be
+// added up across a register. Rows behind the last one are 0.
+static void in_strips(const int8_t *w, int rows, long inputs, long K, int8_t *to) {
+    for (int r = 0; r < BLOCK; r += 16)
+        for (long k = 0; k < K; k += 4) {
+            int32_t four[16] = {0};
+            for (int i = 0; i < 16 && r + i < rows; i++) memcpy(four + i, w + (r + i) * inputs + k, inputs - k < 4 ? (inputs > k ? inputs - k : 0) : 4);
+            memcpy(to + r * K + k * 16, four, 64);
+        }
+}
+
+INLINE void strips(int M, int R, const uint8_t *x, long K, const int8_t *w, int32_t *out) {
+    __m512i sum[6][4];
+    UNROLL for (int m = 0; m < M; m++)
+        UNROLL for (int r = 0; r < R; r++) sum[m][r] = _mm512_setzero_si512();
+    for (long k = 0; k < K; k += 4) {
+        __m512i v[4];
+        UNROLL for (int r = 0; r < R; r++) v[r] = _mm512_loadu_si512(w + r * 16 * K + k * 16);
+        UNROLL for (int m = 0; m < M; m++) {
+            int32_t four;
+            memcpy(&four, x + m * K + k, 4);
+            UNROLL for (int r = 0; r < R; r++) sum[m][r] = _mm512_dpbusd_epi32(sum[m][r], _mm512_set1_epi32(four), v[r]);
+        }
+    }
+    UNROLL for (int m = 0; m < M; m++)
+        UNROLL for (int r = 0; r < R; r++) _mm512_storeu_si512(out + m * BLOCK + r * 16, sum[m][r]);
+}
+
+void int8_product(const void *x, const int8_t *w, const float *scale, const int32_t *sums, const void *bias, void *y,
+                  int kind, long M, long N, long inputs, int threads) {
+    const long K = (inputs + 63) / 64 * 64;
+    const int many = M >= 48;
+    uint8_t *q = aligned_alloc(64, M * K);
+    float *sx = malloc(M * sizeof(float));
+#pragma omp parallel num_threads(threads)
+    {
+        int8_t *near = many ? aligned_alloc(64, BLOCK * K) : 0;
+#pragma omp for schedule(static)
+        for (long m = 0; m < M; m++) sx[m] = whole_numbers(x, kind, m * inputs, inputs, K, q + m * K);
+#pragma omp for schedule(static)
+        for (long n = 0; n < N; n += BLOCK) {
+            int rows = N - n < BLOCK ? (int)(N - n) : BLOCK;
+            if (many) in_strips(w + n * inputs, rows, inputs, K, near);
+            for (long m = 0; m < M; m += 6) {
+                int few = M - m < 6 ? (int)(M - m) : 6, r = 0;
+                int32_t out[6 * BLOCK];
+                if (many) { OF_CONSTANT(few, strips, 4, q + m * K, K, near, out) }
+                else if (M > 1)
+                    for (; r + 4 <= rows; r += 4) OF_CONSTANT(few, whole_rows, 4, q + m * K, K, w + (n + r) * inputs, inputs, out + r)
+                for (; !many && r < rows; r++)
+                    for (int i = 0; i < few; i++) out[i * BLOCK + r] = one_whole_row(q + (m + i) * K, w + (n + r) * inputs, inputs);
+                for (int i = 0; i < few; i++)
+                    for (r = 0; r < rows; r += 16) {
+                        __mmask16 mask = first(rows - r);
+                        __m512i shift = _mm512_slli_epi32(_mm512_maskz_loadu_epi32(mask, sums + n + r), 7);
+                        __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(out + i * BLOCK + r), shift));
+                        __m512 v = _mm512_mul_ps(sum, _mm512_mul_ps(_mm512_set1_ps(sx[m + i]), load(scale, FLOAT32, n + r, mask)));
+                        if (bias) v = _mm512_add_ps(v, load(bias, kind, n + r, mask));
+                        store(y, kind, (m + i) * N + n + r, mask, v);
+                    }
+            }
+        }
+        free(near);
+    }
+    free(q), free(sx);
+}
+
+// ---- 4 bits -------------------------------------------------------------------------------------------------
+// w[n, k] = (q - zero) * scale, scale float16 and zero a byte for each 32 inputs; two q in a byte, the first in
+// the lower half. 128 of them are 16 lanes of 8: lane i has the inputs 8 i to 8 i + 7, four lanes a group.
+
+// One row of x in that order, 128 at a time: [8][16], and behind them the sum of each group in the first of its
+// four lanes.
+static void in_lanes(const void *x, int kind, long inputs, float *to) {
+    for (long block = 0; block * 128 < inputs; block++, to += 144) {
+        float row[128] = {0};
+        for (long k = block * 128; k < inputs && k < block * 128 + 128; k += 16)
+            _mm512_storeu_ps(row + k - block * 128, load(x, kind, k, first(inputs - k)));
+        memset(to + 128, 0, 16 * sizeof(float));
+        for (int i = 0; i < 128; i++) {
+            to[i % 8 * 16 + i / 8] = row[i];
+            to[128 + i / 32 * 4] += row[i];
+        }
+    }
+}
+
+// R rows with one of x.
+INLINE void nibbles(int R, const float *x, long blocks, const uint8_t *w, const uint16_t *scale, const uint8_t *zero, float *out) {
+    const __m512 value = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i group = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+    __m512 sum[4];
+    UNROLL for (int r = 0; r < R; r++) sum[r] = _mm512_setzero_ps();
+    for (long b = 0; b < blocks; b++, x += 144) {
+        __m512i q[4];
+        __m512 part[4];
+        UNROLL for (int r = 0; r < R; r++) {
+            int32_t zeros;
+            memcpy(&zeros, zero + (r * blocks + b) * 4, 4);
+            __m512 z = _mm512_castps128_ps512(_mm_cvtepi32_ps(_mm_cvtepu8_epi32(_mm_cvtsi32_si128(zeros))));
+            q[r] = _mm512_loadu_si512(w + (r * blocks + b) * 64);
+            _mm_prefetch(w + ((R + r) * blocks + b) * 64, _MM_HINT_T0);
+            part[r] = _mm512_fnmadd_ps(_mm512_permutexvar_ps(group, z), _mm512_loadu_ps(x + 128), _mm512_setzero_ps());
+        }
+        UNROLL for (int j = 0; j < 8; j++)
+            UNROLL for (int r = 0; r < R; r++)
+                part[r] = _mm512_fmadd_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(q[r], 4 * j), value), _mm512_loadu_ps(x + j * 16), part[r]);
+        UNROLL for (int r = 0; r < R; r++) {
+            __m512 s = _mm512_castps128_ps512(_mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)(scale + (r * blocks + b) * 4))));
+            sum[r] = _mm512_fmadd_ps(_mm512_permutexvar_ps(group, s), part[r], sum[r]);
+        }
+    }
+    UNROLL for (int r = 0; r < R; r++) out[r] = _mm512_reduce_add_ps(sum[r]);
+}
+
+// A row of 4 bits as numbers of `kind`.
+INLINE void int4_row(const uint8_t *w, const uint16_t *scale, const uint8_t *zero, void *to, int kind, long inputs) {
+    const __m512i twice = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+    for (long k = 0; k < inputs; k += 16) {
+        __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(w + k / 2)));
+        __m512i q = _mm512_srlv_epi32(_mm512_permutexvar_epi32(twice, bytes), _mm512_set1_epi64(4LL << 32));
+        __m512 v = _mm512_cvtepi32_ps(_mm512_and_epi32(q, _mm512_set1_epi32(15)));
+        v = _mm512_mul_ps(_mm512_sub_ps(v, _mm512_set1_ps(zero[k / 32])), _mm512_set1_ps(load_one(scale, FLOAT16, k / 32)));
+        store(to, kind, k, first(inputs - k), v);
+    }
+}
+
+void int4_rows(const uint8_t *w, const uint16_t *scale, const uint8_t *zero, void *to, int kind, long N, long inputs, int threads) {
+    long blocks = (inputs + 127) / 128;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long n = 0; n < N; n++)
+        int4_row(w + n * blocks * 64, scale + n * blocks * 4, zero + n * blocks * 4, (char *)to + n * inputs * size_of(kind), kind, inputs);
+}
+
+// Rows of w are whole blocks of 128 inputs, filled up with scales of 0. Several rows of x share what 4 rows of
+// w become: bfloat16 for bfloat16, else float32.
+void int4_product(const void *x, const uint8_t *w, const uint16_t *scale, const uint8_t *zero, const void *bias,
+                  void *y, int kind, long M, long N, long inputs, int threads) {
+    long blocks = (inputs + 127) / 128, memory = M == 1 ? blocks * 144 : (inputs + 16) * 4;
+    Result to = {0, bias, y, kind, M, N};
+    int pairs = kind == BFLOAT16;
+    float *wide = M > 1 && !pairs ? widened(x, kind, M * inputs) : 0;
+#pragma omp parallel num_threads(threads)
+    {
+        float *own = aligned_alloc(64, (memory * 4 + 63) / 64 * 64);
+        if (M == 1) in_lanes(x, kind, inputs, own);
+#pragma omp for schedule(static)
+        for (long n = 0; n < N; n += 4) {
+            int R = N - n < 4 ? (int)(N - n) : 4;
+            const uint8_t *q = w + n * blocks * 64, *z = zero + n * blocks * 4;
+            const uint16_t *s = scale + n * blocks * 4;
+            if (M == 1) {
+                float out[4];
+                if (R == 4) nibbles(4, own, blocks, q, s, z, out);
+                else UNROLL for (int r = 0; r < R; r++) nibbles(1, own, blocks, q + r * blocks * 64, s + r * blocks * 4, z + r * blocks * 4, out + r);
+                UNROLL for (int r = 0; r < R; r++) finish(&to, 0, n + r, out[r]);
+            } else if (pairs) {
+                UNROLL for (int r = 0; r < R; r++)
+                    int4_row(q + r * blocks * 64, s + r * blocks * 4, z + r * blocks * 4, (uint16_t *)own + r * inputs, BFLOAT16, inputs);
+                panel_of_pairs(x, (const char *)own, inputs, inputs, &to, n);
+            } else {
+                UNROLL for (int r = 0; r < R; r++)
+                    int4_row(q + r * blocks * 64, s + r * blocks * 4, z + r * blocks * 4, own + r * inputs, FLOAT32, inputs);
+                panel_of_floats((const char *)wide, (const char *)own, inputs, inputs, &to, n);
+            }
+        }
+        free(own);
+    }
+    free(wide);
+}
+
+// ---- Weights into 8 and 4 bits -------------------------------------------------------------------------------
+
+// Row by row: scale = max |w| / 127.
+void to_int8(const void *w, int kind, long stride, int8_t *q, float *scale, long N, long inputs, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long n = 0; n < N; n++) {
+        __m512 top = _mm512_setzero_ps();
+        for (long k = 0; k < inputs; k += 16) top = _mm512_max_ps(top, _mm512_abs_ps(load(w, kind, n * stride + k, first(inputs - k))));
+        scale[n] = _mm512_reduce_max_ps(top) / 127.f;
+        __m512 one = _mm512_set1_ps(scale[n] > 0 ? scale[n] : 1.f);
+        for (long k = 0; k < inputs; k += 16) {
+            __m512i v = _mm512_cvtps_epi32(_mm512_div_ps(load(w, kind, n * stride + k, first(inputs - k)), one));
+            _mm_mask_storeu_epi8(q + n * inputs + k, first(inputs - k), _mm512_cvtsepi32_epi8(v));
+        }
+    }
+}
+
+// 32 at a time: scale = (max - min) / 15 as float16, with 0 between min and max.
+void to_int4(const void *w, int kind, long stride, uint8_t *q, uint16_t *scale, uint8_t *zero, long N, long inputs, int threads) {
+    long blocks = (inputs + 127) / 128;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long n = 0; n < N; n++)
+        for (long g = 0; g < blocks * 4; g++) {
+            __m512 v[2], low = _mm512_setzero_ps(), high = _mm512_setzero_ps();
+            for (int i = 0; i < 2; i++) {
+                long k = g * 32 + i * 16;
+                v[i] = load(w, kind, n * stride + k, k < inputs ? first(inputs - k) : 0);
+                low = _mm512_min_ps(low, v[i]), high = _mm512_max_ps(high, v[i]);
+            }
+            float least = _mm512_reduce_min_ps(low);
+            store_one(scale, FLOAT16, n * blocks * 4 + g, (_mm512_reduce_max_ps(high) - least) / 15.f);
+            float step = load_one(scale, FLOAT16, n * blocks * 4 + g), one = step > 0 ? step : 1.f;
+            __m512 z = _mm512_roundscale_ps(_mm512_set1_ps(-least / one), _MM_FROUND_TO_NEAREST_INT);
+            z = _mm512_min_ps(z, _mm512_set1_ps(15.f));
+            zero[n * blocks * 4 + g] = (uint8_t)_mm512_cvtss_f32(z);
+            uint8_t whole[32];
+            for (int i = 0; i < 2; i++) {
+                __m512 u = _mm512_add_ps(_mm512_div_ps(v[i], _mm512_set1_ps(one)), z);
+                u = _mm512_min_ps(_mm512_max_ps(u, _mm512_setzero_ps()), _mm512_set1_ps(15.f));
+                _mm_storeu_si128((__m128i *)(whole + i * 16), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(u)));
+            }
+            for (int i = 0; i < 16; i++) q[n * blocks * 64 + g * 16 + i] = whole[2 * i] | (uint8_t)(whole[2 * i + 1] << 4);
+        }
+}
+
+// ---- Attention of one query ---------------------------------------------------------------------------------
+// q, y: (B, K G, D); k, v: (B, K, S, D) with D side by side; bias: NULL or float32 (B or 1, H or 1, S).
+
+enum { TILE = 64 };  // keys at a time: few enough to stay near for all heads that share them
+
+// sum[d] += sum over s of w[s] v[s, d], for 16 * C numbers d.
+INLINE void weigh(int C, const float *w, const void *v, int kind, long S, long row, long d, long D, float *sum) {
+    __m512 now[6];
+    UNROLL for (int c = 0; c < C; c++) now[c] = load(sum, FLOAT32, d + 16 * c, first(D - d - 16 * c));
+    for (long s = 0; s < S; s++)
+        UNROLL for (int c = 0; c < C; c++)
+            now[c] = _mm512_fmadd_ps(_mm512_set1_ps(w[s]), load(v, kind, s * row + d + 16 * c, first(D - d - 16 * c)), now[c]);
+    UNROLL for (int c = 0; c < C; c++) store(sum, FLOAT32, d + 16 * c, first(D - d - 16 * c), now[c]);
+}
+
+// G heads that share S keys k and values v. q is float32, or bfloat16 where k is.
+INLINE void some_heads(const void *q, const char *k, const char *v, const float *bias, long bias_head, void *y, int kind, float scale,
+                       long G, long S, long D, long k_row, long v_row, float *scores, float *sum) {
+    const int pairs = kind == BFLOAT16, size = size_of(kind);
+    const long step = pairs ? 32 : 16, bytes = D * size;
+    for (long s = 0; s < S; s++) {
+        for (long i = 0; i < bytes; i += 64) _mm_prefetch(k + (s + 32) * k_row * size + i, _MM_HINT_T0);
+        for (long g = 0; g < G; g++) {
+            __m512 dot = _mm512_setzero_ps();
+            for (long d = 0; d < D; d += step) dot = product(dot, k + s * k_row * size, kind, pairs, (const char *)q + g * D * (pairs ? 2 : 4), d, D - d);
+            scores[g * S + s] = _mm512_reduce_add_ps(dot) * scale + (bias ? bias[g * bias_head + s] : 0.f);
+        }
+    }
+    for (long g = 0; g < G; g++) {
+        float *row = scores + g * S;
+        __m512 top = _mm512_set1_ps(-INFINITY), all = _mm512_setzero_ps();
+        for (long s = 0; s < S; s += 16) top = _mm512_mask_max_ps(top, first(S - s), top, load(row, FLOAT32, s, first(S - s)));
+        top = _mm512_set1_ps(_mm512_reduce_max_ps(top));
+        for (long s = 0; s < S; s += 16) {
+            __m512 e = _mm512_maskz_mov_ps(first(S - s), power_of_e(_mm512_sub_ps(load(row, FLOAT32, s, first(S - s)), top)));
+            all = _mm512_add_ps(all, e);
+            store(row, FLOAT32, s, first(S - s), e);
+        }
+        __m512 part = _mm512_set1_ps(1.f / _mm512_reduce_add_ps(all));
+        for (long s = 0; s < S; s += 16) store(row, FLOAT32, s, first(S - s), _mm512_mul_ps(load(row, FLOAT32, s, first(S - s)), part));
+    }
+    memset(sum, 0, G * D * sizeof(float));
+    for (long s = 0; s < S; s += TILE) {
+        long some = S - s < TILE ? S - s : TILE;
+        for (long i = 0; i < some; i++)
+            for (long j = 0; j < bytes; j += 64) _mm_prefetch(v + (s + TILE + i) * v_row * size + j, _MM_HINT_T1);
+        for (long g = 0; g < G; g++)
+            for (long d = 0; d < D; d += 96) {
+                int C = D - d < 96 ? (int)((D - d + 15) / 16) : 6;
+                OF_CONSTANT(C, weigh, scores + g * S + s, v + s * v_row * size, kind, some, v_row, d, D, sum + g * D)
+            }
+    }
+    for (long i = 0; i < G * D; i += 16) store(y, kind, i, first(G * D - i), load(sum, FLOAT32, i, first(G * D - i)));
+}
+
+void one_query(const void *q, const void *k, const void *v, const float *bias, long bias_batch, long bias_head,
+               void *y, int kind, float scale, long B, long K, long G, long S, long D, long k_batch, long k_head,
+               long k_row, long v_batch, long v_head, long v_row, int threads) {
+    int size = size_of(kind);
+#pragma omp parallel num_threads(threads)
+    {
+        long some = (G * D + 16) / 16 * 16;
+        float *sum = aligned_alloc(64, (2 * some + G * S + 32) / 16 * 64), *wide = sum + some, *scores = wide + some;
+#pragma omp for schedule(static)
+        for (long h = 0; h < B * K; h++) {
+            long b = h / K, n = h % K;
+            const char *own = (const char *)q + h * G * D * size;
+            const char *keys = (const char *)k + (b * k_batch + n * k_head) * size, *values = (const char *)v + (b * v_batch + n * v_head) * size;
+            const float *row = bias ? bias + b * bias_batch + n * G * bias_head : 0;
+            char *to = (char *)y + h * G * D * size;
+            for (long i = 0; i < G * D; i += 16) store(wide, FLOAT32, i, first(G * D - i), load(own, kind, i, first(G * D - i)));
+            if (kind == BFLOAT16) some_heads(own, keys, values, row, bias_head, to, BFLOAT16, scale, G, S, D, k_row, v_row, scores, sum);
+            else if (kind == FLOAT16) some_heads(wide, keys, values, row, bias_head, to, FLOAT16, scale, G, S, D, k_row, v_row, scores, sum);
+            else some_heads(wide, keys, values, row, bias_head, to, FLOAT32, scale, G, S, D, k_row, v_row, scores, sum);
+        }
+        free(sum);
+    }
+}

@@ -1,0 +1,182 @@
+"""`kernels.c`, compiled where the processor and a C compiler are there, and called with tensors.
+
+    library = native.library()      # None where it is not to be had: PyTorch's own operators do it then
+
+It is compiled at the first need, in two seconds, into the user's cache folder (`~/.cache/decoders`, or below
+`XDG_CACHE_HOME`), once for each processor and version. Every function must give the right numbers before it is
+believed. `DECODERS_NATIVE=0` does without. Its threads are PyTorch's: as many as `torch.get_num_threads()`.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).parent / "kernels.c"
+NEEDED = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni"}
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
+p, i, n, f = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_float
+ARGUMENTS = {
+    "rows": (p, p, i, p, p, p, i, n, n, n, n, i),
+    "int8_product": (p, p, p, p, p, p, i, n, n, n, i),
+    "int4_product": (p, p, p, p, p, p, i, n, n, n, i),
+    "int4_rows": (p, p, p, p, i, n, n, i),
+    "to_int8": (p, i, n, p, p, n, n, i),
+    "to_int4": (p, i, n, p, p, p, n, n, i),
+    "one_query": (p, p, p, p, n, n, p, i, f, n, n, n, n, n, n, n, n, n, n, n, i),
+}  # fmt: skip
+
+# ---- Compiled ----------------------------------------------------------------------------------------------
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled functions; None where a compiler or an instruction is missing, or a number is wrong."""
+    compiler = next(filter(None, map(shutil.which, ("gcc", "cc"))), None)
+    flags = processor()
+    if os.environ.get("DECODERS_NATIVE") == "0" or not compiler or not flags >= NEEDED:
+        return None
+    runtime = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    try:
+        ctypes.CDLL(str(runtime[0]), mode=ctypes.RTLD_GLOBAL)  # PyTorch's threads, not a second pool of them
+        found = ctypes.CDLL(str(compiled(compiler, flags)))
+        for name, arguments in ARGUMENTS.items():
+            getattr(found, name).argtypes, getattr(found, name).restype = arguments, None
+    except (OSError, IndexError, AttributeError, subprocess.SubprocessError):
+        return None
+    return found if gives_the_right_numbers(found) else None
+
+
+def processor() -> set[str]:
+    """The instructions that this processor has, as Linux calls them."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return set()
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                return set(line.partition(":")[2].split())
+    return set()
+
+
+def compiled(compiler: str, flags: set[str]) -> Path:
+    """The library, out of the cache or made now. Another process may make the same: the last one to rename
+    its file wins, and all are alike."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=60).stdout
+    told = SOURCE.read_bytes() + version + " ".join(sorted(flags)).encode()
+    name = f"kernels-{hashlib.sha256(told).hexdigest()[:16]}.so"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "decoders"
+    with suppress(OSError):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not (folder.is_dir() and os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid()):
+        folder = Path(tempfile.mkdtemp(prefix="decoders-"))  # for this process alone
+    if not (folder / name).exists():
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            steps = ["-O3", "-march=native", "-fopenmp", "-fPIC", "-c", str(SOURCE), "-o", "k.o"], \
+                    ["-shared", "k.o", "-o", "k.so"]  # not linked to another runtime of OpenMP  # fmt: skip
+            for step in steps:
+                subprocess.run([compiler, *step], cwd=place, capture_output=True, check=True, timeout=300)
+            os.replace(Path(place) / "k.so", folder / name)
+    return folder / name
+
+
+# ---- Called ------------------------------------------------------------------------------------------------
+
+
+def pointer(t: Tensor | None) -> int | None:
+    return None if t is None else t.data_ptr()
+
+
+def product_of_rows(lib: ctypes.CDLL, x: Tensor, w: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
+    """(..., N): x (..., K) with w (N, K) of 16 or 8 bits, whose rows may be apart; scale float32 (N,)."""
+    x, y = x.contiguous(), x.new_empty(*x.shape[:-1], w.shape[0])
+    lib.rows(pointer(x), pointer(w), KINDS[w.dtype], pointer(scale), pointer(bias), pointer(y), KINDS[x.dtype],
+             x.numel() // x.shape[-1], *w.shape, w.stride(0), torch.get_num_threads())
+    return y
+
+
+def int8_product(lib: ctypes.CDLL, x: Tensor, q: Tensor, scale: Tensor, sums: Tensor, bias: Tensor | None) -> Tensor:
+    """(..., N): each row of x rounded to 8 bits, with q int8 (N, K); `sums` (N,) int32, of q's rows."""
+    x, y = x.contiguous(), x.new_empty(*x.shape[:-1], q.shape[0])
+    lib.int8_product(pointer(x), pointer(q), pointer(scale), pointer(sums), pointer(bias), pointer(y),
+                     KINDS[x.dtype], x.numel() // x.shape[-1], *q.shape, torch.get_num_threads())
+    return y
+
+
+def int4_product(lib: ctypes.CDLL, x: Tensor, q: Tensor, scale: Tensor, zero: Tensor, bias: Tensor | None) -> Tensor:
+    """(..., N): x (..., K) with q uint8 (N, K / 2 and filled up), scale and zero (N, K / 32 and filled up)."""
+    x, y = x.contiguous(), x.new_empty(*x.shape[:-1], q.shape[0])
+    lib.int4_product(pointer(x), pointer(q), pointer(scale), pointer(zero), pointer(bias), pointer(y),
+                     KINDS[x.dtype], x.numel() // x.shape[-1], q.shape[0], x.shape[-1], torch.get_num_threads())
+    return y
+
+
+def int4_rows(lib: ctypes.CDLL, q: Tensor, scale: Tensor, zero: Tensor, inputs: int, dtype: torch.dtype) -> Tensor:
+    """(N, inputs): what 4 bits stand for."""
+    w = torch.empty(q.shape[0], inputs, dtype=dtype)
+    lib.int4_rows(pointer(q), pointer(scale), pointer(zero), pointer(w), KINDS[dtype], *w.shape, torch.get_num_threads())
+    return w
+
+
+def to_int8(lib: ctypes.CDLL, w: Tensor) -> tuple[Tensor, Tensor]:
+    q, scale = torch.empty(w.shape, dtype=torch.int8), torch.empty(w.shape[0])
+    lib.to_int8(pointer(w), KINDS[w.dtype], w.stride(0), pointer(q), pointer(scale), *w.shape, torch.get_num_threads())
+    return q, scale
+
+
+def to_int4(lib: ctypes.CDLL, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    rows, blocks = w.shape[0], -(-w.shape[1] // 128)
+    q, zero = (torch.empty(rows, blocks * size, dtype=torch.uint8) for size in (64, 4))
+    scale = torch.empty(rows, blocks * 4, dtype=torch.float16)
+    lib.to_int4(pointer(w), KINDS[w.dtype], w.stride(0), pointer(q), pointer(scale), pointer(zero), *w.shape,
+                torch.get_num_threads())
+    return q, scale, zero
+
+
+def one_query(lib: ctypes.CDLL, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """(B, H, 1, D) of q in the same shape, k and v (B, K, S, D) whose rows are whole, bias (B or 1, H or 1, 1, S)."""
+    (B, H, _, D), (K, S) = q.shape, k.shape[1:3]
+    q, y, steps = q.contiguous(), q.new_empty(B, H, 1, D), (0, 0)
+    if bias is not None:
+        bias = bias.float().contiguous()
+        steps = [0 if size == 1 else step for size, step in zip(bias.shape[:2], bias.stride()[:2], strict=True)]
+    lib.one_query(pointer(q), pointer(k), pointer(v), pointer(bias), *steps, pointer(y), KINDS[q.dtype], scale,
+                  B, K, H // K, S, D, *k.stride()[:3], *v.stride()[:3], torch.get_num_threads())  # fmt: skip
+    return y
+
+
+# ---- Believed ----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def gives_the_right_numbers(lib: ctypes.CDLL) -> bool:
+    """Small products of whole numbers, which are exact in any order, and attention that looks at one key."""
+    a = (torch.arange(70 * 150).view(70, 150) * 7 % 11 - 5).float()
+    for rows, dtype in ((1, torch.bfloat16), (7, torch.float16), (50, torch.float32)):
+        x = (torch.arange(rows * 150).view(rows, 150) * 5 % 7 - 3).float()
+        x[:, 0], wanted = 127, torch.where(torch.arange(150) == 0, 127, x) @ a.t()
+        ones, sums = torch.ones(70), a.sum(1).int()
+        found = [product_of_rows(lib, x.to(dtype), a.to(kind), ones, None) for kind in KINDS]
+        found.append(int8_product(lib, x.to(dtype), a.to(torch.int8), ones, sums, None))
+        q = torch.zeros(70, 256, dtype=torch.uint8)
+        q[:, :150] = (a + 5).to(torch.uint8)
+        four = q[:, ::2] | q[:, 1::2] << 4, torch.ones(70, 8).half(), torch.full((70, 8), 5, dtype=torch.uint8)
+        found.append(int4_product(lib, x.to(dtype), *four, None))
+        if not all(torch.equal(y, wanted.to(dtype)) for y in found):
+            return False
+        if not torch.equal(int4_rows(lib, *four, 150, dtype), a.to(dtype)):
+            return False
+        k, bias = torch.zeros(2, 2, rows + 3, 150, dtype=dtype), torch.full((2, 1, 1, rows + 3), -torch.inf)
+        v, bias[..., rows] = torch.randn(2, 2, rows + 3, 150).to(dtype), 0.0
+        if not torch.equal(one_query(lib, x[:1].to(dtype).expand(2, 4, 1, 150), k, v, bias, 1.0),
+                           v[:, :, rows, None].repeat_interleave(2, 1)):
+            return False
+    return True
