@@ -30,19 +30,35 @@ INLINE __m512 load(const void *p, int kind, long i, __mmask16 m) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 
+// Whole stores are told apart: masked ones of 16 bits and less are slow on some processors.
 INLINE void store(void *p, int kind, long i, __mmask16 m, __m512 v) {
-    if (kind == FLOAT32) _mm512_mask_storeu_ps((float *)p + i, m, v);
-    else if (kind == FLOAT16)
-        _mm256_mask_storeu_epi16((uint16_t *)p + i, m, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-    else _mm256_mask_storeu_epi16((uint16_t *)p + i, m, (__m256i)_mm512_cvtneps_pbh(v));
+    if (kind == FLOAT32) {
+        if (m == 0xFFFF) _mm512_storeu_ps((float *)p + i, v);
+        else _mm512_mask_storeu_ps((float *)p + i, m, v);
+        return;
+    }
+    __m256i half = kind == FLOAT16 ? _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) : (__m256i)_mm512_cvtneps_pbh(v);
+    if (m == 0xFFFF) _mm256_storeu_si256((__m256i *)((uint16_t *)p + i), half);
+    else _mm256_mask_storeu_epi16((uint16_t *)p + i, m, half);
+}
+
+INLINE void store_bytes(uint8_t *p, __mmask16 m, __m128i v) {
+    if (m == 0xFFFF) _mm_storeu_si128((__m128i *)p, v);
+    else _mm_mask_storeu_epi8(p, m, v);
 }
 
 INLINE int size_of(int kind) { return kind == FLOAT32 ? 4 : kind == INT8 ? 1 : 2; }
 
-INLINE void store_one(void *p, int kind, long i, float v) { store(p, kind, i, 1, _mm512_set1_ps(v)); }
+INLINE void store_one(void *p, int kind, long i, float v) {
+    if (kind == FLOAT32) ((float *)p)[i] = v;
+    else if (kind == FLOAT16) ((uint16_t *)p)[i] = _cvtss_sh(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    else ((uint16_t *)p)[i] = _mm_extract_epi16((__m128i)_mm_cvtneps_pbh(_mm_set_ss(v)), 0);
+}
 
 INLINE float load_one(const void *p, int kind, long i) {
-    return _mm512_cvtss_f32(load(p, kind, i, 1));
+    if (kind == FLOAT32) return ((const float *)p)[i];
+    if (kind == FLOAT16) return _cvtsh_ss(((const uint16_t *)p)[i]);
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128((int32_t)((uint32_t)((const uint16_t *)p)[i] << 16))));
 }
 
 // e to the power of x, for x <= 0; 2e-7 off at most.
@@ -197,7 +213,7 @@ void rows(const void *x, const void *w, int kind, const float *scale, const void
 // ---- 8 bits -------------------------------------------------------------------------------------------------
 // y[m, n] = sx[m] sw[n] (whole x . whole w) + bias[n]. Each row of x has a scale of its own, so that no row
 // depends on another. The instruction multiplies unsigned by signed: x is moved up by 128, and 128 times the sum
-// of w's row, which is known, taken off again.
+// of w's row taken off again.
 
 // One row of x: its scale, its whole numbers as unsigned bytes. `K` is rounded up to 64.
 static float whole_numbers(const void *x, int kind, long start, long inputs, long K, uint8_t *q) {
@@ -208,13 +224,19 @@ static float whole_numbers(const void *x, int kind, long start, long inputs, lon
     memset(q + K - 64, 128, 64);
     for (long k = 0; k < inputs; k += 16) {
         __m512i n = _mm512_cvtps_epi32(_mm512_div_ps(load(x, kind, start + k, first(inputs - k)), one));
-        _mm_mask_storeu_epi8(q + k, first(inputs - k), _mm512_cvtepi32_epi8(_mm512_add_epi32(n, _mm512_set1_epi32(128))));
+        store_bytes(q + k, first(inputs - k), _mm512_cvtepi32_epi8(_mm512_add_epi32(n, _mm512_set1_epi32(128))));
     }
     return scale;
 }
 
 INLINE __m512i signed_bytes(const int8_t *w, long left) {
     return left >= 64 ? _mm512_loadu_si512(w) : _mm512_maskz_loadu_epi8((1ULL << left) - 1, w);
+}
+
+INLINE int32_t sum_of_row(const int8_t *w, long inputs) {
+    __m512i sum = _mm512_setzero_si512();
+    for (long k = 0; k < inputs; k += 64) sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), signed_bytes(w + k, inputs - k));
+    return _mm512_reduce_add_epi32(sum);
 }
 
 INLINE int32_t one_whole_row(const uint8_t *x, const int8_t *w, long inputs) {
@@ -276,8 +298,8 @@ INLINE void strips(int M, int R, const uint8_t *x, long K, const int8_t *w, int3
         UNROLL for (int r = 0; r < R; r++) _mm512_storeu_si512(out + m * BLOCK + r * 16, sum[m][r]);
 }
 
-void int8_product(const void *x, const int8_t *w, const float *scale, const int32_t *sums, const void *bias, void *y,
-                  int kind, long M, long N, long inputs, int threads) {
+void int8_product(const void *x, const int8_t *w, const float *scale, const void *bias, void *y, int kind, long M,
+                  long N, long inputs, int threads) {
     const long K = (inputs + 63) / 64 * 64;
     const int many = M >= 48;
     uint8_t *q = aligned_alloc(64, M * K);
@@ -290,19 +312,23 @@ void int8_product(const void *x, const int8_t *w, const float *scale, const int3
 #pragma omp for schedule(static)
         for (long n = 0; n < N; n += BLOCK) {
             int rows = N - n < BLOCK ? (int)(N - n) : BLOCK;
+            int32_t sums[BLOCK];
             if (many) in_strips(w + n * inputs, rows, inputs, K, near);
+            for (int r = 0; r < rows && M > 1; r++) sums[r] = sum_of_row(w + (n + r) * inputs, inputs);
             for (long m = 0; m < M; m += 6) {
                 int few = M - m < 6 ? (int)(M - m) : 6, r = 0;
                 int32_t out[6 * BLOCK];
                 if (many) { OF_CONSTANT(few, strips, 4, q + m * K, K, near, out) }
                 else if (M > 1)
                     for (; r + 4 <= rows; r += 4) OF_CONSTANT(few, whole_rows, 4, q + m * K, K, w + (n + r) * inputs, inputs, out + r)
-                for (; !many && r < rows; r++)
+                for (; !many && r < rows; r++) {
                     for (int i = 0; i < few; i++) out[i * BLOCK + r] = one_whole_row(q + (m + i) * K, w + (n + r) * inputs, inputs);
+                    if (M == 1) sums[r] = sum_of_row(w + (n + r) * inputs, inputs);  // the row is near now
+                }
                 for (int i = 0; i < few; i++)
                     for (r = 0; r < rows; r += 16) {
                         __mmask16 mask = first(rows - r);
-                        __m512i shift = _mm512_slli_epi32(_mm512_maskz_loadu_epi32(mask, sums + n + r), 7);
+                        __m512i shift = _mm512_slli_epi32(_mm512_maskz_loadu_epi32(mask, sums + r), 7);
                         __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(out + i * BLOCK + r), shift));
                         __m512 v = _mm512_mul_ps(sum, _mm512_mul_ps(_mm512_set1_ps(sx[m + i]), load(scale, FLOAT32, n + r, mask)));
                         if (bias) v = _mm512_add_ps(v, load(bias, kind, n + r, mask));
@@ -313,6 +339,16 @@ void int8_product(const void *x, const int8_t *w, const float *scale, const int3
         free(near);
     }
     free(q), free(sx);
+}
+
+// What 8 bits stand for, as numbers of `kind`.
+void int8_rows(const int8_t *w, const float *scale, void *to, int kind, long N, long inputs, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long n = 0; n < N; n++)
+        for (long k = 0; k < inputs; k += 16) {
+            __m512 v = _mm512_mul_ps(load(w, INT8, n * inputs + k, first(inputs - k)), _mm512_set1_ps(scale[n]));
+            store(to, kind, n * inputs + k, first(inputs - k), v);
+        }
 }
 
 // ---- 4 bits -------------------------------------------------------------------------------------------------
@@ -430,7 +466,7 @@ void to_int8(const void *w, int kind, long stride, int8_t *q, float *scale, long
         __m512 one = _mm512_set1_ps(scale[n] > 0 ? scale[n] : 1.f);
         for (long k = 0; k < inputs; k += 16) {
             __m512i v = _mm512_cvtps_epi32(_mm512_div_ps(load(w, kind, n * stride + k, first(inputs - k)), one));
-            _mm_mask_storeu_epi8(q + n * inputs + k, first(inputs - k), _mm512_cvtsepi32_epi8(v));
+            store_bytes((uint8_t *)q + n * inputs + k, first(inputs - k), _mm512_cvtsepi32_epi8(v));
         }
     }
 }

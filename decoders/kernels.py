@@ -1,5 +1,5 @@
-"""Products and attention that are faster on CPUs than PyTorch's default, and weights of 8 and 4 bits, put under
-a loaded model.
+"""Products and attention that are faster on CPUs than PyTorch's default, and weights of 8 and 4 bits, put
+under a loaded model.
 
     kernels.prepare(model)              # `weights.load` ends with it
     kernels.plain(model)                # takes it back
@@ -11,8 +11,8 @@ for inference on a CPU. Wherever PyTorch has to see the plain operations (autogr
 torch.func, a compiler, export, tracing, tensor subclasses, dispatch modes, other devices) it gets them: there
 a prepared model does exactly what a plain one does. No global setting is touched: threads may share a model.
 
-- 16 bits, up to 16 rows, and attention of one query: `kernels.c`, which reads memory about as fast as it can be
-  read, where it can be compiled (`native.py`). Elsewhere:
+- 16 bits, up to 16 rows, and attention of one query: `kernels.c`, which reads memory about as fast as it can
+  be read, where it can be compiled (`native.py`). Elsewhere:
 - bfloat16, one row: PyTorch's own row kernel takes two thirds of the time of oneDNN's, which `F.linear`
   calls. No operator leads to it as long as oneDNN is on, and that switch is process-wide. So the kernel is
   taken out of libtorch by its name, which states its argument types, and believed only after it has given the
@@ -146,11 +146,12 @@ QUERIES = (torch.float32, torch.bfloat16, torch.float16)
 
 def attention(plain: Callable, window: int | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None,
               scale: float, dropout: float = 0.0, whole: bool = False, head_mask: Tensor | None = None):
-    """As `plain`, the model file's own: one query by `kernels.c` or by the formula, heads that share keys as rows
-    of one product, a window in blocks."""
+    """As `plain`, the model file's own: one query by `kernels.c` or by the formula, heads that share keys as
+    rows of one product, a window in blocks."""
     (B, H, T, D), K = q.shape, k.shape[1]
     if not (whole or dropout or is_followed()) and is_simple(q, k, v):
-        if T == 1 and q.dtype in QUERIES and k.stride(3) == v.stride(3) == 1 and (lib := native.library()):
+        native_serves = T == 1 and q.dtype in QUERIES and k.stride(3) == v.stride(3) == 1
+        if native_serves and (lib := native.library()):
             return native.one_query(lib, q, k, v, bias, scale), None
         if T == 1 and q.dtype.itemsize == 2:
             return one_query_attention(q, k, v, bias, scale), None
@@ -223,7 +224,7 @@ GROUP, BLOCK = 32, 128  # inputs that share a scale in 4 bits; whole rows are fi
 CHUNK = 2**23  # numbers that are made of 8 or 4 bits at a time
 VERSION = 1  # of the bits in a folder: another reader is needed where it changes
 KINDS = {
-    "int8": "a scale for each row of the weight; x is rounded to 8 bits too, with a scale for each of its rows",
+    "int8": "a scale for each row of the weight; x is rounded to 8 bits too, each row with its own scale",
     "int8-weights": "a scale for each row of the weight; x stays as it is",
     "int4": "a scale and a zero for each 32 inputs of the weight; x stays as it is",
 }
@@ -231,7 +232,8 @@ KINDS = {
 
 class Quantized(nn.Module):
     """A linear layer of 8 or 4 bits: `qweight` and `scale` (out,), or for 4 bits `qweight` with two numbers a
-    byte, the first in the lower half, `scale` in float16 and `zero`, both for 32 inputs, rows filled up to 128.
+    byte, the first in the lower half, `scale` in float16 and `zero`, for 32 inputs each; rows are filled up
+    to 128 inputs.
 
         int8    w[n, k] = qweight[n, k] * scale[n]
         int4    w[n, k] = (qweight[n, k] - zero[n, k // 32]) * scale[n, k // 32]
@@ -246,13 +248,13 @@ class Quantized(nn.Module):
         self.kind, self.in_features, self.out_features, self.bias = kind, in_features, out_features, bias
         blocks = -(-in_features // BLOCK)
         if kind == "int4":
+            groups = blocks * BLOCK // GROUP
             self.register_buffer("qweight", torch.empty(out_features, blocks * BLOCK // 2, dtype=torch.uint8))
-            self.register_buffer("scale", torch.empty(out_features, blocks * BLOCK // GROUP, dtype=torch.float16))
-            self.register_buffer("zero", torch.empty(self.scale.shape, dtype=torch.uint8))
+            self.register_buffer("scale", torch.empty(out_features, groups, dtype=torch.float16))
+            self.register_buffer("zero", torch.empty(out_features, groups, dtype=torch.uint8))
         else:
             self.register_buffer("qweight", torch.empty(out_features, in_features, dtype=torch.int8))
             self.register_buffer("scale", torch.empty(out_features))
-        self.sums: Tensor | None = None  # of the rows, for `kernels.c`
 
     @classmethod
     def like(cls, layer: nn.Module, kind: str) -> "Quantized":
@@ -262,7 +264,7 @@ class Quantized(nn.Module):
             return cls(kind, inputs, outputs, layer.bias)
 
     def extra_repr(self) -> str:
-        return f"{self.kind}, in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return f"{self.in_features}, {self.out_features}, {self.kind}, bias={self.bias is not None}"
 
     def train(self, mode: bool = True) -> "Quantized":
         if mode:
@@ -271,7 +273,7 @@ class Quantized(nn.Module):
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "Quantized":
         """To another device; the dtypes are those of the format, and `model.half()` leaves them alone."""
-        bits, self._buffers, self.sums = self._buffers, {}, None
+        bits, self._buffers = self._buffers, {}
         super()._apply(fn, recurse)
         for name, t in bits.items():
             moved = fn(t)
@@ -281,23 +283,25 @@ class Quantized(nn.Module):
     def fill(self, w: Tensor, device: str | torch.device = "cpu") -> "Quantized":
         """Take over w (out, in), in place."""
         w = w.detach()
-        lib = native.library() if is_simple(w) and w.dtype in native.KINDS and w.dtype.is_floating_point else None
-        if lib:
-            made = (native.to_int4 if self.kind == "int4" else native.to_int8)(lib, w if w.stride(1) == 1 else w.contiguous())
+        if is_simple(w) and w.dtype in QUERIES and (lib := native.library()):
+            w = w if w.stride(1) == 1 else w.contiguous()
+            made = (native.to_int4 if self.kind == "int4" else native.to_int8)(lib, w)
         else:
             made = (to_int4 if self.kind == "int4" else to_int8)(w)
         for name, t in zip(("qweight", "scale", "zero"), made, strict=False):
             setattr(self, name, t.to(device))
         if not bool(self.scale.isfinite().all()):
-            raise ValueError("weights that are NaN, infinite or beyond float16 cannot be quantised")
+            raise ValueError(f"weights that are NaN or infinite cannot be made {self.kind}")
         return self
 
     def whole(self, dtype: torch.dtype = torch.float32, rows: slice = slice(None)) -> Tensor:
         """(rows, in): what the bits stand for."""
         q, scale = self.qweight[rows], self.scale[rows]
+        simple = q.is_cpu and dtype in QUERIES and not is_traced()
+        lib = native.library() if simple else None
         if self.kind != "int4":
-            return (q * scale[:, None]).to(dtype)
-        if q.is_cpu and dtype in QUERIES and not is_traced() and (lib := native.library()):
+            return native.int8_rows(lib, q, scale, dtype) if lib else (q * scale[:, None]).to(dtype)
+        if lib:
             return native.int4_rows(lib, q, scale, self.zero[rows], self.in_features, dtype)
         pairs = torch.stack((q & 15, q >> 4), -1).view(*scale.shape, GROUP)
         w = (pairs.float() - self.zero[rows, :, None].float()) * scale[..., None].float()
@@ -305,11 +309,11 @@ class Quantized(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad and torch.is_grad_enabled():
-            raise ValueError(f"weights of {self.kind} cannot be trained: load the model without quantize, or use no_grad")
+            raise ValueError(f"weights of {self.kind} have no gradient: load the model without quantize")
         if x.shape[-1] != self.in_features:
             raise ValueError(f"a layer of {self.in_features} inputs got {x.shape[-1]}")
-        simple = not is_traced() and is_simple(x) and self.qweight.is_cpu and x.dtype in QUERIES and x.numel()
-        lib = native.library() if simple else None
+        simple = not is_traced() and is_simple(x) and self.qweight.is_cpu and x.dtype in QUERIES
+        lib = native.library() if simple and x.numel() else None
         bias = None if self.bias is None else self.bias.to(x.dtype)
         if self.kind == "int8":
             return self.whole_product(lib, x, bias)
@@ -318,16 +322,15 @@ class Quantized(nn.Module):
                 return native.int4_product(lib, x, self.qweight, self.scale, self.zero, bias)
             return native.product_of_rows(lib, x, self.qweight, self.scale, bias)
         step = max(1, CHUNK // self.in_features)
-        parts = [F.linear(x, self.whole(x.dtype, slice(n, n + step))) for n in range(0, self.out_features, step)]
+        starts = range(0, self.out_features, step)
+        parts = [F.linear(x, self.whole(x.dtype, slice(n, n + step))) for n in starts]
         y = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         return y if bias is None else y + bias
 
     def whole_product(self, lib: ctypes.CDLL | None, x: Tensor, bias: Tensor | None) -> Tensor:
         """Of whole numbers: each row of x rounded to 127 steps on either side of 0."""
         if lib:
-            if self.sums is None:
-                self.sums = self.qweight.sum(1, dtype=torch.int32)
-            return native.int8_product(lib, x, self.qweight, self.scale, self.sums, bias)
+            return native.int8_product(lib, x, self.qweight, self.scale, bias)
         wide = x.float()
         scale = wide.abs().amax(-1, keepdim=True) / 127
         q = (wide / torch.where(scale > 0, scale, 1)).round().flatten(0, -2)
@@ -360,10 +363,10 @@ def quantize(model: nn.Module, kind: str, skip: Iterable[str] = ()) -> nn.Module
     those whose name or last part of it is in `skip`. Embeddings, norms and biases stay. An output layer that
     was tied to the token table is not any more. `kind` is "int8", "int8-weights" or "int4" (see `KINDS`).
 
-    ValueError for another kind, for a name in `skip` that no layer has, for a model that is quantised already.
+    ValueError for another kind, a name in `skip` that no layer has, a model that is quantised already.
     """
     for name, layer in linear_layers(model, kind, skip).items():
-        put(model, name, Quantized.like(layer, kind).fill(matrix(layer, layer.weight), layer.weight.device))
+        put(model, name, filled(name, layer, kind, layer.weight, layer.weight.device))
     return quantized(model, kind, skip)
 
 
@@ -373,11 +376,20 @@ def linear_layers(model: nn.Module, kind: str, skip: Iterable[str]) -> dict[str,
         raise ValueError(f"quantize must be one of {', '.join(KINDS)}, not {kind!r}")
     if is_quantized(model):
         raise ValueError("the model is quantised already")
-    found = {name: m for name, m in model.named_modules() if type(m) is nn.Linear or type(m).__name__ == "Conv1D"}
+    found = {name: m for name, m in model.named_modules()
+             if type(m) is nn.Linear or type(m).__name__ == "Conv1D"}
     called = {name: {name, name.rpartition(".")[2]} for name in found}
     if unknown := set(skip).difference(*called.values()) if found else set(skip):
         raise ValueError(f"skip: no linear layer is called {', '.join(sorted(unknown))}")
     return {name: m for name, m in found.items() if not called[name] & set(skip)}
+
+
+def filled(name: str, layer: nn.Module, kind: str, weight: Tensor, device: str | torch.device) -> Quantized:
+    """`layer` in 8 or 4 bits, of its weight as it is stored."""
+    try:
+        return Quantized.like(layer, kind).fill(matrix(layer, weight), device)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def matrix(layer: nn.Module, weight: Tensor) -> Tensor:
@@ -391,7 +403,7 @@ def put(model: nn.Module, name: str, layer: nn.Module) -> None:
 
 
 def quantized(model: nn.Module, kind: str, skip: Iterable[str]) -> nn.Module:
-    """What else follows of it: nothing is trained, a quantised output layer is tied to nothing, saving says so."""
+    """What follows of it: nothing is trained, a quantised output layer is tied to nothing, saving says so."""
     model.requires_grad_(False)
     if isinstance(getattr(model, "lm_head", None), Quantized):
         model.config.tie_word_embeddings = False
@@ -412,7 +424,8 @@ def expect(model: nn.Module, told: dict | None) -> None:
     if not told:
         return
     if told.get("version") != VERSION:
-        raise ValueError(f"quantised in version {told.get('version')!r}, and this reads {VERSION}: quantise it again")
+        old = told.get("version")
+        raise ValueError(f"quantised in version {old!r}, and this reads {VERSION}: quantise it again")
     kind, skip = told.get("weights"), told.get("skip")
     if not isinstance(skip, list) or not all(isinstance(name, str) for name in skip):
         raise ValueError("quantization_config.skip must be a list of names")

@@ -2,9 +2,9 @@
 
     library = native.library()      # None where it is not to be had: PyTorch's own operators do it then
 
-It is compiled at the first need, in two seconds, into the user's cache folder (`~/.cache/decoders`, or below
-`XDG_CACHE_HOME`), once for each processor and version. Every function must give the right numbers before it is
-believed. `DECODERS_NATIVE=0` does without. Its threads are PyTorch's: as many as `torch.get_num_threads()`.
+It is compiled at the first need, in four seconds, into the user's cache folder (`~/.cache/decoders`, or below
+`XDG_CACHE_HOME`), once for each processor and version. Every function must give the right numbers before it
+is believed. `DECODERS_NATIVE=0` does without. Its threads are PyTorch's, `torch.get_num_threads()` of them.
 """
 
 import ctypes
@@ -21,14 +21,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+Library = ctypes.CDLL
+Maybe = Tensor | None
 SOURCE = Path(__file__).parent / "kernels.c"
 NEEDED = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni"}
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 p, i, n, f = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_float
 ARGUMENTS = {
     "rows": (p, p, i, p, p, p, i, n, n, n, n, i),
-    "int8_product": (p, p, p, p, p, p, i, n, n, n, i),
+    "int8_product": (p, p, p, p, p, i, n, n, n, i),
     "int4_product": (p, p, p, p, p, p, i, n, n, n, i),
+    "int8_rows": (p, p, p, i, n, n, i),
     "int4_rows": (p, p, p, p, i, n, n, i),
     "to_int8": (p, i, n, p, p, n, n, i),
     "to_int4": (p, i, n, p, p, p, n, n, i),
@@ -95,61 +98,73 @@ def pointer(t: Tensor | None) -> int | None:
     return None if t is None else t.data_ptr()
 
 
-def product_of_rows(lib: ctypes.CDLL, x: Tensor, w: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
+def product_of_rows(lib: Library, x: Tensor, w: Tensor, scale: Maybe, bias: Maybe) -> Tensor:
     """(..., N): x (..., K) with w (N, K) of 16 or 8 bits, whose rows may be apart; scale float32 (N,)."""
     x, y = x.contiguous(), x.new_empty(*x.shape[:-1], w.shape[0])
-    lib.rows(pointer(x), pointer(w), KINDS[w.dtype], pointer(scale), pointer(bias), pointer(y), KINDS[x.dtype],
-             x.numel() // x.shape[-1], *w.shape, w.stride(0), torch.get_num_threads())
+    lib.rows(pointer(x), pointer(w), KINDS[w.dtype], pointer(scale), pointer(bias), pointer(y),
+             KINDS[x.dtype], x.numel() // x.shape[-1], *w.shape, w.stride(0), torch.get_num_threads())
     return y
 
 
-def int8_product(lib: ctypes.CDLL, x: Tensor, q: Tensor, scale: Tensor, sums: Tensor, bias: Tensor | None) -> Tensor:
-    """(..., N): each row of x rounded to 8 bits, with q int8 (N, K); `sums` (N,) int32, of q's rows."""
+def int8_product(lib: Library, x: Tensor, q: Tensor, scale: Tensor, bias: Maybe) -> Tensor:
+    """(..., N): each row of x rounded to 8 bits, with q int8 (N, K)."""
     x, y = x.contiguous(), x.new_empty(*x.shape[:-1], q.shape[0])
-    lib.int8_product(pointer(x), pointer(q), pointer(scale), pointer(sums), pointer(bias), pointer(y),
-                     KINDS[x.dtype], x.numel() // x.shape[-1], *q.shape, torch.get_num_threads())
+    lib.int8_product(pointer(x), pointer(q), pointer(scale), pointer(bias), pointer(y), KINDS[x.dtype],
+                     x.numel() // x.shape[-1], *q.shape, torch.get_num_threads())
     return y
 
 
-def int4_product(lib: ctypes.CDLL, x: Tensor, q: Tensor, scale: Tensor, zero: Tensor, bias: Tensor | None) -> Tensor:
-    """(..., N): x (..., K) with q uint8 (N, K / 2 and filled up), scale and zero (N, K / 32 and filled up)."""
+def int4_product(lib: Library, x: Tensor, q: Tensor, scale: Tensor, zero: Tensor, bias: Maybe) -> Tensor:
+    """(..., N): x (..., K) with q uint8 (N, K / 2), scale and zero (N, K / 32), these rows filled up."""
     x, y = x.contiguous(), x.new_empty(*x.shape[:-1], q.shape[0])
     lib.int4_product(pointer(x), pointer(q), pointer(scale), pointer(zero), pointer(bias), pointer(y),
-                     KINDS[x.dtype], x.numel() // x.shape[-1], q.shape[0], x.shape[-1], torch.get_num_threads())
+                     KINDS[x.dtype], x.numel() // x.shape[-1], len(q), x.shape[-1], torch.get_num_threads())
     return y
 
 
-def int4_rows(lib: ctypes.CDLL, q: Tensor, scale: Tensor, zero: Tensor, inputs: int, dtype: torch.dtype) -> Tensor:
-    """(N, inputs): what 4 bits stand for."""
-    w = torch.empty(q.shape[0], inputs, dtype=dtype)
-    lib.int4_rows(pointer(q), pointer(scale), pointer(zero), pointer(w), KINDS[dtype], *w.shape, torch.get_num_threads())
+def int8_rows(lib: Library, q: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """(N, K): what 8 bits stand for."""
+    w = torch.empty(q.shape, dtype=dtype)
+    lib.int8_rows(pointer(q), pointer(scale), pointer(w), KINDS[dtype], *w.shape,
+                  torch.get_num_threads())
     return w
 
 
-def to_int8(lib: ctypes.CDLL, w: Tensor) -> tuple[Tensor, Tensor]:
+def int4_rows(lib: Library, q: Tensor, scale: Tensor, zero: Tensor, inputs: int,
+              dtype: torch.dtype) -> Tensor:
+    """(N, inputs): what 4 bits stand for."""
+    w = torch.empty(q.shape[0], inputs, dtype=dtype)
+    lib.int4_rows(pointer(q), pointer(scale), pointer(zero), pointer(w), KINDS[dtype], *w.shape,
+                  torch.get_num_threads())
+    return w
+
+
+def to_int8(lib: Library, w: Tensor) -> tuple[Tensor, Tensor]:
     q, scale = torch.empty(w.shape, dtype=torch.int8), torch.empty(w.shape[0])
-    lib.to_int8(pointer(w), KINDS[w.dtype], w.stride(0), pointer(q), pointer(scale), *w.shape, torch.get_num_threads())
+    lib.to_int8(pointer(w), KINDS[w.dtype], w.stride(0), pointer(q), pointer(scale), *w.shape,
+                torch.get_num_threads())
     return q, scale
 
 
-def to_int4(lib: ctypes.CDLL, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def to_int4(lib: Library, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rows, blocks = w.shape[0], -(-w.shape[1] // 128)
     q, zero = (torch.empty(rows, blocks * size, dtype=torch.uint8) for size in (64, 4))
     scale = torch.empty(rows, blocks * 4, dtype=torch.float16)
-    lib.to_int4(pointer(w), KINDS[w.dtype], w.stride(0), pointer(q), pointer(scale), pointer(zero), *w.shape,
-                torch.get_num_threads())
+    lib.to_int4(pointer(w), KINDS[w.dtype], w.stride(0), pointer(q), pointer(scale), pointer(zero),
+                *w.shape, torch.get_num_threads())
     return q, scale, zero
 
 
-def one_query(lib: ctypes.CDLL, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """(B, H, 1, D) of q in the same shape, k and v (B, K, S, D) whose rows are whole, bias (B or 1, H or 1, 1, S)."""
+def one_query(lib: Library, q: Tensor, k: Tensor, v: Tensor, bias: Maybe, scale: float) -> Tensor:
+    """(B, H, 1, D) of q alike; k, v (B, K, S, D), their rows whole; bias (B or 1, H or 1, 1, S)."""
     (B, H, _, D), (K, S) = q.shape, k.shape[1:3]
     q, y, steps = q.contiguous(), q.new_empty(B, H, 1, D), (0, 0)
     if bias is not None:
         bias = bias.float().contiguous()
-        steps = [0 if size == 1 else step for size, step in zip(bias.shape[:2], bias.stride()[:2], strict=True)]
-    lib.one_query(pointer(q), pointer(k), pointer(v), pointer(bias), *steps, pointer(y), KINDS[q.dtype], scale,
-                  B, K, H // K, S, D, *k.stride()[:3], *v.stride()[:3], torch.get_num_threads())  # fmt: skip
+        sizes = zip(bias.shape[:2], bias.stride()[:2], strict=True)
+        steps = [0 if size == 1 else step for size, step in sizes]
+    lib.one_query(pointer(q), pointer(k), pointer(v), pointer(bias), *steps, pointer(y), KINDS[q.dtype],
+                  scale, B, K, H // K, S, D, *k.stride()[:3], *v.stride()[:3], torch.get_num_threads())
     return y
 
 
@@ -157,25 +172,28 @@ def one_query(lib: ctypes.CDLL, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | 
 
 
 @torch.no_grad()
-def gives_the_right_numbers(lib: ctypes.CDLL) -> bool:
+def gives_the_right_numbers(lib: Library) -> bool:
     """Small products of whole numbers, which are exact in any order, and attention that looks at one key."""
     a = (torch.arange(70 * 150).view(70, 150) * 7 % 11 - 5).float()
     for rows, dtype in ((1, torch.bfloat16), (7, torch.float16), (50, torch.float32)):
         x = (torch.arange(rows * 150).view(rows, 150) * 5 % 7 - 3).float()
-        x[:, 0], wanted = 127, torch.where(torch.arange(150) == 0, 127, x) @ a.t()
-        ones, sums = torch.ones(70), a.sum(1).int()
+        x[:, 0], ones = 127, torch.ones(70)
+        wanted = x @ a.t()
         found = [product_of_rows(lib, x.to(dtype), a.to(kind), ones, None) for kind in KINDS]
-        found.append(int8_product(lib, x.to(dtype), a.to(torch.int8), ones, sums, None))
+        found.append(int8_product(lib, x.to(dtype), a.to(torch.int8), ones, None))
         q = torch.zeros(70, 256, dtype=torch.uint8)
         q[:, :150] = (a + 5).to(torch.uint8)
-        four = q[:, ::2] | q[:, 1::2] << 4, torch.ones(70, 8).half(), torch.full((70, 8), 5, dtype=torch.uint8)
+        zero = torch.full((70, 8), 5, dtype=torch.uint8)
+        four = q[:, ::2] | q[:, 1::2] << 4, torch.ones(70, 8).half(), zero
         found.append(int4_product(lib, x.to(dtype), *four, None))
         if not all(torch.equal(y, wanted.to(dtype)) for y in found):
             return False
-        if not torch.equal(int4_rows(lib, *four, 150, dtype), a.to(dtype)):
+        found = [int4_rows(lib, *four, 150, dtype), int8_rows(lib, a.to(torch.int8), ones, dtype)]
+        if not all(torch.equal(w, a.to(dtype)) for w in found):
             return False
-        k, bias = torch.zeros(2, 2, rows + 3, 150, dtype=dtype), torch.full((2, 1, 1, rows + 3), -torch.inf)
-        v, bias[..., rows] = torch.randn(2, 2, rows + 3, 150).to(dtype), 0.0
+        k = torch.zeros(2, 2, rows + 3, 150, dtype=dtype)
+        bias = torch.full((2, 1, 1, rows + 3), -torch.inf)
+        v, bias[..., rows] = torch.arange(k.numel()).view(k.shape).to(dtype) / 16384, 0.0
         if not torch.equal(one_query(lib, x[:1].to(dtype).expand(2, 4, 1, 150), k, v, bias, 1.0),
                            v[:, :, rows, None].repeat_interleave(2, 1)):
             return False

@@ -83,8 +83,9 @@ def match(model: nn.Module, found: Tensors) -> Match:
     prefix = LAYOUTS[model.config.model_type].prefix
     prefix = "" if hasattr(model, prefix) else f"{prefix}."  # of a bare model
     names: dict[int, list[str]] = {}
-    wanted = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
-    for name, parameter in wanted.items():  # buffers have only layers of 8 and 4 bits
+    bits = dict(model.named_buffers())  # of layers of 8 and 4 bits, which alone have buffers
+    wanted = {**dict(model.named_parameters(remove_duplicate=False)), **bits}
+    for name, parameter in wanted.items():
         names.setdefault(id(parameter), []).append(name)
     chosen, absent, problems, known = {}, [], [], set()
     for own in names.values():
@@ -97,6 +98,8 @@ def match(model: nn.Module, found: Tensors) -> Match:
         chosen[own[0]] = found[stored[0]]
         problems += [f"{name} is {tuple(found[name].shape)} in {found.origin[name][0].name}, not {shape}"
                      for name in stored if tuple(found[name].shape) != shape]
+        problems += [f"{name} is {found[name].dtype} in {found.origin[name][0].name}, not {bits[name].dtype}"
+                     for name in own if name in bits and found[prefix + name].dtype != bits[name].dtype]
         if len(stored) > 1 and not problems and not torch.equal(found[stored[0]], found[stored[1]]):
             problems.append(f"{stored[1]} differs from the token table it is tied to; "
                             "load with tie_word_embeddings=False to keep both")
@@ -116,9 +119,9 @@ def load(model_class: type, path_or_id: str | Path, *, dtype: torch.dtype | None
     `kernels.prepare` under it.
 
     The weights stay in the files, mapped into memory; changes to them never reach the files. `quantize`
-    ("int8", "int8-weights", "int4", see `kernels.quantize`, and `skip` there) makes 8 or 4 bits of a layer at a
-    time, while reading: there is never more in memory than these and one layer. `overrides`
-    replace fields of `config.json`. `progress` shows a bar and reads every page now rather than at first use.
+    ("int8", "int8-weights", "int4", see `kernels.quantize`, and `skip` there) makes 8 or 4 bits of a layer at
+    a time, while reading: there is never more in memory than these and one layer. `overrides` replace fields
+    of `config.json`. `progress` shows a bar and reads every page now rather than at first use.
     ValueError lists all that is missing, unexpected or misshapen at once. A head that the checkpoint does not
     have (classification on a base model) is drawn anew, with a warning.
     """
@@ -162,8 +165,7 @@ def quantize_while_reading(model: nn.Module, kind: str, skip: Iterable[str], mat
         if f"{name}.weight" in matched.new:
             continue
         tensor = stored[f"{name}.weight"]
-        room = kernels.Quantized.like(layer, kind)
-        kernels.put(model, name, room.fill(kernels.matrix(layer, tensor), device))
+        kernels.put(model, name, kernels.filled(name, layer, kind, tensor, device))
         if matched.tensors.get(f"{name}.weight") is tensor:
             del matched.tensors[f"{name}.weight"]
         forget(tensor)
@@ -173,11 +175,11 @@ def quantize_while_reading(model: nn.Module, kind: str, skip: Iterable[str], mat
 def tied_names(model: nn.Module, name: str) -> list[str]:
     """All names of the parameter of this name."""
     own = model.get_parameter(name)
-    return [other for other, parameter in model.named_parameters(remove_duplicate=False) if parameter is own]
+    return [other for other, one in model.named_parameters(remove_duplicate=False) if one is own]
 
 
 def forget(tensor: Tensor) -> None:
-    """Give the memory of a mapped tensor back to the system, which reads it again from the file if need be."""
+    """Give the memory of a mapped tensor back to the system, which reads the file again if need be."""
     start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     size = (tensor.data_ptr() + tensor.nbytes - start) // mmap.PAGESIZE * mmap.PAGESIZE
     if tensor.untyped_storage().filename is not None and size > 0 and hasattr(mmap, "MADV_DONTNEED"):

@@ -327,8 +327,8 @@ def in_part(kit: Kit, search: "Search", rows: list[Row], known: list[Mistake],
     given = found[0][1]
     cases = explained(given)
     rest = [search.only([case]) for case in search.cases if case not in cases]
-    more = [(*given, m) for m in known if m not in given and any(one.explaining([(*given, m)]) for one in rest)]
-    for wider in more:
+    wider_ones = [(*given, m) for m in known if m not in given]
+    for wider in [w for w in wider_ones if any(one.explaining([w]) for one in rest)]:
         if set(cases) < set(reached := explained(wider)):
             given, cases = wider, reached
     part = search.only(cases)
