@@ -104,6 +104,7 @@ def add_options(option: Callable, new_tokens: int) -> None:
     option("--repetition-penalty", type=float, metavar="R", help="above 1: avoid tokens seen before")
     option("--seed", type=int, help="makes sampling repeatable")
     option("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as stored")
+    option("--quantize", choices=("int8", "int8-weights", "int4"), help="less memory, faster, less exact")
     option("--device", default="cpu", help="cpu, cuda, mps ... (default: cpu)")
 
 
@@ -426,7 +427,8 @@ def loaded(folder: Path, args: argparse.Namespace) -> Any:
         if not -(2**63) <= args.seed < 2**64:
             raise ValueError(f"--seed must be from -2**63 to 2**64 - 1, not {args.seed}")
         torch.manual_seed(args.seed)
-    return weights.load(text_class, folder, dtype=dtype, device=device, progress=bar)
+    return weights.load(text_class, folder, dtype=dtype, device=device, quantize=args.quantize,
+                        progress=bar)
 
 
 def settings(args: argparse.Namespace, model: Any, tokenizer: Any, prompt: int) -> dict[str, Any]:
@@ -611,7 +613,7 @@ class Conversation:
 
 
 def inspect(args: argparse.Namespace) -> int:
-    from decoders import family, find, model_class, read_config, weights
+    from decoders import family, find, kernels, model_class, read_config, weights
     from decoders.formats.config import cache_shape
 
     folder = find(args.model)
@@ -619,21 +621,24 @@ def inspect(args: argparse.Namespace) -> int:
     model = weights.on_meta(model_class(config), folder)
     found = weights.tensors(folder)
     matched = weights.match(model, found)
-    parameters = sum(p.numel() for p in model.parameters())
-    dtype = weights.stored_dtype(folder, found.values())
+    layers = [m for m in model.modules() if isinstance(m, kernels.Quantized)]
+    others = sum(p.numel() for p in model.parameters())
+    dtype = weights.stored_dtype(folder, weights.not_in_bits(model, matched.tensors))
     facts = {
         "folder": str(folder),
         "family": family(config),
         "model": type(model).__name__,
-        "parameters": parameters,
+        "parameters": others + sum(m.in_features * m.out_features for m in layers),
         "dtype": str(dtype).removeprefix("torch."),
-        "memory": parameters * dtype.itemsize,
+        "memory": others * dtype.itemsize + sum(t.nbytes for t in model.buffers()),
         "cache per token": 2 * math.prod(cache_shape(model.config)) * dtype.itemsize,
         "context": getattr(model, "max_positions", None) or config.get("max_position_embeddings"),
         "new": matched.new,
         "unused": matched.unused,
         "problems": matched.problems,
     }
+    if layers:
+        facts["quantized"] = layers[0].kind
     if args.json:
         facts["tensors"] = [
             {"name": n, "shape": list(t.shape), "file": found.origin[n][0].name, "stored": found.origin[n][1]}

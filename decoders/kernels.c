@@ -456,13 +456,17 @@ void int4_product(const void *x, const uint8_t *w, const uint16_t *scale, const 
 
 // ---- Weights into 8 and 4 bits -------------------------------------------------------------------------------
 
-// Row by row: scale = max |w| / 127.
+// Row by row: scale = max |w| / 127, NaN if one is.
 void to_int8(const void *w, int kind, long stride, int8_t *q, float *scale, long N, long inputs, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long n = 0; n < N; n++) {
         __m512 top = _mm512_setzero_ps();
-        for (long k = 0; k < inputs; k += 16) top = _mm512_max_ps(top, _mm512_abs_ps(load(w, kind, n * stride + k, first(inputs - k))));
-        scale[n] = _mm512_reduce_max_ps(top) / 127.f;
+        __mmask16 none = 0;
+        for (long k = 0; k < inputs; k += 16) {
+            __m512 v = load(w, kind, n * stride + k, first(inputs - k));
+            top = _mm512_max_ps(top, _mm512_abs_ps(v)), none |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+        }
+        scale[n] = none ? NAN : _mm512_reduce_max_ps(top) / 127.f;
         __m512 one = _mm512_set1_ps(scale[n] > 0 ? scale[n] : 1.f);
         for (long k = 0; k < inputs; k += 16) {
             __m512i v = _mm512_cvtps_epi32(_mm512_div_ps(load(w, kind, n * stride + k, first(inputs - k)), one));
@@ -478,13 +482,15 @@ void to_int4(const void *w, int kind, long stride, uint8_t *q, uint16_t *scale, 
     for (long n = 0; n < N; n++)
         for (long g = 0; g < blocks * 4; g++) {
             __m512 v[2], low = _mm512_setzero_ps(), high = _mm512_setzero_ps();
+            __mmask16 none = 0;
             for (int i = 0; i < 2; i++) {
                 long k = g * 32 + i * 16;
                 v[i] = load(w, kind, n * stride + k, k < inputs ? first(inputs - k) : 0);
                 low = _mm512_min_ps(low, v[i]), high = _mm512_max_ps(high, v[i]);
+                none |= _mm512_cmp_ps_mask(v[i], v[i], _CMP_UNORD_Q);
             }
             float least = _mm512_reduce_min_ps(low);
-            store_one(scale, FLOAT16, n * blocks * 4 + g, (_mm512_reduce_max_ps(high) - least) / 15.f);
+            store_one(scale, FLOAT16, n * blocks * 4 + g, none ? NAN : (_mm512_reduce_max_ps(high) - least) / 15.f);
             float step = load_one(scale, FLOAT16, n * blocks * 4 + g), one = step > 0 ? step : 1.f;
             __m512 z = _mm512_roundscale_ps(_mm512_set1_ps(-least / one), _MM_FROUND_TO_NEAREST_INT);
             z = _mm512_min_ps(z, _mm512_set1_ps(15.f));

@@ -333,12 +333,12 @@ class Quantized(nn.Module):
             return native.int8_product(lib, x, self.qweight, self.scale, bias)
         wide = x.float()
         scale = wide.abs().amax(-1, keepdim=True) / 127
-        q = (wide / torch.where(scale > 0, scale, 1)).round().flatten(0, -2)
+        q = (wide / torch.where(scale > 0, scale, 1)).round().view(-1, self.in_features)
         if q.is_cpu:
             y = torch._int_mm(q.to(torch.int8), self.qweight.t())
         else:  # other devices want sizes of their own; float64 holds the sums too
             y = q.double() @ self.qweight.double().t()
-        y = y.float().view(*x.shape[:-1], -1) * (scale * self.scale)
+        y = y.float().view(*x.shape[:-1], self.out_features) * (scale * self.scale)
         return (y if bias is None else y + bias.float()).to(x.dtype)
 
 

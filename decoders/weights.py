@@ -16,6 +16,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,10 +135,13 @@ def load(model_class: type, path_or_id: str | Path, *, dtype: torch.dtype | None
         raise ValueError(f"{folder} does not fit {model_class.__name__}: {'; '.join(matched.problems)}")
     bits = {name for name, _ in model.named_buffers()}  # whose dtypes are those of the format
     if dtype is None:
-        dtype = stored_dtype(folder, (t for name, t in matched.tensors.items() if name not in bits))
+        dtype = stored_dtype(folder, not_in_bits(model, matched.tensors))
     state = {}
     if quantize is not None:
-        quantize_while_reading(model, quantize, skip, matched, device)
+        try:
+            quantize_while_reading(model, quantize, skip, matched, device)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from None
     bar = tqdm(matched.tensors.items(), "loading", unit=" tensors", leave=False, disable=not progress)
     for name, tensor in bar:
         state[name] = tensor.to(device, None if name in bits else dtype)
@@ -160,8 +164,9 @@ def load(model_class: type, path_or_id: str | Path, *, dtype: torch.dtype | None
 def quantize_while_reading(model: nn.Module, kind: str, skip: Iterable[str], matched: Match,
                            device: str | torch.device) -> None:
     """Linear layers of 8 or 4 bits in place of those on the meta device; a new head is left as it is."""
+    layers = kernels.linear_layers(model, kind, skip)
     stored = {name: tensor for own, tensor in matched.tensors.items() for name in tied_names(model, own)}
-    for name, layer in kernels.linear_layers(model, kind, skip).items():
+    for name, layer in layers.items():
         if f"{name}.weight" in matched.new:
             continue
         tensor = stored[f"{name}.weight"]
@@ -170,6 +175,12 @@ def quantize_while_reading(model: nn.Module, kind: str, skip: Iterable[str], mat
             del matched.tensors[f"{name}.weight"]
         forget(tensor)
     kernels.quantized(model, kind, skip)
+
+
+def not_in_bits(model: nn.Module, tensors: dict[str, Tensor]) -> list[Tensor]:
+    """Those that are no 8 or 4 bits nor their scales."""
+    bits = dict(model.named_buffers())
+    return [tensor for name, tensor in tensors.items() if name not in bits]
 
 
 def tied_names(model: nn.Module, name: str) -> list[str]:
@@ -181,9 +192,14 @@ def tied_names(model: nn.Module, name: str) -> list[str]:
 def forget(tensor: Tensor) -> None:
     """Give the memory of a mapped tensor back to the system, which reads the file again if need be."""
     start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    size = (tensor.data_ptr() + tensor.nbytes - start) // mmap.PAGESIZE * mmap.PAGESIZE
-    if tensor.untyped_storage().filename is not None and size > 0 and hasattr(mmap, "MADV_DONTNEED"):
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
+    end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    with suppress(OSError):
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            addresses, _, _, _, inode, *_ = line.split()
+            first, last = (int(address, 16) for address in addresses.split("-"))
+            if first <= start < end <= last and inode != "0":  # what is no file would be lost
+                dontneed = ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED
+                ctypes.CDLL(None).madvise(*dontneed)
 
 
 class Undrawn(TorchFunctionMode):

@@ -583,7 +583,7 @@ class Draft:
 
     def __init__(self, run: Run):
         self.run, self.model = run, run.assistant
-        sizes = [head_of(model).weight.shape[0] for model in (run.model, self.model)]
+        sizes = [head_of(model).out_features for model in (run.model, self.model)]
         if sizes[0] != sizes[1]:
             told = f"assistant_model has a vocabulary of {sizes[1]} tokens, the model one of {sizes[0]}"
             raise ValueError(f"{told}: they must be the same")
