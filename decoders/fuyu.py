@@ -977,7 +977,7 @@ class FuyuForCausalLM(PreTrainedModel, GenerationMixin):
         indices = F.pad(indices[:, :T], (0, T - min(T, indices.shape[1])), value=-1).to(x.device)
         rows = [image_patches] if isinstance(image_patches, Tensor) else image_patches
         patches = torch.cat([row.flatten(0, -2) for row in rows])
-        patches = patches.to(x.device, self.vision_embed_tokens.weight.dtype)
+        patches = patches.to(x.device, x.dtype)
         if not len(patches):
             return x
         counts = (indices >= 0).sum(1)

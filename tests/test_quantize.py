@@ -9,9 +9,10 @@ import warnings
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from decoders import kernels, native, weights
+from decoders import fuyu, kernels, native, tokenize, weights
 from decoders.__main__ import main
 from decoders.formats.files import read_safetensors
 from decoders.tools import generation
@@ -209,6 +210,16 @@ def test_heads_are_quantised_too(family, kind, head):
     exact = model(ids)[1]
     found = kernels.quantize(model, kind)(ids)[1]
     assert 0 < (found - exact).norm() / exact.norm() < 0.5
+
+
+@kinds
+def test_pictures_are_seen(kind):
+    tiny = "checkpoints/tiny-fuyu"
+    model, tokenizer = weights.load(fuyu.FuyuForCausalLM, tiny, quantize=kind), tokenize.load(tiny)
+    processor = fuyu.FuyuProcessor(fuyu.FuyuImageProcessor(), tokenizer)
+    inputs = processor(["Generate a coco-style caption.\n"], [Image.open(f"{tiny}/shapes.png")])
+    new = model.generate(**inputs, max_new_tokens=24)[0, inputs["input_ids"].shape[1] :]
+    assert tokenizer.decode(new, skip_special_tokens=True) == "a red circle left of a blue square"
 
 
 def test_skipped_layers_stay(family):
