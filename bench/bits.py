@@ -18,20 +18,23 @@ TEXTS = 48
 
 
 def rows() -> list[str]:
-    lines = ["| checkpoint | perplexity, float32 | " + " | ".join(kernels.KINDS) + " |", "|---|---|" + "---|" * len(kernels.KINDS)]
+    lines = [f"| checkpoint | perplexity, float32 | {' | '.join(kernels.KINDS)} |",
+             "|---|---|" + "---|" * len(kernels.KINDS)]
     for name, recipe in train_tiny.RECIPES.items():
         folder = ROOT / "checkpoints" / f"tiny-{name.replace('_', '-')}"
-        model, tokenizer = weights.load(recipe.model_class, folder, dtype=torch.float32), tokenize.load(folder)
+        model = weights.load(recipe.model_class, folder, dtype=torch.float32)
+        tokenizer = tokenize.load(folder)
         texts = list(islice(recipe.texts(train_tiny.HELD_OUT_SEED), TEXTS))
         ids, labels, inputs = (recipe.rows or train_tiny.plain_rows)(tokenizer, texts)
         costs = [kernels.error(model, ids, kind, labels=labels, **inputs) for kind in kernels.KINDS]
-        cells = [f"{cost.perplexity:.4f} ({cost.perplexity / cost.before - 1:+.2%}), logits {cost.logits:.4f}" for cost in costs]
+        cells = [f"{cost.perplexity:.4f} ({cost.perplexity / cost.before - 1:+.2%}), logits {cost.logits:.4f}"
+                 for cost in costs]
         lines.append(f"| {folder.name} | {costs[0].before:.4f} | {' | '.join(cells)} |")
     return lines
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--write", action="store_true", help="the table into docs/speed.md")
     text = "\n".join(rows()) + "\n"
     print(text)

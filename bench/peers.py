@@ -4,15 +4,16 @@
     python -m venv .peers/openvino  && .peers/openvino/bin/pip install -r bench/requirements-openvino.txt
     python -m bench.peers --write            # the table of docs/speed.md
 
-Each engine runs in a process and an environment of its own, one that is not installed is left out and named. Per
-round every engine runs once, in turns; the table has medians. Figures are tokens a second (decode: one token after
-512 and after 1,900; prefill: 512 tokens), seconds from nothing to the first token, the largest memory, and the size of
-the logits' error against float32 in units of the logits.
+Each engine runs in a process and an environment of its own; one that is not installed is left out and named.
+Per round every engine runs once, in turns; the table has medians. Figures are tokens a second (decode: one
+token after 512 and after 1,900; prefill: 512 tokens), seconds from nothing to the first token, the largest
+memory, and the size of the logits' error against float32 in units of the logits.
 """
 
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "speed.md"
-STEPS, SHORT, LONG, VOCAB = 24, 512, 1900, 5000
+STEPS, SHORT, LONG, VOCAB = 24, 512, 1900, 5000  # tokens; ids are drawn below VOCAB
 ENGINES = {  # name -> (environment, what this module's child does, with what)
     "ours bfloat16": ("", "ours", None),
     "ours int8": ("", "ours", "int8"),
@@ -36,7 +37,6 @@ ENGINES = {  # name -> (environment, what this module's child does, with what)
     "OpenVINO int8": ("openvino", "openvino", "int8"),
     "OpenVINO int4": ("openvino", "openvino", "int4"),
 }
-BITS = {"16": ("bfloat16", "BF16"), "8": ("int8", "int8-weights", "Q8_0"), "4": ("int4", "Q4_0", "Q4_K_M")}
 
 # ---- The same weights for all ------------------------------------------------------------------------------
 
@@ -47,8 +47,8 @@ def models() -> dict:
 
     return {
         "phi-2": (phi.PhiForCausalLM, phi.PhiConfig(
-            vocab_size=51200, hidden_size=2560, intermediate_size=10240, num_hidden_layers=8, num_attention_heads=32,
-            partial_rotary_factor=0.4, max_position_embeddings=2048)),
+            vocab_size=51200, hidden_size=2560, intermediate_size=10240, num_hidden_layers=8,
+            num_attention_heads=32, partial_rotary_factor=0.4, max_position_embeddings=2048)),
         "Phi-3-mini": (phi3.Phi3ForCausalLM, phi3.Phi3Config(
             num_hidden_layers=8, sliding_window=None, pad_token_id=0)),
     }  # fmt: skip
@@ -116,7 +116,8 @@ class Llama:
         import llama_cpp
 
         file = gguf(folder, kind)
-        self.model = llama_cpp.Llama(str(file), n_ctx=2048, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False)
+        self.model = llama_cpp.Llama(str(file), n_ctx=2048, n_batch=512, n_threads=threads,
+                                     n_threads_batch=threads, verbose=False)
         self.extra = {"version": llama_cpp.__version__}
 
     def read(self, ids: list[int]) -> list[float]:
@@ -130,6 +131,8 @@ class Llama:
 
 def gguf(folder: Path, kind: str) -> Path:
     """The folder in llama.cpp's format, made once; without a vocabulary, which nobody needs here."""
+    import ctypes
+
     import llama_cpp
 
     file = folder / f"{kind}.gguf"
@@ -142,16 +145,21 @@ def gguf(folder: Path, kind: str) -> Path:
     params.ftype = {"Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, "Q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
                     "Q4_K_M": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M}[kind]  # fmt: skip
     params.pure = True  # the output matrix too
-    import ctypes
-
-    if llama_cpp.llama_model_quantize(str(gguf(folder, "BF16")).encode(), str(file).encode(), ctypes.byref(params)):
+    files = str(gguf(folder, "BF16")).encode(), str(file).encode()
+    if llama_cpp.llama_model_quantize(*files, ctypes.byref(params)):
         raise SystemExit(f"llama.cpp cannot make {kind}")
     return file
 
 
-def write_gguf(folder: Path, file: Path) -> None:
-    import re
+GGUF = {  # name in the hub's files -> in llama.cpp's
+    "model.embed_tokens": "token_embd", "model.final_layernorm": "output_norm", "model.norm": "output_norm",
+    "lm_head": "output", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+    "self_attn.qkv_proj": "attn_qkv", "self_attn.dense": "attn_output", "self_attn.o_proj": "attn_output",
+    "mlp.fc1": "ffn_up", "mlp.fc2": "ffn_down", "mlp.gate_up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}  # fmt: skip
 
+
+def write_gguf(folder: Path, file: Path) -> None:
     import gguf
     import safetensors.torch
     import torch
@@ -183,14 +191,10 @@ def write_gguf(folder: Path, file: Path) -> None:
         for end in ("weight", "bias"):
             own = [state.pop(f"model.layers.{i}.self_attn.{one}_proj.{end}") for one in "qkv"]
             state[f"model.layers.{i}.self_attn.qkv_proj.{end}"] = torch.cat(own)
-    names = {"model.embed_tokens": "token_embd", "model.final_layernorm": "output_norm", "model.norm": "output_norm",
-             "lm_head": "output", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-             "self_attn.qkv_proj": "attn_qkv", "self_attn.dense": "attn_output", "self_attn.o_proj": "attn_output",
-             "mlp.fc1": "ffn_up", "mlp.fc2": "ffn_down", "mlp.gate_up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}  # fmt: skip
     for name, tensor in state.items():
         stem, _, end = name.rpartition(".")
         layer = re.match(r"model\.layers\.(\d+)\.(.*)", stem)
-        new = f"blk.{layer[1]}.{names[layer[2]]}.{end}" if layer else f"{names[stem]}.{end}"
+        new = f"blk.{layer[1]}.{GGUF[layer[2]]}.{end}" if layer else f"{GGUF[stem]}.{end}"
         if tensor.dim() == 1:
             to.add_tensor(new, tensor.float().numpy())
         else:
@@ -202,14 +206,15 @@ def write_gguf(folder: Path, file: Path) -> None:
 
 
 class OpenVINO:
-    """Its own runtime below its exporter, a state per sequence."""
+    """The runtime itself, on the model that its exporter makes, which keeps the cache."""
 
     def __init__(self, folder: Path, bits: str, threads: int):
         import openvino
 
         core = openvino.Core()
         options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-        self.request = core.compile_model(exported(folder, bits) / "openvino_model.xml", "CPU", options).create_infer_request()
+        model = core.compile_model(exported(folder, bits) / "openvino_model.xml", "CPU", options)
+        self.request = model.create_infer_request()
         self.extra = {"version": openvino.__version__.partition("-")[0]}
         self.names = {name for port in self.request.model_inputs for name in port.names}
 
@@ -222,8 +227,9 @@ class OpenVINO:
         import numpy as np
 
         self.seen += len(ids)
+        places = np.arange(self.seen - len(ids), self.seen)[None]
         given = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, self.seen), np.int64),
-                 "position_ids": np.arange(self.seen - len(ids), self.seen)[None], "beam_idx": np.zeros(1, np.int32)}  # fmt: skip
+                 "position_ids": places, "beam_idx": np.zeros(1, np.int32)}
         self.request.infer({name: value for name, value in given.items() if name in self.names})
         return self.request.get_tensor("logits").data[0, -1]
 
@@ -236,12 +242,15 @@ def exported(folder: Path, bits: str) -> Path:
     if not to.exists():
         from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
 
-        kind = OVWeightQuantizationConfig(bits=int(bits[-1]), **({"group_size": 32, "sym": False, "ratio": 1.0} if bits == "int4" else {}))
-        OVModelForCausalLM.from_pretrained(folder, export=True, quantization_config=kind, compile=False).save_pretrained(to)
+        groups = {"group_size": 32, "sym": False, "ratio": 1.0} if bits == "int4" else {}
+        kind = OVWeightQuantizationConfig(bits=int(bits[-1]), **groups)
+        options = {"export": True, "quantization_config": kind, "compile": False}
+        OVModelForCausalLM.from_pretrained(folder, **options).save_pretrained(to)
     return to
 
 
 CHILDREN = {"ours": Ours, "transformers": Transformers, "llama": Llama, "openvino": OpenVINO}
+CONVERTED = {"llama": gguf, "openvino": exported}
 
 
 def child(kind: str, folder: Path, bits: str | None, threads: int) -> dict:
@@ -249,7 +258,8 @@ def child(kind: str, folder: Path, bits: str | None, threads: int) -> dict:
     import torch
 
     expected = torch.load(folder / "expected.pt")
-    {"llama": gguf, "openvino": exported}.get(kind, lambda *_: None)(folder, bits)  # made before the clock runs
+    if kind in CONVERTED:
+        CONVERTED[kind](folder, bits)  # before the clock runs
     ids = torch.randint(5, VOCAB, (LONG,), generator=torch.Generator().manual_seed(2)).tolist()
     start = time.perf_counter()
     engine = CHILDREN[kind](folder, bits, threads)
@@ -282,7 +292,8 @@ def child(kind: str, folder: Path, bits: str | None, threads: int) -> dict:
 
 def python_of(environment: str) -> Path | None:
     """The interpreter of an engine, ours for none; None where it is not installed."""
-    own = Path(sys.executable) if not environment else Path(os.environ.get("DECODERS_PEERS", ROOT / ".peers")) / environment / "bin" / "python"
+    peers = Path(os.environ.get("DECODERS_PEERS", ROOT / ".peers"))
+    own = peers / environment / "bin" / "python" if environment else Path(sys.executable)
     return own if own.exists() else None
 
 
@@ -295,45 +306,50 @@ def measured(name: str, engines: list[str], rounds: int, threads: int, folder: P
             if (python := python_of(environment)) is None:
                 continue
             command = [python, __file__, "--child", kind, str(folder), bits or "", "--threads", str(threads)]
-            own = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-            result = subprocess.run(command, capture_output=True, text=True, env=own)
+            own = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+            result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **own})
             if result.returncode:
                 print(f"{engine} failed: {result.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
                 continue
             found.setdefault(engine, []).append(json.loads(result.stdout.splitlines()[-1]))
             told = found[engine][-1]
-            print(f"{name} {number + 1}: {engine}: " + ", ".join(f"{k} {v:.4g}" for k, v in told.items() if isinstance(v, float)), file=sys.stderr)
-    return {engine: {key: statistics.median(one[key] for one in runs) if isinstance(value, (int, float)) else value
+            figures = ", ".join(f"{key} {v:.4g}" for key, v in told.items() if isinstance(v, float))
+            print(f"{name} {number + 1}: {engine}: {figures}", file=sys.stderr)
+    return {engine: {key: value if isinstance(value, str) else statistics.median(one[key] for one in runs)
                      for key, value in runs[0].items()} for engine, runs in found.items()}
 
 
 def table(name: str, found: dict[str, dict]) -> list[str]:
     ours = found["ours bfloat16"]
-    lines = [f"| {name} | decode at 512 | at 1,900 | prefill of 512 | to the first token | memory | error |", "|---|---|---|---|---|---|---|"]
+    lines = [f"| {name} | decode at 512 | at 1,900 | prefill of 512 | to the first token | memory | error |",
+             "|---|---|---|---|---|---|---|"]
     for engine, one in found.items():
-        cells = [f"{one[key]:.3g} tok/s ({one[key] / ours[key]:.2f})" for key in ("decode 512", "decode 1900", "prefill")]
+        cells = [f"{one[key]:.3g} tok/s ({one[key] / ours[key]:.2f})"
+                 for key in ("decode 512", "decode 1900", "prefill")]
+        cells += [f"{one['first']:.1f} s", f"{one['memory'] / 1e9:.2f} GB", f"{one['error']:.3f}"]
         version = f" {one['version']}" if "version" in one else ""
-        lines.append(f"| {engine}{version} | {' | '.join(cells)} | {one['first']:.1f} s | {one['memory'] / 1e9:.2f} GB | {one['error']:.3f} |")
+        lines.append(f"| {engine}{version} | {' | '.join(cells)} |")
     return lines
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="", help="engines whose name has this in it, beside our bfloat16")
+    parser.add_argument("--only", default="", help="engines that match this pattern, beside our bfloat16")
+    parser.add_argument("--models", nargs="*", default=list(models()), help="phi-2 and Phi-3-mini")
     parser.add_argument("--write", action="store_true", help="the table into docs/speed.md")
     args = parser.parse_args()
     if args.child:
         kind, folder, bits = args.child
         print(json.dumps(child(kind, Path(folder), bits or None, args.threads)))
         return
-    engines = [name for name in ENGINES if args.only.lower() in name.lower() or name == "ours bfloat16"]
+    engines = [name for name in ENGINES if re.search(args.only, name) or name == "ours bfloat16"]
     for name in [name for name in engines if python_of(ENGINES[name][0]) is None]:
         print(f"{name}: not installed in .peers/{ENGINES[name][0]}", file=sys.stderr)
     lines = []
-    for name in models():
+    for name in args.models:
         with tempfile.TemporaryDirectory() as folder:
             lines += [*table(name, measured(name, engines, args.rounds, args.threads, Path(folder))), ""]
     text = "\n".join(lines)

@@ -239,14 +239,24 @@ INLINE int32_t sum_of_row(const int8_t *w, long inputs) {
     return _mm512_reduce_add_epi32(sum);
 }
 
+// One row of w with one of x, less 128 times the row's sum, which is taken on the way.
 INLINE int32_t one_whole_row(const uint8_t *x, const int8_t *w, long inputs) {
-    __m512i sum[4];
-    for (int u = 0; u < 4; u++) sum[u] = _mm512_setzero_si512();
+    const __m512i ones = _mm512_set1_epi8(1);
+    __m512i sum[4], own[4];
+    UNROLL for (int u = 0; u < 4; u++) sum[u] = own[u] = _mm512_setzero_si512();
     long k = 0;
     for (; k + 256 <= inputs; k += 256)
-        UNROLL for (int u = 0; u < 4; u++)
-            sum[u] = _mm512_dpbusd_epi32(sum[u], _mm512_loadu_si512(x + k + u * 64), _mm512_loadu_si512(w + k + u * 64));
-    for (; k < inputs; k += 64) sum[0] = _mm512_dpbusd_epi32(sum[0], _mm512_loadu_si512(x + k), signed_bytes(w + k, inputs - k));
+        UNROLL for (int u = 0; u < 4; u++) {
+            __m512i v = _mm512_loadu_si512(w + k + u * 64);
+            sum[u] = _mm512_dpbusd_epi32(sum[u], _mm512_loadu_si512(x + k + u * 64), v);
+            own[u] = _mm512_dpbusd_epi32(own[u], ones, v);
+        }
+    for (; k < inputs; k += 64) {
+        __m512i v = signed_bytes(w + k, inputs - k);
+        sum[0] = _mm512_dpbusd_epi32(sum[0], _mm512_loadu_si512(x + k), v);
+        own[0] = _mm512_dpbusd_epi32(own[0], ones, v);
+    }
+    UNROLL for (int u = 0; u < 4; u++) sum[u] = _mm512_sub_epi32(sum[u], _mm512_slli_epi32(own[u], 7));
     return _mm512_reduce_add_epi32(_mm512_add_epi32(_mm512_add_epi32(sum[0], sum[1]), _mm512_add_epi32(sum[2], sum[3])));
 }
 
@@ -314,17 +324,16 @@ void int8_product(const void *x, const int8_t *w, const float *scale, const void
             int rows = N - n < BLOCK ? (int)(N - n) : BLOCK;
             int32_t sums[BLOCK];
             if (many) in_strips(w + n * inputs, rows, inputs, K, near);
-            for (int r = 0; r < rows && M > 1; r++) sums[r] = sum_of_row(w + (n + r) * inputs, inputs);
+            for (int r = 0; r < rows; r++) sums[r] = M > 1 ? sum_of_row(w + (n + r) * inputs, inputs) : 0;
             for (long m = 0; m < M; m += 6) {
                 int few = M - m < 6 ? (int)(M - m) : 6, r = 0;
                 int32_t out[6 * BLOCK];
                 if (many) { OF_CONSTANT(few, strips, 4, q + m * K, K, near, out) }
                 else if (M > 1)
                     for (; r + 4 <= rows; r += 4) OF_CONSTANT(few, whole_rows, 4, q + m * K, K, w + (n + r) * inputs, inputs, out + r)
-                for (; !many && r < rows; r++) {
-                    for (int i = 0; i < few; i++) out[i * BLOCK + r] = one_whole_row(q + (m + i) * K, w + (n + r) * inputs, inputs);
-                    if (M == 1) sums[r] = sum_of_row(w + (n + r) * inputs, inputs);  // the row is near now
-                }
+                for (; !many && r < rows; r++)
+                    for (int i = 0; i < few; i++)
+                        out[i * BLOCK + r] = one_whole_row(q + (m + i) * K, w + (n + r) * inputs, inputs) + 128 * sums[r];
                 for (int i = 0; i < few; i++)
                     for (r = 0; r < rows; r += 16) {
                         __mmask16 mask = first(rows - r);
@@ -430,16 +439,21 @@ void int4_product(const void *x, const uint8_t *w, const uint16_t *scale, const 
         float *own = aligned_alloc(64, (memory * 4 + 63) / 64 * 64);
         if (M == 1) in_lanes(x, kind, inputs, own);
 #pragma omp for schedule(static)
-        for (long n = 0; n < N; n += 4) {
+        for (long n = 0; n < (M == 1 ? N : 0); n += 4) {
             int R = N - n < 4 ? (int)(N - n) : 4;
             const uint8_t *q = w + n * blocks * 64, *z = zero + n * blocks * 4;
             const uint16_t *s = scale + n * blocks * 4;
-            if (M == 1) {
-                float out[4];
-                if (R == 4) nibbles(4, own, blocks, q, s, z, out);
-                else UNROLL for (int r = 0; r < R; r++) nibbles(1, own, blocks, q + r * blocks * 64, s + r * blocks * 4, z + r * blocks * 4, out + r);
-                UNROLL for (int r = 0; r < R; r++) finish(&to, 0, n + r, out[r]);
-            } else if (pairs) {
+            float out[4];
+            if (R == 4) nibbles(4, own, blocks, q, s, z, out);
+            else for (int r = 0; r < R; r++) nibbles(1, own, blocks, q + r * blocks * 64, s + r * blocks * 4, z + r * blocks * 4, out + r);
+            for (int r = 0; r < R; r++) finish(&to, 0, n + r, out[r]);
+        }
+#pragma omp for schedule(static)
+        for (long n = 0; n < (M == 1 ? 0 : N); n += 4) {
+            int R = N - n < 4 ? (int)(N - n) : 4;
+            const uint8_t *q = w + n * blocks * 64, *z = zero + n * blocks * 4;
+            const uint16_t *s = scale + n * blocks * 4;
+            if (pairs) {
                 UNROLL for (int r = 0; r < R; r++)
                     int4_row(q + r * blocks * 64, s + r * blocks * 4, z + r * blocks * 4, (uint16_t *)own + r * inputs, BFLOAT16, inputs);
                 panel_of_pairs(x, (const char *)own, inputs, inputs, &to, n);

@@ -3,9 +3,12 @@
 import copy
 import json
 import pickle
+import re
+import shlex
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -376,3 +379,15 @@ def test_the_command_line_offers_every_kind(capsys):
     with pytest.raises(SystemExit):
         main(["generate", "--help"])
     assert "{" + ",".join(KINDS) + "}" in capsys.readouterr().out.replace("\n", "").replace(" ", "")
+
+
+def test_the_documentation_runs(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs" / "speed.md").read_text()
+    for row in re.findall(r"^\| `([\w-]+)` \|", page, re.M):
+        assert row in KINDS
+    (tmp_path / "checkpoints").symlink_to(Path(__file__).parents[1] / "checkpoints")
+    monkeypatch.chdir(tmp_path)
+    [command], [code] = re.findall(r"^python -m decoders (.*)$", page, re.M), re.findall(r"```python\n(.*?)```", page, re.S)
+    assert main(shlex.split(command)) == 0
+    exec(code, names := {})
+    assert names["model"].model.layers[0].mlp.fc1.kind == "int4"
