@@ -61,9 +61,9 @@ INLINE float load_one(const void *p, int kind, long i) {
     return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128((int32_t)((uint32_t)((const uint16_t *)p)[i] << 16))));
 }
 
-// e to the power of x, for x <= 0; 2e-7 off at most.
+// e to the power of x, for x <= 0; 2e-7 off at most. NaN stays NaN, as the second operand of a maximum.
 INLINE __m512 power_of_e(__m512 x) {
-    x = _mm512_mul_ps(_mm512_max_ps(x, _mm512_set1_ps(-104.f)), _mm512_set1_ps(1.44269504f));
+    x = _mm512_mul_ps(_mm512_max_ps(_mm512_set1_ps(-104.f), x), _mm512_set1_ps(1.44269504f));
     __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT), f = _mm512_sub_ps(x, n);
     const float c[] = {1.54035304e-4f, 1.33335581e-3f, 9.61812911e-3f, 5.55041087e-2f, 2.40226507e-1f, 6.93147181e-1f, 1.f};
     __m512 y = _mm512_set1_ps(c[0]);
@@ -215,11 +215,15 @@ void rows(const void *x, const void *w, int kind, const float *scale, const void
 // depends on another. The instruction multiplies unsigned by signed: x is moved up by 128, and 128 times the sum
 // of w's row taken off again.
 
-// One row of x: its scale, its whole numbers as unsigned bytes. `K` is rounded up to 64.
+// One row of x: its scale, NaN if one number is, its whole numbers as unsigned bytes. `K` is rounded up to 64.
 static float whole_numbers(const void *x, int kind, long start, long inputs, long K, uint8_t *q) {
     __m512 top = _mm512_setzero_ps();
-    for (long k = 0; k < inputs; k += 16) top = _mm512_max_ps(top, _mm512_abs_ps(load(x, kind, start + k, first(inputs - k))));
-    float scale = _mm512_reduce_max_ps(top) / 127.f;
+    __mmask16 none = 0;
+    for (long k = 0; k < inputs; k += 16) {
+        __m512 v = load(x, kind, start + k, first(inputs - k));
+        top = _mm512_max_ps(top, _mm512_abs_ps(v)), none |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    }
+    float scale = none ? NAN : _mm512_reduce_max_ps(top) / 127.f;
     __m512 one = _mm512_set1_ps(scale > 0 ? scale : 1.f);
     memset(q + K - 64, 128, 64);
     for (long k = 0; k < inputs; k += 16) {

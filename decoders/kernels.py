@@ -222,6 +222,7 @@ def scratch(wanted: int, needed: int) -> Tensor:
 
 GROUP, BLOCK = 32, 128  # inputs that share a scale in 4 bits; whole rows are filled up to
 CHUNK = 2**23  # numbers that are made of 8 or 4 bits at a time
+LONGEST = 2**16  # inputs whose products of 255 by 127 add up to less than 2**31
 VERSION = 1  # of the bits in a folder: another reader is needed where it changes
 KINDS = {
     "int8": "a scale for each row of the weight; x is rounded to 8 bits too, each row with its own scale",
@@ -329,7 +330,7 @@ class Quantized(nn.Module):
 
     def whole_product(self, lib: ctypes.CDLL | None, x: Tensor, bias: Tensor | None) -> Tensor:
         """Of whole numbers: each row of x rounded to 127 steps on either side of 0."""
-        if lib:
+        if lib and self.in_features <= LONGEST:
             return native.int8_product(lib, x, self.qweight, self.scale, bias)
         wide = x.float()
         scale = wide.abs().amax(-1, keepdim=True) / 127

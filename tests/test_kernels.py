@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from decoders import kernels
+from decoders import kernels, native
 from tests.families import PADDED, inputs
 
 CLOSE = {"atol": 2e-5, "rtol": 0}
@@ -101,3 +101,33 @@ def test_eight_threads_share_a_model_and_no_setting_is_touched(family):
     for thread in threads:
         thread.join()
     assert not wrong and torch.backends.mkldnn.enabled
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("H", "K", "S", "D"), [(4, 4, 1, 12), (4, 2, 37, 80), (6, 1, 200, 100), (3, 3, 65, 256)])
+def test_one_query_equals_the_formula(dtype, H, K, S, D):
+    """Keys and values are views of a larger cache, the mask of one row or of every head."""
+    q, cache = torch.randn(2, H, 1, D).to(dtype), torch.randn(2, 2, K, S + 9, D).to(dtype)
+    k, v = cache[0, :, :, 3 : 3 + S], cache[1, :, :, 3 : 3 + S]
+    wide = [t.double() for t in (q, k.repeat_interleave(H // K, 1), v.repeat_interleave(H // K, 1))]
+    for bias in (None, torch.randn(2, 1, 1, S), torch.randn(1, H, 1, S).masked_fill(torch.arange(S) < S // 2, -torch.inf)):
+        found, _ = kernels.attention(None, None, q, k, v, None if bias is None else bias.to(dtype), 0.3)
+        mask = None if bias is None else bias.to(dtype).double()
+        expected = torch.nn.functional.scaled_dot_product_attention(*wide, mask, scale=0.3)
+        bound = {torch.float32: 5e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype]
+        assert found.dtype == dtype and (found - expected).abs().max() < bound
+    k = k.clone()
+    k[0, 0, S // 2, 0] = torch.nan
+    assert kernels.attention(None, None, q, k, v, None, 0.3)[0][0, 0].isnan().all()
+
+
+def test_a_library_that_is_wrong_or_cannot_be_made_is_not_used(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for source in ("int wrong", "void rows(void) {}", native.SOURCE.read_text().replace("setzero_ps()", "set1_ps(1.f)")):
+        (tmp_path / "kernels.c").write_text(source)
+        monkeypatch.setattr(native, "SOURCE", tmp_path / "kernels.c")
+        native.library.cache_clear()
+        assert native.library() is None
+    monkeypatch.undo()
+    native.library.cache_clear()

@@ -105,6 +105,18 @@ def test_the_compiled_and_the_plain_way_give_the_same_bits(kind, dtype, monkeypa
 
 @torch.no_grad()
 @kinds
+@pytest.mark.parametrize("rows", [1, 5, 60])
+def test_what_is_no_number_stays_none(way, kind, rows):
+    """The plain way rounds it to some whole number, and keeps it in the scale."""
+    _, own = layer(kind, 70, 50)
+    x = torch.randn(rows, 70)
+    x[rows // 2, 33] = torch.nan
+    found = own(x).isnan()
+    assert found[rows // 2].all() and found.sum() == 50
+
+
+@torch.no_grad()
+@kinds
 def test_a_row_does_not_depend_on_its_neighbours(way, kind):
     """FBGEMM's dynamic product has one scale for all rows: a cached text differed from an uncached one."""
     _, own = layer(kind, 70, 50)
