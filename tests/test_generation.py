@@ -553,3 +553,53 @@ def test_unknown_names_are_told_with_the_nearest_known(family, name, near):
 def test_there_is_nothing_to_stream_of_beams():
     with pytest.raises(ValueError, match="there is nothing to stream"):
         next(generation.stream(GPT_NEO.model(), inputs(101)[0], num_beams=2))
+
+
+# ---- Long prompts ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 8, 100])
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"guidance_scale": 1.5}, {"prompt_lookup_num_tokens": 3}], ids=str)
+def test_a_prompt_in_chunks_gives_the_same_text(family, chunk, options):
+    model = kernels.prepare(family.model())
+    ids, mask = inputs(101, padded=True)
+    given = (ids[1:], None) if "prompt_lookup_num_tokens" in options else (ids, mask)
+    passes = []
+    model.register_forward_pre_hook(lambda m, args, kwargs: passes.append(kwargs["input_ids"].shape[1]), with_kwargs=True)
+    options = {**options, "max_new_tokens": 6, "eos_token_id": None, "output_scores": True, "return_dict_in_generate": True}
+    whole = generation.generate(model, *given, **options)
+    passes.clear()
+    parts = generation.generate(model, *given, prefill_chunk_size=chunk, **options)
+    assert torch.equal(whole.sequences, parts.sequences)
+    for a, b in zip(whole.scores, parts.scores, strict=True):
+        torch.testing.assert_close(a.clamp(min=-1e4), b.clamp(min=-1e4), atol=5e-5, rtol=0)
+    assert max(passes) <= max(chunk, 7) or chunk == 100
+
+
+def test_an_interrupt_between_chunks_leaves_the_cache_as_it_was(family):
+    model, (ids, _) = family.model(), inputs(101)
+    cache = model(ids[:, :4], use_cache=True).past_key_values
+    seen = []
+
+    def stop(module, args, kwargs):
+        seen.append(len(kwargs["past_key_values"]))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    model.register_forward_pre_hook(stop, with_kwargs=True)
+    with pytest.raises(KeyboardInterrupt):
+        generation.generate(model, ids, past_key_values=cache, prefill_chunk_size=5, max_new_tokens=3)
+    assert seen == [4, 9, 14] and len(cache) == 4
+
+
+def test_chunks_are_of_ids_alone(family):
+    model, (ids, _) = family.model(), inputs(101)
+    vectors = model.get_submodule(family.table)(ids)
+    for told, given in (
+        ("use_cache", {"use_cache": False}),
+        ("no attentions", {"output_attentions": True}),
+        ("whole number from 1", {"prefill_chunk_size": 0}),
+        ("not with inputs_embeds", {"input_ids": None, "inputs_embeds": vectors}),
+    ):
+        with pytest.raises(ValueError, match=told):
+            generation.generate(model, **{"input_ids": ids, "prefill_chunk_size": 3, "max_new_tokens": 2, **given})

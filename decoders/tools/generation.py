@@ -64,6 +64,7 @@ class GenerationConfig:
     constraints: Any = None  # the same as PhrasalConstraint and DisjunctiveConstraint
     guidance_scale: float | None = None  # above 1: away from the negative prompt
     use_cache: bool | None = True
+    prefill_chunk_size: int | None = None  # a prompt is read so many tokens at a time: less memory at once
     # Filters, which are for sampling
     temperature: float | None = 1.0  # below 1 safer, above bolder
     top_k: int | None = 50  # the k likeliest
@@ -114,7 +115,7 @@ NUMBERS = {  # name -> (type, least, most)
     "repetition_penalty": (float, 1e-30, 1e30), "no_repeat_ngram_size": (int, 0, math.inf),
     "prompt_lookup_num_tokens": (int, 1, math.inf), "max_matching_ngram_size": (int, 1, math.inf),
     "num_assistant_tokens": (int, 1, math.inf), "assistant_confidence_threshold": (float, 0, 1),
-    "num_return_sequences": (int, 1, 1e6),
+    "num_return_sequences": (int, 1, 1e6), "prefill_chunk_size": (int, 1, math.inf),
 }  # fmt: skip
 KNOWN = {field.name for field in fields(GenerationConfig)}
 
@@ -172,6 +173,9 @@ def check_together(s: GenerationConfig, B: int, streamer: Any, assistant: Any, t
         (contrastive and s.guidance_scale not in (None, 1),
          "penalty_alpha and guidance_scale do not go together"),
         (contrastive and not s.use_cache, "penalty_alpha (contrastive search) needs use_cache"),
+        (s.prefill_chunk_size and not s.use_cache, "prefill_chunk_size needs use_cache"),
+        (s.prefill_chunk_size and (s.output_attentions or s.output_hidden_states or s.dola_layers),
+         "prefill_chunk_size keeps nothing of a prompt's layers: no attentions, hidden states, DoLa"),
         (s.stop_strings and tokenizer is None, "stop_strings needs tokenizer=, for the text of the tokens"),
     ):
         if wrong:
@@ -288,7 +292,7 @@ class Run:
             raise ValueError("negative_prompt_ids needs guidance_scale above 1")
         ids = prompt.new_zeros(B, 0, dtype=torch.long) if input_ids is None else input_ids
         self.text = Text(model, ids, mask, past_key_values, inputs, self.room, inputs_embeds, against,
-                         s.guidance_scale or 1.0)
+                         s.guidance_scale or 1.0, s.prefill_chunk_size)
         n = self.text.ids.shape[1]
         s.min_length = max(0, (s.min_length or 0) - (T - n))  # which counts inputs_embeds too
         own = list(logits_processor or ())

@@ -23,8 +23,12 @@ class Text:
 
     def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor | None, cache: Any, inputs: dict,
                  room: int, embeds: Tensor | None = None, against: tuple[Tensor, Tensor] | None = None,
-                 scale: float = 1.0):
+                 scale: float = 1.0, chunk: int | None = None):
+        if chunk and (embeds is not None or inputs.keys() - {"use_cache"}):
+            told = ", ".join(sorted(inputs.keys() - {"use_cache"})) or "inputs_embeds"
+            raise ValueError(f"prefill_chunk_size reads ids and nothing beside them: not with {told}")
         self.model, self.cache, self.inputs, self.scale = model, cache, dict(inputs), scale
+        self.chunk = chunk
         self.rows, self.embeds, self.skipped = len(ids), embeds, 0
         if embeds is not None:  # ids of zero stand for them, and are never shown
             ids, self.skipped = ids.new_zeros(embeds.shape[:2]), embeds.shape[1]
@@ -52,17 +56,25 @@ class Text:
         """What the model says of the ids that are not cached yet; logits of the last `keep` of them. After an
         interrupt the cache holds what it held before."""
         past = len(self.cache or ())
-        inputs = self.model.prepare_inputs(self.buffer[:, : self.n], self.mask, self.cache, **self.inputs)
-        if self.embeds is not None and not len(inputs["past_key_values"] or ()):
-            if self.n > self.start:
-                raise ValueError("the text must be read anew, and inputs_embeds have no ids: give input_ids")
-            inputs |= {"input_ids": None, "inputs_embeds": self.embeds}
         try:
-            output = self.model(**inputs, logits_to_keep=keep, **wanted)
+            if self.chunk:
+                for end in range(past + self.chunk, self.n - keep + 1, self.chunk):
+                    self.read(end, 1)
+            return self.read(self.n, keep, **wanted)
         except BaseException:
             if self.cache is not None:
                 self.cache.truncate(past)
             raise
+
+    def read(self, end: int, keep: int, **wanted) -> Any:
+        """One pass over the first `end` ids that are not cached yet."""
+        mask = None if self.masks is None else self.masks[:, :end]
+        inputs = self.model.prepare_inputs(self.buffer[:, :end], mask, self.cache, **self.inputs)
+        if self.embeds is not None and not len(inputs["past_key_values"] or ()):
+            if self.n > self.start:
+                raise ValueError("the text must be read anew, and inputs_embeds have no ids: give input_ids")
+            inputs |= {"input_ids": None, "inputs_embeds": self.embeds}
+        output = self.model(**inputs, logits_to_keep=keep, **wanted)
         self.cache = output.past_key_values
         return output
 
