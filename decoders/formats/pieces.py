@@ -10,27 +10,28 @@ from math import inf
 def merge(symbols: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
     """Join neighbours, the pair of the lowest rank first, of equal ones the leftmost, until none has a rank.
 
-    A heap over a linked list: n log n, also for one word of a million letters.
+    A heap over a linked list: n log n, also for one word of a million letters. What lies in the heap is one
+    whole number, rank * n + place, which is compared faster than a pair.
     """
     n = len(symbols)
     parts: list[str | None] = list(symbols)
     before, after = list(range(-1, n - 1)), list(range(1, n + 1))
-    heap = [(ranks[pair], i, "".join(pair)) for i, pair in enumerate(pairwise(symbols)) if pair in ranks]
+    heap = [ranks[pair] * n + i for i, pair in enumerate(pairwise(symbols)) if pair in ranks]
     heapify(heap)
     while heap:
-        _, i, joined = heappop(heap)
+        rank, i = divmod(heappop(heap), n)
         j = after[i]
-        pair = (parts[i], parts[j]) if parts[i] is not None and j < n else None
-        if pair not in ranks or parts[i] + parts[j] != joined:
+        if parts[i] is None or j >= n or ranks.get((parts[i], parts[j])) != rank:
             continue  # one of the two was joined to another neighbour meanwhile
-        parts[i], parts[j] = joined, None
-        after[i] = after[j]
-        if after[i] < n:
-            before[after[i]] = i
-        for left in (before[i], i):
-            pair = (parts[left], parts[after[left]]) if left >= 0 and after[left] < n else None
-            if pair in ranks:
-                heappush(heap, (ranks[pair], left, "".join(pair)))
+        parts[i], parts[j] = parts[i] + parts[j], None
+        after[i] = end = after[j]
+        if end < n:
+            before[end] = i
+            if (rank := ranks.get((parts[i], parts[end]))) is not None:
+                heappush(heap, rank * n + i)
+        start = before[i]
+        if start >= 0 and (rank := ranks.get((parts[start], parts[i]))) is not None:
+            heappush(heap, rank * n + start)
     return [part for part in parts if part is not None]
 
 
