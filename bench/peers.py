@@ -1,7 +1,6 @@
 """Ours against the engines that are made for speed, on the same random weights.
 
     python -m venv .peers/llama.cpp && .peers/llama.cpp/bin/pip install -r bench/requirements-llama.cpp.txt
-    python -m venv .peers/openvino  && .peers/openvino/bin/pip install -r bench/requirements-openvino.txt
     python -m bench.peers --write            # the table of docs/speed.md
 
 Each engine runs in a process and an environment of its own; one that is not installed is left out and named.
@@ -34,8 +33,6 @@ ENGINES = {  # name -> (environment, what this module's child does, with what)
     "llama.cpp Q8_0": ("llama.cpp", "llama", "Q8_0"),
     "llama.cpp Q4_0": ("llama.cpp", "llama", "Q4_0"),
     "llama.cpp Q4_K_M": ("llama.cpp", "llama", "Q4_K_M"),
-    "OpenVINO int8": ("openvino", "openvino", "int8"),
-    "OpenVINO int4": ("openvino", "openvino", "int4"),
 }
 
 # ---- The same weights for all ------------------------------------------------------------------------------
@@ -205,52 +202,8 @@ def write_gguf(folder: Path, file: Path) -> None:
     to.close()
 
 
-class OpenVINO:
-    """The runtime itself, on the model that its exporter makes, which keeps the cache."""
-
-    def __init__(self, folder: Path, bits: str, threads: int):
-        import openvino
-
-        core = openvino.Core()
-        options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-        model = core.compile_model(exported(folder, bits) / "openvino_model.xml", "CPU", options)
-        self.request = model.create_infer_request()
-        self.extra = {"version": openvino.__version__.partition("-")[0]}
-        self.names = {name for port in self.request.model_inputs for name in port.names}
-
-    def read(self, ids: list[int]) -> list[float]:
-        self.request.reset_state()
-        self.seen = 0
-        return self.run(ids)
-
-    def run(self, ids: list[int]) -> list[float]:
-        import numpy as np
-
-        self.seen += len(ids)
-        places = np.arange(self.seen - len(ids), self.seen)[None]
-        given = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, self.seen), np.int64),
-                 "position_ids": places, "beam_idx": np.zeros(1, np.int32)}
-        self.request.infer({name: value for name, value in given.items() if name in self.names})
-        return self.request.get_tensor("logits").data[0, -1]
-
-    def step(self, token: int) -> None:
-        self.run([token])
-
-
-def exported(folder: Path, bits: str) -> Path:
-    to = folder / f"openvino-{bits}"
-    if not to.exists():
-        from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
-
-        groups = {"group_size": 32, "sym": False, "ratio": 1.0} if bits == "int4" else {}
-        kind = OVWeightQuantizationConfig(bits=int(bits[-1]), **groups)
-        options = {"export": True, "quantization_config": kind, "compile": False}
-        OVModelForCausalLM.from_pretrained(folder, **options).save_pretrained(to)
-    return to
-
-
-CHILDREN = {"ours": Ours, "transformers": Transformers, "llama": Llama, "openvino": OpenVINO}
-CONVERTED = {"llama": gguf, "openvino": exported}
+CHILDREN = {"ours": Ours, "transformers": Transformers, "llama": Llama}
+CONVERTED = {"llama": gguf}
 
 
 def child(kind: str, folder: Path, bits: str | None, threads: int) -> dict:
