@@ -618,19 +618,19 @@ def inspect(args: argparse.Namespace) -> int:
 
     folder = find(args.model)
     config = read_config(folder)
-    model = weights.on_meta(model_class(config), folder)
-    found = weights.tensors(folder)
+    model, found = weights.fitting(model_class(config), folder)
     matched = weights.match(model, found)
     layers = [m for m in model.modules() if isinstance(m, kernels.Quantized)]
     others = sum(p.numel() for p in model.parameters())
-    dtype = weights.stored_dtype(folder, weights.not_in_bits(model, matched.tensors))
+    bits = dict(model.named_buffers())
+    dtype = weights.stored_dtype(folder, (t for n, t in matched.tensors.items() if n not in bits))
     facts = {
         "folder": str(folder),
         "family": family(config),
         "model": type(model).__name__,
         "parameters": others + sum(m.in_features * m.out_features for m in layers),
         "dtype": str(dtype).removeprefix("torch."),
-        "memory": others * dtype.itemsize + sum(t.nbytes for t in model.buffers()),
+        "memory": others * dtype.itemsize + sum(t.nbytes for t in bits.values()),
         "cache per token": 2 * math.prod(cache_shape(model.config)) * dtype.itemsize,
         "context": getattr(model, "max_positions", None) or config.get("max_position_embeddings"),
         "new": matched.new,

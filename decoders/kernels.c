@@ -243,7 +243,8 @@ INLINE int32_t sum_of_row(const int8_t *w, long inputs) {
     return _mm512_reduce_add_epi32(sum);
 }
 
-// One row of w with one of x, less 128 times the row's sum, which is taken on the way.
+// One row of w with one of x. The sum of w's row is taken on the way: it costs nothing while memory is waited
+// for, where kept sums would have to be read.
 INLINE int32_t one_whole_row(const uint8_t *x, const int8_t *w, long inputs) {
     const __m512i ones = _mm512_set1_epi8(1);
     __m512i sum[4], own[4];
@@ -430,46 +431,52 @@ void int4_rows(const uint8_t *w, const uint16_t *scale, const uint8_t *zero, voi
         int4_row(w + n * blocks * 64, scale + n * blocks * 4, zero + n * blocks * 4, (char *)to + n * inputs * size_of(kind), kind, inputs);
 }
 
-// Rows of w are whole blocks of 128 inputs, filled up with scales of 0. Several rows of x share what 4 rows of
-// w become: bfloat16 for bfloat16, else float32.
-void int4_product(const void *x, const uint8_t *w, const uint16_t *scale, const uint8_t *zero, const void *bias,
-                  void *y, int kind, long M, long N, long inputs, int threads) {
-    long blocks = (inputs + 127) / 128, memory = M == 1 ? blocks * 144 : (inputs + 16) * 4;
-    Result to = {0, bias, y, kind, M, N};
-    int pairs = kind == BFLOAT16;
-    float *wide = M > 1 && !pairs ? widened(x, kind, M * inputs) : 0;
+static void one_int4_row(const void *x, const uint8_t *w, const uint16_t *scale, const uint8_t *zero, long inputs,
+                         const Result *to, int threads) {
+    const long blocks = (inputs + 127) / 128;
 #pragma omp parallel num_threads(threads)
     {
-        float *own = aligned_alloc(64, (memory * 4 + 63) / 64 * 64);
-        if (M == 1) in_lanes(x, kind, inputs, own);
+        float *lanes = aligned_alloc(64, blocks * 144 * 4);
+        in_lanes(x, to->kind, inputs, lanes);
 #pragma omp for schedule(static)
-        for (long n = 0; n < (M == 1 ? N : 0); n += 4) {
-            int R = N - n < 4 ? (int)(N - n) : 4;
+        for (long n = 0; n < to->N; n += 4) {
+            int R = to->N - n < 4 ? (int)(to->N - n) : 4;
             const uint8_t *q = w + n * blocks * 64, *z = zero + n * blocks * 4;
             const uint16_t *s = scale + n * blocks * 4;
             float out[4];
-            if (R == 4) nibbles(4, own, blocks, q, s, z, out);
-            else for (int r = 0; r < R; r++) nibbles(1, own, blocks, q + r * blocks * 64, s + r * blocks * 4, z + r * blocks * 4, out + r);
-            for (int r = 0; r < R; r++) finish(&to, 0, n + r, out[r]);
+            if (R == 4) nibbles(4, lanes, blocks, q, s, z, out);
+            else for (int r = 0; r < R; r++) nibbles(1, lanes, blocks, q + r * blocks * 64, s + r * blocks * 4, z + r * blocks * 4, out + r);
+            for (int r = 0; r < R; r++) finish(to, 0, n + r, out[r]);
         }
+        free(lanes);
+    }
+}
+
+// Several rows of x share what 4 rows of w become: bfloat16 for bfloat16, else float32.
+static void few_int4_rows(const void *x, const uint8_t *w, const uint16_t *scale, const uint8_t *zero, long inputs,
+                          const Result *to, int threads) {
+    const long blocks = (inputs + 127) / 128;
+    const int pairs = to->kind == BFLOAT16, whole = pairs ? BFLOAT16 : FLOAT32;
+    float *wide = pairs ? 0 : widened(x, to->kind, to->M * inputs);
+#pragma omp parallel num_threads(threads)
+    {
+        char *own = aligned_alloc(64, (inputs + 16) * 16);
 #pragma omp for schedule(static)
-        for (long n = 0; n < (M == 1 ? 0 : N); n += 4) {
-            int R = N - n < 4 ? (int)(N - n) : 4;
-            const uint8_t *q = w + n * blocks * 64, *z = zero + n * blocks * 4;
-            const uint16_t *s = scale + n * blocks * 4;
-            if (pairs) {
-                UNROLL for (int r = 0; r < R; r++)
-                    int4_row(q + r * blocks * 64, s + r * blocks * 4, z + r * blocks * 4, (uint16_t *)own + r * inputs, BFLOAT16, inputs);
-                panel_of_pairs(x, (const char *)own, inputs, inputs, &to, n);
-            } else {
-                UNROLL for (int r = 0; r < R; r++)
-                    int4_row(q + r * blocks * 64, s + r * blocks * 4, z + r * blocks * 4, own + r * inputs, FLOAT32, inputs);
-                panel_of_floats((const char *)wide, (const char *)own, inputs, inputs, &to, n);
-            }
+        for (long n = 0; n < to->N; n += 4) {
+            for (long r = n; r < n + 4 && r < to->N; r++)
+                int4_row(w + r * blocks * 64, scale + r * blocks * 4, zero + r * blocks * 4, own + (r - n) * inputs * size_of(whole), whole, inputs);
+            (pairs ? panel_of_pairs : panel_of_floats)(pairs ? x : wide, own, inputs, inputs, to, n);
         }
         free(own);
     }
     free(wide);
+}
+
+// Rows of w are whole blocks of 128 inputs, filled up with scales of 0.
+void int4_product(const void *x, const uint8_t *w, const uint16_t *scale, const uint8_t *zero, const void *bias,
+                  void *y, int kind, long M, long N, long inputs, int threads) {
+    Result to = {0, bias, y, kind, M, N};
+    (M == 1 ? one_int4_row : few_int4_rows)(x, w, scale, zero, inputs, &to, threads);
 }
 
 // ---- Weights into 8 and 4 bits -------------------------------------------------------------------------------

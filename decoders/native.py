@@ -51,7 +51,7 @@ def library() -> ctypes.CDLL | None:
     runtime = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
     try:
         ctypes.CDLL(str(runtime[0]), mode=ctypes.RTLD_GLOBAL)  # PyTorch's threads, not a second pool of them
-        found = ctypes.CDLL(str(compiled(compiler, flags)))
+        found = compiled(compiler, flags)
         for name, arguments in ARGUMENTS.items():
             getattr(found, name).argtypes, getattr(found, name).restype = arguments, None
     except (OSError, IndexError, AttributeError, subprocess.SubprocessError):
@@ -70,25 +70,34 @@ def processor() -> set[str]:
     return set()
 
 
-def compiled(compiler: str, flags: set[str]) -> Path:
+def compiled(compiler: str, flags: set[str]) -> ctypes.CDLL:
     """The library, out of the cache or made now. Another process may make the same: the last one to rename
-    its file wins, and all are alike."""
+    its file wins, and all are alike. Where no cache can be written it is made for this process alone."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=60).stdout
     told = SOURCE.read_bytes() + version + " ".join(sorted(flags)).encode()
     name = f"kernels-{hashlib.sha256(told).hexdigest()[:16]}.so"
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "decoders"
-    with suppress(OSError):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not (folder.is_dir() and os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid()):
-        folder = Path(tempfile.mkdtemp(prefix="decoders-"))  # for this process alone
-    if not (folder / name).exists():
-        with tempfile.TemporaryDirectory(dir=folder) as place:
-            steps = ["-O3", "-march=native", "-fopenmp", "-fPIC", "-c", str(SOURCE), "-o", "k.o"], \
-                    ["-shared", "k.o", "-o", "k.so"]  # not linked to another runtime of OpenMP  # fmt: skip
-            for step in steps:
-                subprocess.run([compiler, *step], cwd=place, capture_output=True, check=True, timeout=300)
+    folder = cache_folder()
+    if folder and (folder / name).exists():
+        return ctypes.CDLL(str(folder / name))
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        steps = ["-O3", "-march=native", "-fopenmp", "-fPIC", "-c", str(SOURCE), "-o", "k.o"], \
+                ["-shared", "k.o", "-o", "k.so"]  # not linked to another runtime of OpenMP  # fmt: skip
+        for step in steps:
+            subprocess.run([compiler, *step], cwd=place, capture_output=True, check=True, timeout=300)
+        made = ctypes.CDLL(str(Path(place) / "k.so"))  # which needs its file no longer
+        if folder:
             os.replace(Path(place) / "k.so", folder / name)
-    return folder / name
+        return made
+
+
+def cache_folder() -> Path | None:
+    """Where libraries are kept; None where there is no such folder of this user alone."""
+    with suppress(OSError, RuntimeError):  # a user without a home
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "decoders"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid():
+            return folder
+    return None
 
 
 # ---- Called ------------------------------------------------------------------------------------------------

@@ -9,14 +9,12 @@ here it has the name that the hub uses today. Broken folders raise ValueError, m
 OSError, with one line that says which file and what to do.
 """
 
-import ctypes
 import json
-import mmap
 import re
 import shutil
 import warnings
 from collections.abc import Iterable
-from contextlib import suppress
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +26,7 @@ from tqdm import tqdm
 
 from decoders import kernels
 from decoders.formats.config import check_ids, family, modern, read_config
-from decoders.formats.files import stored_tensors
+from decoders.formats.files import forget, stored_tensors
 from decoders.formats.folder import find, first_line, read_json_if_any, read_settled
 from decoders.formats.names import HEADS, LAYOUTS, NEW_HEADS, TWINS, grouped
 from decoders.formats.switch import switched
@@ -81,8 +79,7 @@ class Match(NamedTuple):
 def match(model: nn.Module, found: Tensors) -> Match:
     """Pair the model's parameters with the tensors of the same name; tied ones may be stored under any of
     theirs."""
-    prefix = LAYOUTS[model.config.model_type].prefix
-    prefix = "" if hasattr(model, prefix) else f"{prefix}."  # of a bare model
+    prefix = prefix_of(model)
     names: dict[int, list[str]] = {}
     bits = dict(model.named_buffers())  # of layers of 8 and 4 bits, which alone have buffers
     wanted = {**dict(model.named_parameters(remove_duplicate=False)), **bits}
@@ -99,8 +96,9 @@ def match(model: nn.Module, found: Tensors) -> Match:
         chosen[own[0]] = found[stored[0]]
         problems += [f"{name} is {tuple(found[name].shape)} in {found.origin[name][0].name}, not {shape}"
                      for name in stored if tuple(found[name].shape) != shape]
-        problems += [f"{name} is {found[name].dtype} in {found.origin[name][0].name}, not {bits[name].dtype}"
-                     for name in own if name in bits and found[prefix + name].dtype != bits[name].dtype]
+        kind = bits[own[0]].dtype if own[0] in bits else None
+        problems += [f"{name} is {found[name].dtype} in {found.origin[name][0].name}, not {kind}"
+                     for name in stored if kind and found[name].dtype != kind]
         if len(stored) > 1 and not problems and not torch.equal(found[stored[0]], found[stored[1]]):
             problems.append(f"{stored[1]} differs from the token table it is tied to; "
                             "load with tie_word_embeddings=False to keep both")
@@ -111,6 +109,12 @@ def match(model: nn.Module, found: Tensors) -> Match:
     first += [f"unexpected: {grouped(unexpected)}"] if unexpected else []
     new = [name for stored, name, _ in absent if stored.startswith(NEW_HEADS)]
     return Match(chosen, new, first + problems, [name for name in extra if name.startswith(HEADS)])
+
+
+def prefix_of(model: nn.Module) -> str:
+    """What the hub's names have before this model's own: a bare model is a part of the others."""
+    prefix = LAYOUTS[model.config.model_type].prefix
+    return "" if hasattr(model, prefix) else f"{prefix}."
 
 
 def load(model_class: type, path_or_id: str | Path, *, dtype: torch.dtype | None = None,
@@ -126,23 +130,20 @@ def load(model_class: type, path_or_id: str | Path, *, dtype: torch.dtype | None
     ValueError lists all that is missing, unexpected or misshapen at once. A head that the checkpoint does not
     have (classification on a base model) is drawn anew, with a warning.
     """
-    def read(folder: Path) -> tuple[nn.Module, Tensors]:
-        return on_meta(model_class, folder, **overrides), tensors(folder)
-
+    read = partial(fitting, model_class, **overrides)
     folder, (model, found) = read_settled(path_or_id, read)
     matched = match(model, found)
     if matched.problems:
         raise ValueError(f"{folder} does not fit {model_class.__name__}: {'; '.join(matched.problems)}")
     bits = {name for name, _ in model.named_buffers()}  # whose dtypes are those of the format
-    if dtype is None:
-        dtype = stored_dtype(folder, not_in_bits(model, matched.tensors))
-    state = {}
+    dtype = dtype or stored_dtype(folder, (t for name, t in matched.tensors.items() if name not in bits))
     if quantize is not None:
         try:
             quantize_while_reading(model, quantize, skip, matched, device)
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from None
     bar = tqdm(matched.tensors.items(), "loading", unit=" tensors", leave=False, disable=not progress)
+    state = {}
     for name, tensor in bar:
         state[name] = tensor.to(device, None if name in bits else dtype)
         if progress and state[name].is_cpu:
@@ -150,8 +151,6 @@ def load(model_class: type, path_or_id: str | Path, *, dtype: torch.dtype | None
     for name in matched.new:
         state[name] = torch.empty(model.get_parameter(name).shape, dtype=dtype, device=device)
     model.load_state_dict(state, strict=False, assign=True)
-    if kernels.is_quantized(model):
-        model.requires_grad_(False)
     tie(model)
     for name in {name.rpartition(".")[0] for name in matched.new}:
         model.init_weights(model.get_submodule(name))
@@ -165,41 +164,15 @@ def quantize_while_reading(model: nn.Module, kind: str, skip: Iterable[str], mat
                            device: str | torch.device) -> None:
     """Linear layers of 8 or 4 bits in place of those on the meta device; a new head is left as it is."""
     layers = kernels.linear_layers(model, kind, skip)
-    stored = {name: tensor for own, tensor in matched.tensors.items() for name in tied_names(model, own)}
+    stored = {id(model.get_parameter(name)): name for name in matched.tensors}  # a tied one has the table's
     for name, layer in layers.items():
-        if f"{name}.weight" in matched.new:
-            continue
-        tensor = stored[f"{name}.weight"]
-        kernels.put(model, name, kernels.filled(name, layer, kind, tensor, device))
-        if matched.tensors.get(f"{name}.weight") is tensor:
-            del matched.tensors[f"{name}.weight"]
-        forget(tensor)
-    kernels.quantized(model, kind, skip)
-
-
-def not_in_bits(model: nn.Module, tensors: dict[str, Tensor]) -> list[Tensor]:
-    """Those that are no 8 or 4 bits nor their scales."""
-    bits = dict(model.named_buffers())
-    return [tensor for name, tensor in tensors.items() if name not in bits]
-
-
-def tied_names(model: nn.Module, name: str) -> list[str]:
-    """All names of the parameter of this name."""
-    own = model.get_parameter(name)
-    return [other for other, one in model.named_parameters(remove_duplicate=False) if one is own]
-
-
-def forget(tensor: Tensor) -> None:
-    """Give the memory of a mapped tensor back to the system, which reads the file again if need be."""
-    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    with suppress(OSError):
-        for line in Path("/proc/self/maps").read_text().splitlines():
-            addresses, _, _, _, inode, *_ = line.split()
-            first, last = (int(address, 16) for address in addresses.split("-"))
-            if first <= start < end <= last and inode != "0":  # what is no file would be lost
-                dontneed = ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED
-                ctypes.CDLL(None).madvise(*dontneed)
+        if found := stored.get(id(layer.weight)):
+            tensor = matched.tensors[found]
+            kernels.put(model, name, kernels.filled(name, layer, kind, tensor, device))
+            if found == f"{name}.weight":
+                del matched.tensors[found]
+            forget(tensor)
+    kernels.quantized(model, kind)
 
 
 class Undrawn(TorchFunctionMode):
@@ -208,6 +181,17 @@ class Undrawn(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         return kwargs["tensor"] if function is nn.init.normal_ else function(*args, **(kwargs or {}))
+
+
+def fitting(model_class: type, folder: Path, **overrides) -> tuple[nn.Module, Tensors]:
+    """A model without memory for its weights, its layers in 8 or 4 bits where the folder's are, and these."""
+    model, found = on_meta(model_class, folder, **overrides), tensors(folder)
+    prefix = prefix_of(model)
+    try:
+        kernels.expect(model, lambda name: f"{prefix}{name}.qweight" in found)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from None
+    return model, found
 
 
 def on_meta(model_class: type, folder: Path, **overrides) -> nn.Module:
@@ -227,10 +211,6 @@ def on_meta(model_class: type, folder: Path, **overrides) -> nn.Module:
         raise ValueError(f"{folder / 'config.json'}: {first_line(error)}") from None
     with torch.device("meta"), Undrawn():
         model = model_class(config)
-    try:
-        kernels.expect(model, current.get("quantization_config"))
-    except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'}: {error}") from None
     model.config_json = {key: value for key, value in current.items() if key not in overrides}
     model.generation_config = read_json_if_any(folder / "generation_config.json")
     try:
@@ -253,10 +233,7 @@ def stored_dtype(folder: Path, stored: Iterable[Tensor]) -> torch.dtype:
     if any(not dtype.is_floating_point or dtype.itemsize < 2 for dtype in dtypes):
         told = ", ".join(sorted(map(str, dtypes)))
         raise ValueError(f"{folder} holds weights in {told}: quantised weights are not supported")
-    first, *others = dtypes
-    for other in others:
-        first = torch.promote_types(first, other)
-    return first
+    return reduce(torch.promote_types, dtypes)
 
 
 def resize_embeddings(model: nn.Module, n: int) -> None:

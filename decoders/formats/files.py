@@ -6,12 +6,15 @@ line that says which file and what to do.
 """
 
 import argparse
+import ctypes
 import json
 import math
+import mmap
 import pickle
 import re
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import safetensors
@@ -41,6 +44,19 @@ def stored_tensors(folder: Path) -> Iterator[tuple[Path, str, Tensor]]:
                 yield file, name, tensor
         return
     raise FileNotFoundError(f"{folder} holds no weights: none of {', '.join(FORMATS)}, whole or in shards")
+
+
+def forget(tensor: Tensor) -> None:
+    """Give the memory of a mapped tensor back to the system, which reads the file again if need be."""
+    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    with suppress(OSError):
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            addresses, _, _, _, inode, *_ = line.split()
+            first, last = (int(address, 16) for address in addresses.split("-"))
+            if first <= start < end <= last and inode != "0":  # what is no file would be lost
+                dontneed = ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED
+                ctypes.CDLL(None).madvise(*dontneed)
 
 
 def shards(index: Path) -> dict[Path, set[str]]:
