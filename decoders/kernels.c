@@ -369,28 +369,36 @@ void int8_rows(const int8_t *w, const float *scale, void *to, int kind, long N, 
 // w[n, k] = (q - zero) * scale, scale float16 and zero a byte for each 32 inputs; two q in a byte, the first in
 // the lower half. 128 of them are 16 lanes of 8: lane i has the inputs 8 i to 8 i + 7, four lanes a group.
 
-// One row of x in that order, 128 at a time: [8][16], and behind them the sum of each group in the first of its
-// four lanes.
-static void in_lanes(const void *x, int kind, long inputs, float *to) {
-    for (long block = 0; block * 128 < inputs; block++, to += 144) {
-        float row[128] = {0};
+// One row of x in that order, 128 at a time: [8][16] in float32, or [4][16] pairs i and i + 4 in bfloat16
+// (`pairs`), and behind them, in float32, the sum of each group in the first of its four lanes.
+static void in_lanes(const void *x, int kind, int pairs, long inputs, char *to) {
+    const __m512i every_eighth = _mm512_slli_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), 3);
+    for (long block = 0; block * 128 < inputs; block++) {
+        float row[128] = {0}, sums[16] = {0};
         for (long k = block * 128; k < inputs && k < block * 128 + 128; k += 16)
             _mm512_storeu_ps(row + k - block * 128, load(x, kind, k, first(inputs - k)));
-        memset(to + 128, 0, 16 * sizeof(float));
-        for (int i = 0; i < 128; i++) {
-            to[i % 8 * 16 + i / 8] = row[i];
-            to[128 + i / 32 * 4] += row[i];
-        }
+        for (int g = 0; g < 4; g++)
+            sums[g * 4] = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_loadu_ps(row + g * 32), _mm512_loadu_ps(row + g * 32 + 16)));
+        for (int j = 0; j < 8 && !pairs; j++, to += 64) _mm512_storeu_ps(to, _mm512_i32gather_ps(every_eighth, row + j, 4));
+        for (int j = 0; j < 4 && pairs; j++)
+            for (int i = 0; i < 128; i += 32, to += 16) {
+                __m512i fours = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(row + i + 16), _mm512_loadu_ps(row + i));
+                _mm_storeu_si128((__m128i *)to, _mm512_cvtepi64_epi16(_mm512_srli_epi64(fours, 16 * j)));
+            }
+        memcpy(to, sums, 64), to += 64;
     }
 }
 
-// R rows with one of x.
-INLINE void nibbles(int R, const float *x, long blocks, const uint8_t *w, const uint16_t *scale, const uint8_t *zero, float *out) {
+// R rows with one of x. Numbers of 4 bits become floats by a table: of 16 in float32, and in bfloat16 of the
+// same 16 twice, since that takes 5 bits, of which the highest is the next number's.
+INLINE void nibbles(int R, int pairs, const char *x, long blocks, const uint8_t *w, const uint16_t *scale, const uint8_t *zero, float *out) {
     const __m512 value = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i value_twice = (__m512i)_mm512_cvtne2ps_pbh(value, value);
+    const long size = pairs ? 256 : 512;
     const __m512i group = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
     __m512 sum[4];
     UNROLL for (int r = 0; r < R; r++) sum[r] = _mm512_setzero_ps();
-    for (long b = 0; b < blocks; b++, x += 144) {
+    for (long b = 0; b < blocks; b++, x += size + 64) {
         __m512i q[4];
         __m512 part[4];
         UNROLL for (int r = 0; r < R; r++) {
@@ -399,11 +407,18 @@ INLINE void nibbles(int R, const float *x, long blocks, const uint8_t *w, const 
             __m512 z = _mm512_castps128_ps512(_mm_cvtepi32_ps(_mm_cvtepu8_epi32(_mm_cvtsi32_si128(zeros))));
             q[r] = _mm512_loadu_si512(w + (r * blocks + b) * 64);
             _mm_prefetch(w + ((R + r) * blocks + b) * 64, _MM_HINT_T0);
-            part[r] = _mm512_fnmadd_ps(_mm512_permutexvar_ps(group, z), _mm512_loadu_ps(x + 128), _mm512_setzero_ps());
+            part[r] = _mm512_fnmadd_ps(_mm512_permutexvar_ps(group, z), _mm512_loadu_ps(x + size), _mm512_setzero_ps());
         }
-        UNROLL for (int j = 0; j < 8; j++)
-            UNROLL for (int r = 0; r < R; r++)
-                part[r] = _mm512_fmadd_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(q[r], 4 * j), value), _mm512_loadu_ps(x + j * 16), part[r]);
+        UNROLL for (int j = 0; j < (pairs ? 4 : 8); j++)
+            UNROLL for (int r = 0; r < R; r++) {
+                if (pairs) {
+                    __m512i v = _mm512_permutexvar_epi16(_mm512_srli_epi16(q[r], 4 * j), value_twice);
+                    part[r] = _mm512_dpbf16_ps(part[r], (__m512bh)v, (__m512bh)_mm512_loadu_si512(x + j * 64));
+                } else {
+                    __m512 v = _mm512_permutexvar_ps(_mm512_srli_epi32(q[r], 4 * j), value);
+                    part[r] = _mm512_fmadd_ps(v, _mm512_loadu_ps(x + j * 64), part[r]);
+                }
+            }
         UNROLL for (int r = 0; r < R; r++) {
             __m512 s = _mm512_castps128_ps512(_mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)(scale + (r * blocks + b) * 4))));
             sum[r] = _mm512_fmadd_ps(_mm512_permutexvar_ps(group, s), part[r], sum[r]);
@@ -431,25 +446,25 @@ void int4_rows(const uint8_t *w, const uint16_t *scale, const uint8_t *zero, voi
         int4_row(w + n * blocks * 64, scale + n * blocks * 4, zero + n * blocks * 4, (char *)to + n * inputs * size_of(kind), kind, inputs);
 }
 
-static void one_int4_row(const void *x, const uint8_t *w, const uint16_t *scale, const uint8_t *zero, long inputs,
-                         const Result *to, int threads) {
+INLINE void one_int4_row(int pairs, const void *x, const uint8_t *w, const uint16_t *scale, const uint8_t *zero,
+                         long inputs, const Result *to, int threads) {
     const long blocks = (inputs + 127) / 128;
+    char *lanes = aligned_alloc(64, blocks * (pairs ? 320 : 576));
+    in_lanes(x, to->kind, pairs, inputs, lanes);
 #pragma omp parallel num_threads(threads)
     {
-        float *lanes = aligned_alloc(64, blocks * 144 * 4);
-        in_lanes(x, to->kind, inputs, lanes);
 #pragma omp for schedule(static)
         for (long n = 0; n < to->N; n += 4) {
             int R = to->N - n < 4 ? (int)(to->N - n) : 4;
             const uint8_t *q = w + n * blocks * 64, *z = zero + n * blocks * 4;
             const uint16_t *s = scale + n * blocks * 4;
             float out[4];
-            if (R == 4) nibbles(4, lanes, blocks, q, s, z, out);
-            else for (int r = 0; r < R; r++) nibbles(1, lanes, blocks, q + r * blocks * 64, s + r * blocks * 4, z + r * blocks * 4, out + r);
+            if (R == 4) nibbles(4, pairs, lanes, blocks, q, s, z, out);
+            else for (int r = 0; r < R; r++) nibbles(1, pairs, lanes, blocks, q + r * blocks * 64, s + r * blocks * 4, z + r * blocks * 4, out + r);
             for (int r = 0; r < R; r++) finish(to, 0, n + r, out[r]);
         }
-        free(lanes);
     }
+    free(lanes);
 }
 
 // Several rows of x share what 4 rows of w become: bfloat16 for bfloat16, else float32.
@@ -476,7 +491,9 @@ static void few_int4_rows(const void *x, const uint8_t *w, const uint16_t *scale
 void int4_product(const void *x, const uint8_t *w, const uint16_t *scale, const uint8_t *zero, const void *bias,
                   void *y, int kind, long M, long N, long inputs, int threads) {
     Result to = {0, bias, y, kind, M, N};
-    (M == 1 ? one_int4_row : few_int4_rows)(x, w, scale, zero, inputs, &to, threads);
+    if (M > 1) few_int4_rows(x, w, scale, zero, inputs, &to, threads);
+    else if (kind == BFLOAT16) one_int4_row(1, x, w, scale, zero, inputs, &to, threads);
+    else one_int4_row(0, x, w, scale, zero, inputs, &to, threads);
 }
 
 // ---- Weights into 8 and 4 bits -------------------------------------------------------------------------------
