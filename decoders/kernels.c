@@ -13,8 +13,9 @@
 
 #define UNROLL _Pragma("GCC unroll 8")  // so that sums stay in registers
 #define INLINE static inline __attribute__((always_inline))
-enum { FLOAT32, BFLOAT16, FLOAT16, INT8 };  // what a number is stored as
-enum { BLOCK = 64 };                        // outputs whose weights stay near while all rows of x pass
+enum { FLOAT32, BFLOAT16, FLOAT16, INT8, INT4 };  // what a number is stored as
+enum { BLOCK = 64, NEAR = 1024 };  // outputs, and 4 bytes of inputs, that stay near while all rows of x pass
+enum { MANY = 36 };  // rows of whole numbers from which it pays to lay weights out anew
 
 // ---- Numbers ------------------------------------------------------------------------------------------------
 
@@ -210,6 +211,169 @@ void rows(const void *x, const void *w, int kind, const float *scale, const void
     free(wide);
 }
 
+// A row of 4 bits as numbers of `kind`. Of each group a table says what its 16 numbers stand for; in 16 bits it
+// holds them twice, since it is looked up with 5 bits.
+INLINE void int4_row(const uint8_t *w, const uint16_t *scale, const uint8_t *zero, void *to, int kind, long inputs) {
+    const __m512 value = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i low = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+    const __m512i shift = _mm512_set1_epi64(4LL << 32);
+    for (long k = 0; k < inputs; k += 32) {
+        __m512 table = _mm512_mul_ps(_mm512_sub_ps(value, _mm512_set1_ps(zero[k / 32])), _mm512_set1_ps(load_one(scale, FLOAT16, k / 32)));
+        __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(w + k / 2)));
+        if (kind == FLOAT32) {
+            for (int i = 0; i < 2 && k + i * 16 < inputs; i++) {
+                __m512i q = _mm512_srlv_epi32(_mm512_permutexvar_epi32(_mm512_add_epi32(low, _mm512_set1_epi32(8 * i)), bytes), shift);
+                store(to, kind, k + i * 16, first(inputs - k - i * 16), _mm512_permutexvar_ps(q, table));
+            }
+            continue;
+        }
+        __m256i half = kind == FLOAT16 ? _mm512_cvtps_ph(table, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) : (__m256i)_mm512_cvtneps_pbh(table);
+        __m512i q = _mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12));  // one in each 16 bits
+        __m512i v = _mm512_permutexvar_epi16(q, _mm512_broadcast_i64x4(half));
+        if (inputs - k >= 32) _mm512_storeu_si512((uint16_t *)to + k, v);
+        else _mm512_mask_storeu_epi16((uint16_t *)to + k, (1u << (inputs - k)) - 1, v);
+    }
+}
+
+INLINE __m512i signed_bytes(const int8_t *w, long left) {
+    return left >= 64 ? _mm512_loadu_si512(w) : _mm512_maskz_loadu_epi8((1ULL << left) - 1, w);
+}
+
+INLINE int32_t sum_of_row(const int8_t *w, long inputs) {
+    __m512i sum = _mm512_setzero_si512();
+    for (long k = 0; k < inputs; k += 64) sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), signed_bytes(w + k, inputs - k));
+    return _mm512_reduce_add_epi32(sum);
+}
+
+// A row of sums of whole numbers, times its scales.
+INLINE void finish_whole(const Result *to, long m, long n, int rows, float sx, const int32_t *sums, const int32_t *out) {
+    for (int r = 0; r < rows; r += 16) {
+        __mmask16 mask = first(rows - r);
+        __m512i shift = _mm512_slli_epi32(_mm512_maskz_loadu_epi32(mask, sums + r), 7);
+        __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(out + r), shift));
+        __m512 v = _mm512_mul_ps(sum, _mm512_mul_ps(_mm512_set1_ps(sx), load(to->scale, FLOAT32, n + r, mask)));
+        if (to->bias) v = _mm512_add_ps(v, load(to->bias, to->kind, n + r, mask));
+        store(to->y, to->kind, m * to->N + n + r, mask, v);
+    }
+}
+
+// ---- Many rows ----------------------------------------------------------------------------------------------
+// BLOCK rows of w, and of these NEAR times 4 bytes, are laid out in strips of 16 rows with 4 bytes of each side by
+// side: nothing has to be added up across a register, and what is read again for all rows of x lies near. 4 bytes
+// are four whole numbers, or two of bfloat16, which 8 bits become exactly and 4 bits rounded.
+
+typedef struct {
+    const void *w;
+    const uint16_t *scale;  // of 4 bits
+    const uint8_t *zero;
+    int kind;
+    long inputs, stride;
+} Weights;
+
+// `count` inputs of row n, from k on, as four bytes are; zeros behind them.
+INLINE void near_row(int whole, const Weights *from, long n, long k, long count, char *to) {
+    long bytes = whole ? count : 2 * count;
+    memset(to + bytes / 64 * 64, 0, bytes % 64 ? 64 : 0);
+    if (from->kind == INT4) {
+        long blocks = (from->inputs + 127) / 128, group = n * blocks * 4 + k / 32;
+        int4_row((const uint8_t *)from->w + group * 16, from->scale + group, from->zero + group, to, BFLOAT16, count);
+    } else if (from->kind == INT8 && !whole) {
+        for (long i = 0, at = n * from->stride + k; i < count; i += 32) {
+            long left = count - i;
+            __m512 low = load(from->w, INT8, at + i, first(left)), high = load(from->w, INT8, at + i + 16, left > 16 ? first(left - 16) : 0);
+            _mm512_store_si512(to + 2 * i, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+        }
+    } else memcpy(to, (const char *)from->w + (n * from->stride + k) * size_of(from->kind), bytes);
+}
+
+// 16 rows of 16 times 4 bytes, `NEAR` times 4 apart, become columns, `BLOCK` times 4 apart.
+static void turned(const char *from, char *to) {
+    __m512i a[16], b[16];
+    for (int i = 0; i < 16; i++) a[i] = _mm512_load_si512(from + i * NEAR * 4);
+    UNROLL for (int i = 0; i < 16; i += 2) b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]), b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+    UNROLL for (int i = 0; i < 16; i += 4) {
+        a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]), a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+        a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]), a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+    }
+    UNROLL for (int i = 0; i < 4; i++) {  // a quarter of a[4 j + i] is a quarter of a column
+        __m512i even = _mm512_shuffle_i32x4(a[i], a[4 + i], 0x88), more = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0x88);
+        __m512i odd = _mm512_shuffle_i32x4(a[i], a[4 + i], 0xDD), rest = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0xDD);
+        _mm512_store_si512(to + i * BLOCK * 4, _mm512_shuffle_i32x4(even, more, 0x88));
+        _mm512_store_si512(to + (8 + i) * BLOCK * 4, _mm512_shuffle_i32x4(even, more, 0xDD));
+        _mm512_store_si512(to + (4 + i) * BLOCK * 4, _mm512_shuffle_i32x4(odd, rest, 0x88));
+        _mm512_store_si512(to + (12 + i) * BLOCK * 4, _mm512_shuffle_i32x4(odd, rest, 0xDD));
+    }
+}
+
+// M rows of x with the strips, added to `out` [M][BLOCK] unless these are the first.
+INLINE void strips(int M, int whole, const char *x, long stride, const char *w, long steps, int begin, int32_t *out) {
+    __m512i sum[6][4];
+    UNROLL for (int m = 0; m < M; m++)
+        UNROLL for (int r = 0; r < 4; r++) sum[m][r] = begin ? _mm512_setzero_si512() : _mm512_load_si512(out + m * BLOCK + r * 16);
+    for (long k = 0; k < steps; k++) {
+        __m512i v[4];
+        UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_load_si512(w + k * BLOCK * 4 + r * 64);
+        UNROLL for (int m = 0; m < M; m++) {
+            int32_t four;
+            memcpy(&four, x + m * stride + k * 4, 4);
+            __m512i u = _mm512_set1_epi32(four);
+            UNROLL for (int r = 0; r < 4; r++)
+                sum[m][r] = whole ? _mm512_dpbusd_epi32(sum[m][r], u, v[r])
+                                  : (__m512i)_mm512_dpbf16_ps((__m512)sum[m][r], (__m512bh)u, (__m512bh)v[r]);
+        }
+    }
+    UNROLL for (int m = 0; m < M; m++)
+        UNROLL for (int r = 0; r < 4; r++) _mm512_store_si512(out + m * BLOCK + r * 16, sum[m][r]);
+}
+
+static void whole_strips(int M, const char *x, long stride, const char *w, long steps, int begin, int32_t *out) {
+    OF_CONSTANT(M, strips, 1, x, stride, w, steps, begin, out)
+}
+
+static void pair_strips(int M, const char *x, long stride, const char *w, long steps, int begin, int32_t *out) {
+    OF_CONSTANT(M, strips, 0, x, stride, w, steps, begin, out)
+}
+
+// x: rows of whole numbers with their scales (`whole`), or of bfloat16, `stride` bytes apart; what they have behind
+// the last input is a number.
+INLINE void many_rows(int whole, const char *x, long stride, const float *sx, const Weights *w, const Result *to, int threads) {
+    const int unit = whole ? 1 : 2;
+    const long part = NEAR * 4 / unit;
+#pragma omp parallel num_threads(threads)
+    {
+        char *near = aligned_alloc(64, (BLOCK + 16) * NEAR * 4), *own = near + BLOCK * NEAR * 4;
+        int32_t *out = aligned_alloc(64, to->M * BLOCK * 4);
+#pragma omp for schedule(static)
+        for (long n = 0; n < to->N; n += BLOCK) {
+            int rows = to->N - n < BLOCK ? (int)(to->N - n) : BLOCK;
+            int32_t sums[BLOCK] = {0};
+            for (int r = 0; r < rows && whole; r++) sums[r] = sum_of_row((const int8_t *)w->w + (n + r) * w->stride, w->inputs);
+            for (long k = 0; k < w->inputs; k += part) {
+                long count = w->inputs - k < part ? w->inputs - k : part;
+                for (int r = 0; r < BLOCK; r++) {
+                    char *row = own + r % 16 * NEAR * 4;
+                    if (r < rows) near_row(whole, w, n + r, k, count, row);
+                    else memset(row, 0, NEAR * 4);
+                    for (long i = 0; r % 16 == 15 && i < count * unit; i += 64) turned(own + i, near + i * BLOCK + r / 16 * 64);
+                }
+                for (long m = 0; m < to->M; m += 6)
+                    (whole ? whole_strips : pair_strips)(to->M - m < 6 ? to->M - m : 6, x + m * stride + k * unit, stride, near, (count * unit + 3) / 4, k == 0, out + m * BLOCK);
+            }
+            for (long m = 0; m < to->M; m++) {
+                if (whole) finish_whole(to, m, n, rows, sx[m], sums, out + m * BLOCK);
+                else for (int r = 0; r < rows; r += 16) {
+                    __mmask16 mask = first(rows - r);
+                    __m512 v = _mm512_load_ps((float *)out + m * BLOCK + r);
+                    if (to->scale) v = _mm512_mul_ps(v, load(to->scale, FLOAT32, n + r, mask));
+                    if (to->bias) v = _mm512_add_ps(v, load(to->bias, to->kind, n + r, mask));
+                    store(to->y, to->kind, m * to->N + n + r, mask, v);
+                }
+            }
+        }
+        free(near), free(out);
+    }
+}
+
 // ---- 8 bits -------------------------------------------------------------------------------------------------
 // y[m, n] = sx[m] sw[n] (whole x . whole w) + bias[n]. Each row of x has a scale of its own, so that no row
 // depends on another. The instruction multiplies unsigned by signed: x is moved up by 128, and 128 times the sum
@@ -231,16 +395,6 @@ static float whole_numbers(const void *x, int kind, long start, long inputs, lon
         store_bytes(q + k, first(inputs - k), _mm512_cvtepi32_epi8(_mm512_add_epi32(n, _mm512_set1_epi32(128))));
     }
     return scale;
-}
-
-INLINE __m512i signed_bytes(const int8_t *w, long left) {
-    return left >= 64 ? _mm512_loadu_si512(w) : _mm512_maskz_loadu_epi8((1ULL << left) - 1, w);
-}
-
-INLINE int32_t sum_of_row(const int8_t *w, long inputs) {
-    __m512i sum = _mm512_setzero_si512();
-    for (long k = 0; k < inputs; k += 64) sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), signed_bytes(w + k, inputs - k));
-    return _mm512_reduce_add_epi32(sum);
 }
 
 // One row of w with one of x. The sum of w's row is taken on the way: it costs nothing while memory is waited
@@ -285,73 +439,35 @@ INLINE void whole_rows(int M, int R, const uint8_t *x, long K, const int8_t *w, 
         UNROLL for (int r = 0; r < R; r++) out[m * BLOCK + r] = _mm512_reduce_add_epi32(sum[m][r]);
 }
 
-// For many rows of x: BLOCK rows of w in strips of 16, of each 4 inputs side by side, so that nothing has to be
-// added up across a register. Rows behind the last one are 0.
-static void in_strips(const int8_t *w, int rows, long inputs, long K, int8_t *to) {
-    for (int r = 0; r < BLOCK; r += 16)
-        for (long k = 0; k < K; k += 4) {
-            int32_t four[16] = {0};
-            for (int i = 0; i < 16 && r + i < rows; i++) memcpy(four + i, w + (r + i) * inputs + k, inputs - k < 4 ? (inputs > k ? inputs - k : 0) : 4);
-            memcpy(to + r * K + k * 16, four, 64);
-        }
-}
-
-INLINE void strips(int M, int R, const uint8_t *x, long K, const int8_t *w, int32_t *out) {
-    __m512i sum[6][4];
-    UNROLL for (int m = 0; m < M; m++)
-        UNROLL for (int r = 0; r < R; r++) sum[m][r] = _mm512_setzero_si512();
-    for (long k = 0; k < K; k += 4) {
-        __m512i v[4];
-        UNROLL for (int r = 0; r < R; r++) v[r] = _mm512_loadu_si512(w + r * 16 * K + k * 16);
-        UNROLL for (int m = 0; m < M; m++) {
-            int32_t four;
-            memcpy(&four, x + m * K + k, 4);
-            UNROLL for (int r = 0; r < R; r++) sum[m][r] = _mm512_dpbusd_epi32(sum[m][r], _mm512_set1_epi32(four), v[r]);
-        }
+// Rows of x with up to BLOCK rows of w, from n on.
+static void some_whole_rows(const uint8_t *x, const float *sx, long K, const int8_t *w, long inputs, const Result *to, long n) {
+    int rows = to->N - n < BLOCK ? (int)(to->N - n) : BLOCK;
+    int32_t sums[BLOCK] = {0}, out[6 * BLOCK];
+    for (int r = 0; r < rows && to->M > 1; r++) sums[r] = sum_of_row(w + (n + r) * inputs, inputs);
+    for (long m = 0; m < to->M; m += 6) {
+        int few = to->M - m < 6 ? (int)(to->M - m) : 6, r = 0;
+        for (; r + 4 <= rows && to->M > 1; r += 4) OF_CONSTANT(few, whole_rows, 4, x + m * K, K, w + (n + r) * inputs, inputs, out + r)
+        for (; r < rows; r++)
+            for (int i = 0; i < few; i++)
+                out[i * BLOCK + r] = one_whole_row(x + (m + i) * K, w + (n + r) * inputs, inputs) + 128 * sums[r];
+        for (int i = 0; i < few; i++) finish_whole(to, m + i, n, rows, sx[m + i], sums, out + i * BLOCK);
     }
-    UNROLL for (int m = 0; m < M; m++)
-        UNROLL for (int r = 0; r < R; r++) _mm512_storeu_si512(out + m * BLOCK + r * 16, sum[m][r]);
 }
 
 void int8_product(const void *x, const int8_t *w, const float *scale, const void *bias, void *y, int kind, long M,
                   long N, long inputs, int threads) {
     const long K = (inputs + 63) / 64 * 64;
-    const int many = M >= 48;
+    Result to = {scale, bias, y, kind, M, N};
     uint8_t *q = aligned_alloc(64, M * K);
     float *sx = malloc(M * sizeof(float));
 #pragma omp parallel num_threads(threads)
     {
-        int8_t *near = many ? aligned_alloc(64, BLOCK * K) : 0;
 #pragma omp for schedule(static)
         for (long m = 0; m < M; m++) sx[m] = whole_numbers(x, kind, m * inputs, inputs, K, q + m * K);
 #pragma omp for schedule(static)
-        for (long n = 0; n < N; n += BLOCK) {
-            int rows = N - n < BLOCK ? (int)(N - n) : BLOCK;
-            int32_t sums[BLOCK];
-            if (many) in_strips(w + n * inputs, rows, inputs, K, near);
-            for (int r = 0; r < rows; r++) sums[r] = M > 1 ? sum_of_row(w + (n + r) * inputs, inputs) : 0;
-            for (long m = 0; m < M; m += 6) {
-                int few = M - m < 6 ? (int)(M - m) : 6, r = 0;
-                int32_t out[6 * BLOCK];
-                if (many) { OF_CONSTANT(few, strips, 4, q + m * K, K, near, out) }
-                else if (M > 1)
-                    for (; r + 4 <= rows; r += 4) OF_CONSTANT(few, whole_rows, 4, q + m * K, K, w + (n + r) * inputs, inputs, out + r)
-                for (; !many && r < rows; r++)
-                    for (int i = 0; i < few; i++)
-                        out[i * BLOCK + r] = one_whole_row(q + (m + i) * K, w + (n + r) * inputs, inputs) + 128 * sums[r];
-                for (int i = 0; i < few; i++)
-                    for (r = 0; r < rows; r += 16) {
-                        __mmask16 mask = first(rows - r);
-                        __m512i shift = _mm512_slli_epi32(_mm512_maskz_loadu_epi32(mask, sums + r), 7);
-                        __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(out + i * BLOCK + r), shift));
-                        __m512 v = _mm512_mul_ps(sum, _mm512_mul_ps(_mm512_set1_ps(sx[m + i]), load(scale, FLOAT32, n + r, mask)));
-                        if (bias) v = _mm512_add_ps(v, load(bias, kind, n + r, mask));
-                        store(y, kind, (m + i) * N + n + r, mask, v);
-                    }
-            }
-        }
-        free(near);
+        for (long n = 0; n < (M < MANY ? N : 0); n += BLOCK) some_whole_rows(q, sx, K, w, inputs, &to, n);
     }
+    if (M >= MANY) many_rows(1, (char *)q, K, sx, &(Weights){w, 0, 0, INT8, inputs, inputs}, &to, threads);
     free(q), free(sx);
 }
 
@@ -409,15 +525,15 @@ INLINE void nibbles(int R, int pairs, const char *x, long blocks, const uint8_t 
             _mm_prefetch(w + ((R + r) * blocks + b) * 64, _MM_HINT_T0);
             part[r] = _mm512_fnmadd_ps(_mm512_permutexvar_ps(group, z), _mm512_loadu_ps(x + size), _mm512_setzero_ps());
         }
-        UNROLL for (int j = 0; j < (pairs ? 4 : 8); j++)
+        UNROLL for (int j = 0; j < 4 && pairs; j++)
             UNROLL for (int r = 0; r < R; r++) {
-                if (pairs) {
-                    __m512i v = _mm512_permutexvar_epi16(_mm512_srli_epi16(q[r], 4 * j), value_twice);
-                    part[r] = _mm512_dpbf16_ps(part[r], (__m512bh)v, (__m512bh)_mm512_loadu_si512(x + j * 64));
-                } else {
-                    __m512 v = _mm512_permutexvar_ps(_mm512_srli_epi32(q[r], 4 * j), value);
-                    part[r] = _mm512_fmadd_ps(v, _mm512_loadu_ps(x + j * 64), part[r]);
-                }
+                __m512i v = _mm512_permutexvar_epi16(_mm512_srli_epi16(q[r], 4 * j), value_twice);
+                part[r] = _mm512_dpbf16_ps(part[r], (__m512bh)v, (__m512bh)_mm512_loadu_si512(x + j * 64));
+            }
+        UNROLL for (int j = 0; j < 8 && !pairs; j++)
+            UNROLL for (int r = 0; r < R; r++) {
+                __m512 v = _mm512_permutexvar_ps(_mm512_srli_epi32(q[r], 4 * j), value);
+                part[r] = _mm512_fmadd_ps(v, _mm512_loadu_ps(x + j * 64), part[r]);
             }
         UNROLL for (int r = 0; r < R; r++) {
             __m512 s = _mm512_castps128_ps512(_mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)(scale + (r * blocks + b) * 4))));
@@ -425,18 +541,6 @@ INLINE void nibbles(int R, int pairs, const char *x, long blocks, const uint8_t 
         }
     }
     UNROLL for (int r = 0; r < R; r++) out[r] = _mm512_reduce_add_ps(sum[r]);
-}
-
-// A row of 4 bits as numbers of `kind`.
-INLINE void int4_row(const uint8_t *w, const uint16_t *scale, const uint8_t *zero, void *to, int kind, long inputs) {
-    const __m512i twice = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
-    for (long k = 0; k < inputs; k += 16) {
-        __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(w + k / 2)));
-        __m512i q = _mm512_srlv_epi32(_mm512_permutexvar_epi32(twice, bytes), _mm512_set1_epi64(4LL << 32));
-        __m512 v = _mm512_cvtepi32_ps(_mm512_and_epi32(q, _mm512_set1_epi32(15)));
-        v = _mm512_mul_ps(_mm512_sub_ps(v, _mm512_set1_ps(zero[k / 32])), _mm512_set1_ps(load_one(scale, FLOAT16, k / 32)));
-        store(to, kind, k, first(inputs - k), v);
-    }
 }
 
 void int4_rows(const uint8_t *w, const uint16_t *scale, const uint8_t *zero, void *to, int kind, long N, long inputs, int threads) {
@@ -494,6 +598,19 @@ void int4_product(const void *x, const uint8_t *w, const uint16_t *scale, const 
     if (M > 1) few_int4_rows(x, w, scale, zero, inputs, &to, threads);
     else if (kind == BFLOAT16) one_int4_row(1, x, w, scale, zero, inputs, &to, threads);
     else one_int4_row(0, x, w, scale, zero, inputs, &to, threads);
+}
+
+// ---- Many rows of bfloat16 ------------------------------------------------------------------------------------
+
+// x (M, inputs) and y (M, N) of bfloat16; w of bfloat16, or of 8 or 4 bits with their scales.
+void bfloat16_product(const uint16_t *x, const void *w, int kind, const void *scale, const uint8_t *zero,
+                      const void *bias, void *y, long M, long N, long inputs, long stride, int threads) {
+    Result to = {kind == INT8 ? scale : 0, bias, y, BFLOAT16, M, N};
+    const long K = (inputs + 1) / 2 * 2;
+    uint16_t *even = K == inputs ? 0 : calloc(M * K, 2);
+    for (long m = 0; even && m < M; m++) memcpy(even + m * K, x + m * inputs, inputs * 2);
+    many_rows(0, (const char *)(even ? even : x), K * 2, 0, &(Weights){w, kind == INT4 ? scale : 0, zero, kind, inputs, stride}, &to, threads);
+    free(even);
 }
 
 // ---- Weights into 8 and 4 bits -------------------------------------------------------------------------------

@@ -319,7 +319,10 @@ class Quantized(nn.Module):
         bias = None if self.bias is None else self.bias.to(x.dtype)
         if self.kind == "int8":
             return self.whole_product(lib, x, bias)
-        if lib and x.numel() <= 2 * FEW * self.in_features:
+        rows = x.numel() // self.in_features
+        if lib and x.dtype is torch.bfloat16 and rows > 5:
+            return native.bfloat16_product(lib, x, bias, *self.buffers())
+        if lib and rows <= 2 * FEW:
             if self.kind == "int4":
                 return native.int4_product(lib, x, self.qweight, self.scale, self.zero, bias)
             return native.product_of_rows(lib, x, self.qweight, self.scale, bias)

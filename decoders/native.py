@@ -26,11 +26,13 @@ Maybe = Tensor | None
 SOURCE = Path(__file__).parent / "kernels.c"
 NEEDED = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni"}
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
+INT4 = 4
 p, i, n, f = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_float
 ARGUMENTS = {
     "rows": (p, p, i, p, p, p, i, n, n, n, n, i),
     "int8_product": (p, p, p, p, p, i, n, n, n, i),
     "int4_product": (p, p, p, p, p, p, i, n, n, n, i),
+    "bfloat16_product": (p, p, i, p, p, p, p, n, n, n, n, i),
     "int8_rows": (p, p, p, i, n, n, i),
     "int4_rows": (p, p, p, p, i, n, n, i),
     "to_int8": (p, i, n, p, p, n, n, i),
@@ -131,6 +133,16 @@ def int4_product(lib: Library, x: Tensor, q: Tensor, scale: Tensor, zero: Tensor
     return y
 
 
+def bfloat16_product(lib: Library, x: Tensor, bias: Maybe, q: Tensor, scale: Tensor,
+                     zero: Maybe = None) -> Tensor:
+    """(..., N): many rows of x (..., K) with q int8 (N, K), or uint8 with a zero as in `int4_product`."""
+    x, y = x.contiguous(), x.new_empty(*x.shape[:-1], q.shape[0])
+    lib.bfloat16_product(pointer(x), pointer(q), KINDS.get(q.dtype, INT4), pointer(scale), pointer(zero),
+                         pointer(bias), pointer(y), x.numel() // x.shape[-1], len(q), x.shape[-1],
+                         q.stride(0), torch.get_num_threads())
+    return y
+
+
 def int8_rows(lib: Library, q: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """(N, K): what 8 bits stand for."""
     w = torch.empty(q.shape, dtype=dtype)
@@ -184,7 +196,7 @@ def one_query(lib: Library, q: Tensor, k: Tensor, v: Tensor, bias: Maybe, scale:
 def gives_the_right_numbers(lib: Library) -> bool:
     """Small products of whole numbers, which are exact in any order, and attention that looks at one key."""
     a = (torch.arange(70 * 150).view(70, 150) * 7 % 11 - 5).float()
-    for rows, dtype in ((1, torch.bfloat16), (7, torch.float16), (50, torch.float32)):
+    for rows, dtype in ((1, torch.bfloat16), (7, torch.float16), (40, torch.bfloat16), (50, torch.float32)):
         x = (torch.arange(rows * 150).view(rows, 150) * 5 % 7 - 3).float()
         x[:, 0], ones = 127, torch.ones(70)
         wanted = x @ a.t()
@@ -195,6 +207,9 @@ def gives_the_right_numbers(lib: Library) -> bool:
         zero = torch.full((70, 8), 5, dtype=torch.uint8)
         four = q[:, ::2] | q[:, 1::2] << 4, torch.ones(70, 8).half(), zero
         found.append(int4_product(lib, x.to(dtype), *four, None))
+        if dtype is torch.bfloat16:
+            found.append(bfloat16_product(lib, x.to(dtype), None, a.to(torch.int8), ones))
+            found.append(bfloat16_product(lib, x.to(dtype), None, *four))
         if not all(torch.equal(y, wanted.to(dtype)) for y in found):
             return False
         found = [int4_rows(lib, *four, 150, dtype), int8_rows(lib, a.to(torch.int8), ones, dtype)]

@@ -24,7 +24,7 @@ from tests.folders import safetensors_whole, weights_of, write_config
 
 KINDS = tuple(kernels.KINDS)
 kinds = pytest.mark.parametrize("kind", KINDS)
-SIZES = [(1, 32, 7), (2, 45, 67), (3, 128, 64), (5, 130, 33), (17, 200, 130), (49, 64, 65)]  # rows, inputs, outputs
+SIZES = [(1, 32, 7), (2, 45, 67), (3, 128, 64), (5, 130, 33), (9, 45, 67), (17, 200, 130), (49, 64, 65), (40, 4201, 70)]  # rows, inputs, outputs
 
 
 @pytest.fixture
