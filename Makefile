@@ -25,13 +25,13 @@ test: .venv/test
 proof: .venv/test
 	$(BIN)/python -m pytest -n auto -m proof
 
-# Every fifth pair of mistakes: hours.
+# Every fifth pair of mistakes: more than an hour.
 pairs: .venv/test
 	$(BIN)/python -m pytest -n auto -m pairs
 
-# Compilers, ONNX, torchao, Trainer, accelerate, peft, several processes: they are heavy to install.
+# Compilers, ONNX, torchao, Trainer, accelerate, peft, several processes: heavy to install, or long.
 ecosystem: .venv/ecosystem
-	$(BIN)/python -m pytest -n auto tests/test_ecosystem.py
+	$(BIN)/python -m pytest -n auto -m ecosystem
 
 # Strings, damaged folders and killed writers for as long as you like: make fuzz MINUTES=60 SEED=3
 fuzz: .venv/test

@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--draw", metavar="FILE", help="write the picture with the answer's places to FILE")
     generate.add_argument("--chat", action="store_true", help="put the prompt into the model's chat format")
     generate.add_argument("--json", action="store_true", help="one JSON object instead of streamed text")
+    generate.add_argument("--tensor-parallel", action="store_true", help="by all processes of torchrun")
 
     about = ("A conversation, a line a turn. /reset forgets it, /system TEXT says what to tell the model "
              "first, Ctrl-C stops an answer, Ctrl-D ends.")
@@ -127,6 +128,25 @@ def add_strategies(option: Callable) -> None:
 
 
 def generate(args: argparse.Namespace) -> int:
+    if not args.tensor_parallel:
+        return generate_here(args)
+    from decoders.tools import parallel
+
+    if args.quantize:
+        raise ValueError("--tensor-parallel and --quantize exclude each other")
+    if (rank := os.environ.get("RANK")) is None:
+        raise ValueError("--tensor-parallel takes several processes: torchrun --nproc-per-node 2 -m decoders")
+    try:
+        with parallel.joined(args.device) as args.mesh:
+            if args.prompt == "-":
+                args.prompt = parallel.same(standard_input() if rank == "0" else None)
+            args.draw = args.draw if rank == "0" else None
+            return generate_here(args)
+    except (ValueError, OSError) as error:
+        raise type(error)(f"process {rank}: {told(error)}") from None
+
+
+def generate_here(args: argparse.Namespace) -> int:
     import torch
 
     from decoders.tools import generation
@@ -427,6 +447,10 @@ def loaded(folder: Path, args: argparse.Namespace) -> Any:
         if not -(2**63) <= args.seed < 2**64:
             raise ValueError(f"--seed must be from -2**63 to 2**64 - 1, not {args.seed}")
         torch.manual_seed(args.seed)
+    if mesh := getattr(args, "mesh", None):
+        from decoders.tools import parallel
+
+        return parallel.load(text_class, folder, mesh, dtype=dtype)
     return weights.load(text_class, folder, dtype=dtype, device=device, quantize=args.quantize,
                         progress=bar)
 

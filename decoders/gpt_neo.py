@@ -187,7 +187,7 @@ class GPTNeoSelfAttention(nn.Module):
     def __init__(self, config: GPTNeoConfig, layer: int):
         super().__init__()
         C = config.hidden_size
-        self.layer, self.num_heads = layer, config.num_heads
+        self.layer, self.D = layer, C // config.num_heads
         self.k_proj = nn.Linear(C, C, bias=False)
         self.v_proj = nn.Linear(C, C, bias=False)
         self.q_proj = nn.Linear(C, C, bias=False)
@@ -196,9 +196,8 @@ class GPTNeoSelfAttention(nn.Module):
         self.resid_dropout = nn.Dropout(config.resid_dropout)
 
     def forward(self, x: Tensor, bias: Maybe, cache: KVCache | None, head_mask: Maybe, whole: bool):
-        B, T, C = x.shape
         q, k, v = (
-            proj(x).view(B, T, self.num_heads, C // self.num_heads).transpose(1, 2)  # (B, H, T, D)
+            proj(x).unflatten(-1, (-1, self.D)).transpose(1, 2)  # (B, H, T, D)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         if cache is not None:
@@ -207,7 +206,7 @@ class GPTNeoSelfAttention(nn.Module):
             k, v = k[:, :, -bias.shape[-1] :], v[:, :, -bias.shape[-1] :]
         dropout = self.attention_dropout if self.training else 0.0
         y, weights = self.attend(q, k, v, bias, 1.0, dropout, whole, head_mask)
-        return self.resid_dropout(self.out_proj(y.transpose(1, 2).reshape(B, T, C))), weights
+        return self.resid_dropout(self.out_proj(y.transpose(1, 2).flatten(2))), weights
 
 # ---- MLP and layer -----------------------------------------------------------------------------------------
 

@@ -187,24 +187,22 @@ class OpenAIGPTAttention(nn.Module):
 
     def __init__(self, config: OpenAIGPTConfig, layer: int):
         super().__init__()
-        self.layer, self.num_heads = layer, config.n_head
+        self.layer, self.D = layer, config.n_embd // config.n_head
         self.c_attn = Conv1D(config.n_embd, 3 * config.n_embd)  # q | k | v
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
         self.attn_pdrop = config.attn_pdrop
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor, bias: Maybe, cache: KVCache | None, head_mask: Maybe, whole: bool):
-        B, T, C = x.shape
-        D = C // self.num_heads
         q, k, v = (
-            part.view(B, T, self.num_heads, D).transpose(1, 2)  # (B, H, T, D)
-            for part in self.c_attn(x).split(C, dim=2)
+            part.unflatten(-1, (-1, self.D)).transpose(1, 2)  # (B, H, T, D)
+            for part in self.c_attn(x).chunk(3, dim=-1)
         )
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, H, S, D)
         dropout = self.attn_pdrop if self.training else 0.0
-        y, weights = self.attend(q, k, v, bias, D**-0.5, dropout, whole, head_mask)
-        return self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, C))), weights
+        y, weights = self.attend(q, k, v, bias, self.D**-0.5, dropout, whole, head_mask)
+        return self.resid_dropout(self.c_proj(y.transpose(1, 2).flatten(2))), weights
 
 # ---- MLP and layer -----------------------------------------------------------------------------------------
 

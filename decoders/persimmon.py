@@ -218,7 +218,7 @@ class PersimmonAttention(nn.Module):
     def __init__(self, config: PersimmonConfig, layer: int):
         super().__init__()
         C, H = config.hidden_size, config.num_attention_heads
-        self.layer, self.num_heads, self.D = layer, H, C // H
+        self.layer, self.D = layer, C // H
         self.query_key_value = nn.Linear(C, 3 * C)
         self.dense = nn.Linear(C, C)
         self.attention_dropout = config.attention_dropout
@@ -228,15 +228,14 @@ class PersimmonAttention(nn.Module):
             self.k_layernorm = nn.LayerNorm(self.D, eps=config.layer_norm_eps)
 
     def forward(self, x: Tensor, bias: Tensor | None, tables: tuple, cache: KVCache | None, whole: bool):
-        B, T, C = x.shape
-        q, k, v = self.query_key_value(x).view(B, T, self.num_heads, 3, self.D).unbind(3)  # (B, T, H, D)
+        q, k, v = self.query_key_value(x).unflatten(-1, (-1, 3, self.D)).unbind(3)  # (B, T, H, D)
         q, k, v = (part.transpose(1, 2) for part in (self.q_layernorm(q), self.k_layernorm(k), v))
         q, k = rotate(q, *tables), rotate(k, *tables)  # (B, H, T, D)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, H, S, D)
         dropout = self.attention_dropout if self.training else 0.0
         y, weights = self.attend(q, k, v, bias, self.D**-0.5, dropout, whole)
-        return self.dense(y.transpose(1, 2).reshape(B, T, C)), weights
+        return self.dense(y.transpose(1, 2).flatten(2)), weights
 
 # ---- MLP and layer -----------------------------------------------------------------------------------------
 

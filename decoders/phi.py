@@ -218,7 +218,7 @@ class PhiAttention(nn.Module):
     def __init__(self, config: PhiConfig, layer: int):
         super().__init__()
         C, H, K = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
-        self.layer, self.num_heads, self.num_key_value_heads, self.D = layer, H, K, C // H
+        self.layer, self.D = layer, C // H
         self.q_proj = nn.Linear(C, H * self.D)
         self.k_proj = nn.Linear(C, K * self.D)
         self.v_proj = nn.Linear(C, K * self.D)
@@ -230,16 +230,15 @@ class PhiAttention(nn.Module):
             self.k_layernorm = nn.LayerNorm(self.D, eps=config.layer_norm_eps)
 
     def forward(self, x: Tensor, bias: Tensor | None, tables: tuple, cache: KVCache | None, whole: bool):
-        (B, T, C), H, K, D = x.shape, self.num_heads, self.num_key_value_heads, self.D
-        q = self.q_layernorm(self.q_proj(x).view(B, T, H, D)).transpose(1, 2)  # (B, H, T, D)
-        k = self.k_layernorm(self.k_proj(x).view(B, T, K, D)).transpose(1, 2)  # (B, K, T, D)
-        v = self.v_proj(x).view(B, T, K, D).transpose(1, 2)
+        q, k, v = (proj(x).unflatten(-1, (-1, self.D)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q = self.q_layernorm(q).transpose(1, 2)  # (B, H, T, D)
+        k, v = self.k_layernorm(k).transpose(1, 2), v.transpose(1, 2)  # (B, K, T, D)
         q, k = rotate(q, *tables), rotate(k, *tables)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, K, S, D)
         dropout = self.attention_dropout if self.training else 0.0
-        y, weights = self.attend(q, k, v, bias, D**-0.5, dropout, whole)
-        return self.dense(y.transpose(1, 2).reshape(B, T, C)), weights
+        y, weights = self.attend(q, k, v, bias, self.D**-0.5, dropout, whole)
+        return self.dense(y.transpose(1, 2).flatten(2)), weights
 
 # ---- MLP and layer -----------------------------------------------------------------------------------------
 

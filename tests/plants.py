@@ -40,7 +40,7 @@ def act(expression: str) -> Plant:
 
 
 def scale(expression: str) -> Plant:
-    return Plant((r"bias, (self\.D\*\*-0\.5|D\*\*-0\.5|1\.0), dropout", f"bias, {expression}, dropout"))
+    return Plant((r"bias, (self\.D\*\*-0\.5|1\.0), dropout", f"bias, {expression}, dropout"))
 
 
 MASKED = (r"if mask is None and texts is None and not whole\b", "if False")
