@@ -603,3 +603,28 @@ def test_chunks_are_of_ids_alone(family):
     ):
         with pytest.raises(ValueError, match=told):
             generation.generate(model, **{"input_ids": ids, "prefill_chunk_size": 3, "max_new_tokens": 2, **given})
+
+
+# ---- Rows that have ended ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"do_sample": True, "top_k": 0}, {"guidance_scale": 1.7}, {"do_sample": True, "num_return_sequences": 3}],
+                         ids=["greedy", "sampled", "guided", "three of each"])  # fmt: skip
+@pytest.mark.parametrize("padded", [False, True])
+def test_rows_that_have_ended_leave_the_batch(family, options, padded, monkeypatch):
+    """The ids are as before, and the model reads fewer rows."""
+    model, (ids, mask) = family.model(), inputs(101, padded=padded)
+    ids, mask = ids.repeat(3, 1), mask.repeat(3, 1)
+    ids[:, -1] = torch.arange(6) * 7
+    seen, forward = [], type(model).forward
+    monkeypatch.setattr(type(model), "forward", lambda self, *args, **more: seen.append(len(more["input_ids"])) or forward(self, *args, **more))
+
+    def run():
+        del seen[:]
+        torch.manual_seed(3)
+        return generation.generate(model, ids, mask, max_new_tokens=30, eos_token_id=list(range(0, 101, 4)), pad_token_id=1, **options)
+
+    found, rows = run(), list(seen)
+    monkeypatch.setattr(generation.Run, "may_leave", False)
+    assert torch.equal(found, run()) and len(set(seen[1:])) == 1
+    assert rows[0] == seen[0] and rows[-1] < seen[-1] and len(rows) == len(seen), rows

@@ -319,6 +319,13 @@ class Run:
         self.record: dict[str, list] = {key: [] for key in kinds}
         self.found: dict[str, Any] = {}  # what else the strategy leaves for the output
 
+    @property
+    def may_leave(self) -> bool:
+        """Whether nobody sees what the model says of rows that have ended, nor the cache."""
+        s, given = self.s, self.text.inputs.keys() - {"use_cache"}
+        watched = s.return_dict_in_generate or s.dola_layers or self.careful or self.criteria or given
+        return s.use_cache and self.text.cache is None and not watched
+
     # ---- What every strategy does ----
 
     def process(self, logits: Tensor, ids: Tensor) -> Tensor:
@@ -389,7 +396,7 @@ class Run:
     # ---- Greedy and sampling, with DoLa ----
 
     def plain(self) -> Iterator[Tensor]:
-        text, running = self.text, None
+        text, running, may_leave = self.text, None, self.may_leave
         contrast = DoLa(self.model, self.s.dola_layers) if self.s.dola_layers else None
         wanted = {**self.wanted, **({"output_hidden_states": True} if contrast else {})}
         while text.n < text.start + self.room:
@@ -413,6 +420,8 @@ class Run:
             yield new
             if not running.any():
                 return
+            if may_leave:
+                text.leave(running)
 
     # ---- Beams ----
 

@@ -14,7 +14,7 @@ def head_of(model: nn.Module) -> nn.Module:
 
 class Text:
     """Rows of ids, their mask, and the cache of all but the newest: memory for `room` new ids is there from
-    the beginning, no step copies the past.
+    the beginning, no step copies the past. Rows may leave: then the model reads the others only.
 
     `embeds` (rows, T, C) stand before the ids, for a prompt without tokens. With `against`, a (ids, mask) of
     as many rows, each row has a second one that gets the same new ids, in the same pass: `logits` leads away
@@ -28,7 +28,7 @@ class Text:
             told = ", ".join(sorted(inputs.keys() - {"use_cache"})) or "inputs_embeds"
             raise ValueError(f"prefill_chunk_size reads ids and nothing beside them: not with {told}")
         self.model, self.cache, self.inputs, self.scale = model, cache, dict(inputs), scale
-        self.chunk = chunk
+        self.chunk, self.live = chunk, None  # the rows that the model reads, None: all
         self.rows, self.embeds, self.skipped = len(ids), embeds, 0
         if embeds is not None:  # ids of zero stand for them, and are never shown
             ids, self.skipped = ids.new_zeros(embeds.shape[:2]), embeds.shape[1]
@@ -68,8 +68,9 @@ class Text:
 
     def read(self, end: int, keep: int, **wanted) -> Any:
         """One pass over the first `end` ids that are not cached yet."""
-        mask = None if self.masks is None else self.masks[:, :end]
-        inputs = self.model.prepare_inputs(self.buffer[:, :end], mask, self.cache, **self.inputs)
+        rows = slice(None) if self.live is None else self.live
+        mask = None if self.masks is None else self.masks[rows, :end]
+        inputs = self.model.prepare_inputs(self.buffer[rows, :end], mask, self.cache, **self.inputs)
         if self.embeds is not None and not len(inputs["past_key_values"] or ()):
             if self.n > self.start:
                 raise ValueError("the text must be read anew, and inputs_embeds have no ids: give input_ids")
@@ -79,14 +80,21 @@ class Text:
         return output
 
     def logits(self, output: Any) -> Tensor:
-        """(rows, V) in float32, of the newest ids."""
-        return output.logits[: self.rows, -1].float()
+        """(rows, V) in float32, of the newest ids; zeros of rows that have left."""
+        return self.of_all(output.logits[: len(output.logits) // (1 + self.guided), -1].float())
+
+    def of_all(self, logits: Tensor) -> Tensor:
+        if self.live is None:
+            return logits
+        everywhere = logits.new_zeros(self.rows, logits.shape[-1])
+        everywhere[self.live[: len(logits)]] = logits
+        return everywhere
 
     def led(self, output: Any, logits: Tensor) -> Tensor:
         """The same led away from what the second rows say, as logarithms."""
         if not self.guided:
             return logits
-        other = output.logits[self.rows :, -1].float().log_softmax(-1)
+        other = self.of_all(output.logits[len(output.logits) // 2 :, -1].float()).log_softmax(-1)
         return other + self.scale * (logits.log_softmax(-1) - other)
 
     def append(self, new: Tensor) -> None:
@@ -116,6 +124,16 @@ class Text:
         self.embeds = None if self.embeds is None else self.embeds[index]
         if self.cache is not None:
             self.cache.reorder(index)
+
+    def leave(self, running: Tensor) -> None:
+        """Rows that do not run (rows,) are read no more, once they are a quarter of those that are: others
+        move in the cache, which costs about what a few steps with them would."""
+        running = torch.cat([running, running]) if self.guided else running
+        live = running.nonzero()[:, 0]
+        before = torch.arange(len(running), device=live.device) if self.live is None else self.live
+        if 0 < len(live) <= 0.75 * len(before):
+            self.cache.reorder(running[before].nonzero()[:, 0])
+            self.live = live
 
     def reorder(self, index: Tensor) -> None:
         """Row i becomes what row `index[i]` was, which has the same prompt: only what has come since moves,
