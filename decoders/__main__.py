@@ -120,6 +120,7 @@ def add_strategies(option: Callable) -> None:
     option("--assistant", metavar="MODEL", help="faster: a smaller model proposes tokens")
     option("--guidance-scale", type=float, metavar="S", help="above 1: away from --negative-prompt")
     option("--negative-prompt", metavar="TEXT", help="what --guidance-scale leads away from")
+    option("--compile", action="store_true", help="steps as one graph of torch.compile, which takes a minute")
     option("--stop", action="append", metavar="TEXT", help="end after TEXT; may be given several times")
     option("--choices", metavar="FILE", help="answer with one of the lines of FILE")
 
@@ -251,6 +252,7 @@ def strategy(args: argparse.Namespace, tokenizer: Any, ids: list[int], eos: list
     found: dict[str, Any] = {
         "num_beams": args.num_beams, "length_penalty": args.length_penalty, "min_p": args.min_p,
         "num_return_sequences": args.num_return_sequences, "no_repeat_ngram_size": args.no_repeat_ngram_size,
+        "compiled": args.compile,
         "prompt_lookup_num_tokens": args.prompt_lookup, "guidance_scale": args.guidance_scale,
     }
     if args.stop:

@@ -458,6 +458,13 @@ def error(model: nn.Module, ids: Tensor, kind: str, skip: Iterable[str] = (), **
     return Cost(apart.item(), wrong.loss.double().exp().item(), right.loss.double().exp().item())
 
 
+def compile(model: nn.Module) -> nn.Module:
+    """Make one step of decoding one graph, for `generate(..., compiled=True)`: see `compiled.py`."""
+    from decoders import compiled
+
+    return compiled.compile(model)
+
+
 # ---- Under a model -----------------------------------------------------------------------------------------
 
 

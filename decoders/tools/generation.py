@@ -65,6 +65,7 @@ class GenerationConfig:
     guidance_scale: float | None = None  # above 1: away from the negative prompt
     use_cache: bool | None = True
     prefill_chunk_size: int | None = None  # a prompt is read so many tokens at a time: less memory at once
+    compiled: bool | None = False  # steps as one graph of torch.compile: see kernels.compile
     # Filters, which are for sampling
     temperature: float | None = 1.0  # below 1 safer, above bolder
     top_k: int | None = 50  # the k likeliest
@@ -292,7 +293,7 @@ class Run:
             raise ValueError("negative_prompt_ids needs guidance_scale above 1")
         ids = prompt.new_zeros(B, 0, dtype=torch.long) if input_ids is None else input_ids
         self.text = Text(model, ids, mask, past_key_values, inputs, self.room, inputs_embeds, against,
-                         s.guidance_scale or 1.0, s.prefill_chunk_size)
+                         s.guidance_scale or 1.0, s.prefill_chunk_size, bool(s.compiled))
         n = self.text.ids.shape[1]
         s.min_length = max(0, (s.min_length or 0) - (T - n))  # which counts inputs_embeds too
         own = list(logits_processor or ())
@@ -324,7 +325,7 @@ class Run:
         """Whether nobody sees what the model says of rows that have ended, nor the cache."""
         s, given = self.s, self.text.inputs.keys() - {"use_cache"}
         watched = s.return_dict_in_generate or s.dola_layers or self.careful or self.criteria or given
-        return s.use_cache and self.text.cache is None and not watched
+        return s.use_cache and self.text.cache is None and not (watched or s.compiled)
 
     # ---- What every strategy does ----
 

@@ -6,6 +6,10 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from decoders import kernels
+
+STEP = {"input_ids", "attention_mask", "position_ids", "past_key_values", "use_cache"}
+
 
 def head_of(model: nn.Module) -> nn.Module:
     """The matrix that gives logits, of a model in this package."""
@@ -23,12 +27,13 @@ class Text:
 
     def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor | None, cache: Any, inputs: dict,
                  room: int, embeds: Tensor | None = None, against: tuple[Tensor, Tensor] | None = None,
-                 scale: float = 1.0, chunk: int | None = None):
+                 scale: float = 1.0, chunk: int | None = None, compiled: bool = False):
         if chunk and (embeds is not None or inputs.keys() - {"use_cache"}):
             told = ", ".join(sorted(inputs.keys() - {"use_cache"})) or "inputs_embeds"
             raise ValueError(f"prefill_chunk_size reads ids and nothing beside them: not with {told}")
         self.model, self.cache, self.inputs, self.scale = model, cache, dict(inputs), scale
         self.chunk, self.live = chunk, None  # the rows that the model reads, None: all
+        self.decoder = kernels.compile(model).decoder if compiled else None
         self.rows, self.embeds, self.skipped = len(ids), embeds, 0
         if embeds is not None:  # ids of zero stand for them, and are never shown
             ids, self.skipped = ids.new_zeros(embeds.shape[:2]), embeds.shape[1]
@@ -75,7 +80,12 @@ class Text:
             if self.n > self.start:
                 raise ValueError("the text must be read anew, and inputs_embeds have no ids: give input_ids")
             inputs |= {"input_ids": None, "inputs_embeds": self.embeds}
-        output = self.model(**inputs, logits_to_keep=keep, **wanted)
+        others = {*wanted, *inputs} - STEP
+        one = len(inputs["past_key_values"] or ()) and inputs["input_ids"].shape[1] == 1
+        if self.decoder and one and not others:
+            output = self.decoder(inputs, self.buffer.shape[1] - 1)
+        else:
+            output = self.model(**inputs, logits_to_keep=keep, **wanted)
         self.cache = output.past_key_values
         return output
 
