@@ -4,6 +4,7 @@
     python -m bench --quick         # two layers only, two minutes: does it run?
     python -m bench --write         # the table into README.md too, and the numbers into bench/results.json
     python -m bench --family openai-gpt --write     # this family's rows only, the others as they were
+    python -m bench --device cuda   # another table: decoding there, compiled too, and 8 and 4 bits
 
 Every row alternates the two (ours, theirs, ours, ...) and gives medians and their ratio, because the speed of
 a shared machine drifts. Weights and the caches that decoding starts from are random: time does not depend on
@@ -417,7 +418,13 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the table into README.md")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--family", choices=FAMILIES, help="measure these rows only")
+    parser.add_argument("--device", help="decode there instead, beside the bandwidth: bench/device.py")
     args = parser.parse_args()
+    if args.device:
+        from bench import device
+
+        device.main(args.device, args.quick, args.rounds)
+        return
     layers, rounds = (2, 2) if args.quick else (CONFIG["num_layers"], args.rounds)
     import transformers
 
