@@ -1,7 +1,8 @@
 """Ours against the engines that are made for speed, on the same random weights.
 
-    python -m venv .peers/llama.cpp && .peers/llama.cpp/bin/pip install -r bench/requirements-llama.cpp.txt
-    python -m bench.peers --write            # the table of docs/speed.md
+    for name in llama.cpp onnxruntime openvino ctranslate2 torchao; do
+        python -m venv .peers/$name && .peers/$name/bin/pip install -r bench/requirements-$name.txt; done
+    python -m bench.peers --write            # the table and the picture of docs/speed.md
 
 Each engine runs in a process and an environment of its own; one that is not installed is left out and named.
 Per round every engine runs once, in turns; the table has medians. Figures are tokens a second (decode: one
@@ -11,6 +12,7 @@ memory, and the size of the logits' error against float32 in units of the logits
 
 import argparse
 import json
+import math
 import os
 import re
 import statistics
@@ -33,6 +35,12 @@ ENGINES = {  # name -> (environment, what this module's child does, with what)
     "llama.cpp Q8_0": ("llama.cpp", "llama", "Q8_0"),
     "llama.cpp Q4_0": ("llama.cpp", "llama", "Q4_0"),
     "llama.cpp Q4_K_M": ("llama.cpp", "llama", "Q4_K_M"),
+    "CTranslate2 int8": ("ctranslate2", "ctranslate2", "int8"),
+    "torchao int8": ("torchao", "torchao", "int8"),
+    "ONNX Runtime int8": ("onnxruntime", "onnxruntime", "int8"),
+    "ONNX Runtime int4": ("onnxruntime", "onnxruntime", "int4"),
+    "OpenVINO int8": ("openvino", "openvino", "int8"),
+    "OpenVINO int4": ("openvino", "openvino", "int4"),
 }
 
 # ---- The same weights for all ------------------------------------------------------------------------------
@@ -106,6 +114,106 @@ class Transformers(Ours):
         transformers.logging.set_verbosity_error()
         self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
         self.extra = {"version": transformers.__version__}
+
+
+class TorchAO(Ours):
+    """Our model file, under which torchao puts its weights of 8 bits."""
+
+    def __init__(self, folder: Path, kind: str, threads: int):
+        import torchao
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+        super().__init__(folder, None, threads)
+        quantize_(self.model, Int8WeightOnlyConfig())
+        self.extra = {"version": torchao.__version__}
+
+
+class CTranslate2:
+    """It gives logits of whole texts, and ids one by one: a step is the next id that it writes itself."""
+
+    def __init__(self, folder: Path, kind: str, threads: int):
+        import ctranslate2
+
+        self.model = ctranslate2.Generator(str(ctranslate2_folder(folder, kind)), intra_threads=threads)
+        self.extra = {"version": ctranslate2.__version__}
+
+    def logits(self, ids: list[int]) -> list[float]:
+        import numpy
+
+        return numpy.array(self.model.forward_batch([[str(id) for id in ids]]))[0, -1]
+
+    def read(self, ids: list[int]) -> None:
+        texts = [str(id) for id in ids]
+        self.steps = self.model.generate_tokens(texts, max_length=STEPS + 2, end_token=[], sampling_topk=1)
+        next(self.steps)
+
+    def step(self, token: int) -> None:
+        next(self.steps)
+
+
+def ctranslate2_folder(folder: Path, kind: str) -> Path:
+    """The folder in CTranslate2's format, made once: its own loaders know the layouts of 2023 only."""
+    made = folder / f"ctranslate2-{kind}"
+    if made.exists():
+        return made
+    import safetensors.torch
+    from ctranslate2.specs import common_spec, transformer_spec
+
+    config = json.loads((folder / "config.json").read_text())
+    state = {}
+    for part in sorted(folder.glob("*.safetensors")):
+        state |= {name: t.float().numpy() for name, t in safetensors.torch.load_file(part).items()}
+    layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
+    phi = config["model_type"] == "phi"
+    head = config["hidden_size"] // heads
+    kinds, own = common_spec.Activation, {"ffn_glu": True, "rms_norm": True, "rotary_dim": 0}
+    if phi:
+        turned = int(config["partial_rotary_factor"] * head)
+        own = {"parallel_residual": True, "shared_layer_norm": True, "rotary_dim": turned}
+    spec = transformer_spec.TransformerDecoderModelSpec.from_config(
+        layers, heads, pre_norm=True, activation=kinds.GELUTanh if phi else kinds.SWISH,
+        rotary_interleave=False, num_heads_kv=config["num_key_value_heads"], **own)
+
+    def put(to: object, name: str, *parts: str, rows: slice = slice(None)) -> None:
+        import numpy
+
+        names = [f"{name}.{part}" for part in parts] or [name]
+        weight = numpy.concatenate([state[f"{one}.weight"] for one in names])[rows]
+        if weight.ndim == 1:
+            to.gamma = weight
+        else:
+            to.weight = weight
+        if f"{names[0]}.bias" in state:
+            bias = numpy.concatenate([state[f"{one}.bias"] for one in names])
+            setattr(to, "beta" if weight.ndim == 1 else "bias", bias)
+
+    spec.decoder.scale_embeddings = False
+    put(spec.decoder.embeddings, "model.embed_tokens")
+    put(spec.decoder.layer_norm, "model.final_layernorm" if phi else "model.norm")
+    put(spec.decoder.projection, "lm_head")
+    for i, layer in enumerate(spec.decoder.layer):
+        name, attention, inner = f"model.layers.{i}", layer.self_attention.linear, config["intermediate_size"]
+        if phi:
+            put(layer.shared_layer_norm, f"{name}.input_layernorm")
+            put(attention[0], f"{name}.self_attn", "q_proj", "k_proj", "v_proj")
+            put(attention[1], f"{name}.self_attn.dense")
+            put(layer.ffn.linear_0, f"{name}.mlp.fc1")
+            put(layer.ffn.linear_1, f"{name}.mlp.fc2")
+        else:
+            put(layer.self_attention.layer_norm, f"{name}.input_layernorm")
+            put(layer.ffn.layer_norm, f"{name}.post_attention_layernorm")
+            put(attention[0], f"{name}.self_attn.qkv_proj")
+            put(attention[1], f"{name}.self_attn.o_proj")
+            put(layer.ffn.linear_0, f"{name}.mlp.gate_up_proj", rows=slice(inner))
+            put(layer.ffn.linear_0_noact, f"{name}.mlp.gate_up_proj", rows=slice(inner, None))
+            put(layer.ffn.linear_1, f"{name}.mlp.down_proj")
+    spec.register_vocabulary([str(id) for id in range(config["vocab_size"])])
+    spec.config.bos_token = spec.config.eos_token = spec.config.unk_token = "0"
+    spec.validate()
+    spec.optimize(quantization=kind)
+    made.mkdir()
+    spec.save(str(made))
+    return made
 
 
 class Llama:
@@ -202,8 +310,95 @@ def write_gguf(folder: Path, file: Path) -> None:
     to.close()
 
 
-CHILDREN = {"ours": Ours, "transformers": Transformers, "llama": Llama}
-CONVERTED = {"llama": gguf}
+class OnnxRuntime:
+    def __init__(self, folder: Path, kind: str, threads: int):
+        import onnxruntime_genai as runtime
+
+        config = runtime.Config(str(onnx_folder(folder, kind)))
+        options = {"session_options": {"intra_op_num_threads": threads}}
+        config.overlay(json.dumps({"model": {"decoder": options}}))
+        self.model, self.runtime = runtime.Model(config), runtime
+        self.extra = {"version": runtime.__version__}
+
+    def read(self, ids: list[int]) -> list[float]:
+        params = self.runtime.GeneratorParams(self.model)
+        params.set_search_options(max_length=LONG + STEPS + 2, do_sample=False)
+        self.generator = self.runtime.Generator(self.model, params)
+        self.generator.append_tokens([ids])
+        return self.generator.get_logits()[0, -1]
+
+    def step(self, token: int) -> None:
+        self.generator.append_tokens([[token]])
+        self.generator.get_logits()
+
+
+def onnx_folder(folder: Path, kind: str) -> Path:
+    """The folder in ONNX, made once by its own builder."""
+    made = folder / f"onnx-{kind}"
+    if not made.exists():
+        tiny = ROOT / "checkpoints" / "tiny-gpt-neo"  # any tokenizer: the builder copies one
+        for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"):
+            (folder / name).write_bytes((tiny / name).read_bytes())
+        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", folder, "-o", made,
+                   "-p", kind, "-e", "cpu", "-c", folder / "onnx-cache"]  # fmt: skip
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return made
+
+
+class OpenVINO:
+    """Its runtime, with logits of the last position alone, as its own pipeline asks for."""
+
+    def __init__(self, folder: Path, kind: str, threads: int):
+        import openvino
+
+        core = openvino.Core()
+        model = core.read_model(openvino_folder(folder, kind) / "openvino_model.xml")
+        node = next(out for out in model.outputs if "logits" in out.names).node
+        while node.get_type_name() != "MatMul":
+            node = node.input_value(0).get_node()
+        last = openvino.opset13.slice(node.input_value(0), [-1], [2**31 - 1], [1], [1])
+        node.input(0).replace_source_output(last.output(0))
+        model.validate_nodes_and_infer_types()
+        told = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+        self.model = core.compile_model(model, "CPU", told).create_infer_request()
+        self.extra = {"version": openvino.__version__.partition("-")[0]}
+
+    def read(self, ids: list[int]) -> list[float]:
+        self.model.reset_state()
+        self.past = 0
+        return self.run(ids)
+
+    def run(self, ids: list[int]) -> list[float]:
+        import numpy
+
+        before, self.past = self.past, self.past + len(ids)
+        given = {"input_ids": numpy.array([ids]), "attention_mask": numpy.ones((1, self.past), numpy.int64),
+                 "position_ids": numpy.arange(before, self.past)[None],
+                 "beam_idx": numpy.zeros(1, numpy.int32)}  # fmt: skip
+        known = {name for one in self.model.model_inputs for name in one.names}
+        found = self.model.infer({name: value for name, value in given.items() if name in known})
+        return next(value for out, value in found.items() if "logits" in out.names)[0, -1]
+
+    def step(self, token: int) -> None:
+        self.run([token])
+
+
+def openvino_folder(folder: Path, kind: str) -> Path:
+    made = folder / f"openvino-{kind}"
+    if not made.exists():
+        from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
+
+        bits = {"int8": {"bits": 8}, "int4": {"bits": 4, "group_size": 32, "ratio": 1.0}}[kind]
+        config = OVWeightQuantizationConfig(**bits)
+        OVModelForCausalLM.from_pretrained(
+            folder, export=True, compile=False, quantization_config=config).save_pretrained(made)
+    return made
+
+
+CHILDREN = {"ours": Ours, "transformers": Transformers, "llama": Llama, "ctranslate2": CTranslate2,
+            "torchao": TorchAO, "onnxruntime": OnnxRuntime, "openvino": OpenVINO}  # fmt: skip
+CONVERTED = {"llama": gguf, "ctranslate2": ctranslate2_folder, "onnxruntime": onnx_folder,
+             "openvino": openvino_folder}  # fmt: skip
 
 
 def child(kind: str, folder: Path, bits: str | None, threads: int) -> dict:
@@ -214,11 +409,13 @@ def child(kind: str, folder: Path, bits: str | None, threads: int) -> dict:
     if kind in CONVERTED:
         CONVERTED[kind](folder, bits)  # before the clock runs
     ids = torch.randint(5, VOCAB, (LONG,), generator=torch.Generator().manual_seed(2)).tolist()
+    Path("/proc/self/clear_refs").write_text("5")  # the largest memory from here on
     start = time.perf_counter()
     engine = CHILDREN[kind](folder, bits, threads)
     engine.read(ids[:16])
     found = {"first": time.perf_counter() - start, **engine.extra}
-    logits = torch.as_tensor(engine.read(expected["ids"][0].tolist())).double()
+    logits = getattr(engine, "logits", engine.read)(expected["ids"][0].tolist())
+    logits = torch.as_tensor(logits).double()
     exact = expected["logits"].double()
     found["error"] = ((logits - exact).norm() / exact.norm()).item()
     for name, length in (("decode 512", SHORT), ("decode 1900", LONG)):
@@ -285,6 +482,52 @@ def table(name: str, found: dict[str, dict]) -> list[str]:
     return lines
 
 
+KIN = {"ours": "#0072b2", "llama.cpp": "#d55e00", "Transformers": "#555555", "ONNX Runtime": "#009e73",
+       "OpenVINO": "#cc79a7", "CTranslate2": "#e69f00", "torchao": "#56b4e9"}  # fmt: skip
+
+
+def picture(results: dict[str, dict[str, dict]]) -> str:
+    """SVG: of each model tokens a second over the error of the logits, every engine a dot."""
+    width, height, left, top = 430, 300, 60, 40
+    lines = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width * len(results)} {height + 90}" '
+             'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>']
+    for n, (name, found) in enumerate(results.items()):
+        errors = [math.log10(one["error"]) for one in found.values()]
+        first, last = math.floor(min(errors) * 2) / 2, math.ceil(max(errors) * 2 + 0.4) / 2
+        most = max(one["decode 512"] for one in found.values()) * 1.1
+
+        def x(error: float, n: int = n, first: float = first, last: float = last) -> float:
+            return width * n + left + (math.log10(error) - first) / (last - first) * (width - left - 20)
+
+        def y(speed: float, most: float = most) -> float:
+            return top + height * (1 - speed / most)
+
+        lines.append(f'<text x="{width * n + left}" y="20" font-size="15">{name}</text>')
+        for speed in range(0, int(most), 10):
+            a, b, at = x(10**first), x(10**last), y(speed)
+            lines.append(f'<line x1="{a:.0f}" x2="{b:.0f}" y1="{at:.0f}" y2="{at:.0f}" stroke="#ddd"/>'
+                         f'<text x="{a - 8:.0f}" y="{at + 4:.0f}" text-anchor="end">{speed}</text>')
+        for error in (0.003, 0.01, 0.03, 0.1, 0.3, 1.0):
+            if first <= math.log10(error) <= last:
+                at = f'x="{x(error):.0f}" y="{top + height + 18}"'
+                lines.append(f'<text {at} text-anchor="middle">{error:g}</text>')
+        lines.append(f'<text x="{width * n + left}" y="{top + height + 38}">error of the logits; '
+                     "upwards: tokens a second after 512</text>")
+        taken: list[tuple[float, float]] = []
+        for engine, one in sorted(found.items(), key=lambda item: -item[1]["decode 512"]):
+            color = next(color for kin, color in KIN.items() if engine.startswith(kin))
+            cx, cy = x(one["error"]), y(one["decode 512"])
+            text = cy + 4
+            while any(abs(text - other) < 13 and abs(cx - place) < 130 for place, other in taken):
+                text += 2
+            taken.append((cx, text))
+            shift, anchor = (-9, "end") if cx > width * (n + 1) - 130 else (9, "start")
+            lines.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="5" fill="{color}"/>'
+                         f'<text x="{cx + shift:.0f}" y="{text:.0f}" fill="{color}" '
+                         f'text-anchor="{anchor}">{engine}</text>')
+    return "\n".join([*lines, "</svg>"]) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
@@ -301,16 +544,18 @@ def main() -> None:
     engines = [name for name in ENGINES if re.search(args.only, name) or name == "ours bfloat16"]
     for name in [name for name in engines if python_of(ENGINES[name][0]) is None]:
         print(f"{name}: not installed in .peers/{ENGINES[name][0]}", file=sys.stderr)
-    lines = []
+    results, lines = {}, []
     for name in args.models:
         with tempfile.TemporaryDirectory() as folder:
-            lines += [*table(name, measured(name, engines, args.rounds, args.threads, Path(folder))), ""]
+            results[name] = measured(name, engines, args.rounds, args.threads, Path(folder))
+        lines += [*table(name, results[name]), ""]
     text = "\n".join(lines)
     print(text)
     if args.write:
         page = PAGE.read_text()
         start, end = "<!-- peers -->\n", "<!-- end of peers -->"
         PAGE.write_text(page[: page.index(start) + len(start)] + text + page[page.index(end) :])
+        PAGE.with_suffix(".svg").write_text(picture(results))
 
 
 if __name__ == "__main__":

@@ -339,9 +339,11 @@ class Quantized(nn.Module):
         wide = x.float()
         scale = wide.abs().amax(-1, keepdim=True) / 127
         q = (wide / torch.where(scale > 0, scale, 1)).round().view(-1, self.in_features)
-        if q.is_cpu:
-            y = torch._int_mm(q.to(torch.int8), self.qweight.t())
-        else:  # other devices want sizes of their own; float64 holds the sums too
+        if q.is_cpu or (q.is_cuda and self.in_features % 8 == self.out_features % 8 == 0):
+            rows = len(q) if q.is_cpu else max(len(q), 32)  # which CUDA wants
+            q = F.pad(q.to(torch.int8), (0, 0, 0, rows - len(q)))
+            y = torch._int_mm(q, self.qweight.t())[: x.numel() // self.in_features]
+        else:  # of any size; float64 holds the sums too
             y = q.double() @ self.qweight.double().t()
         y = y.float().view(*x.shape[:-1], self.out_features) * (scale * self.scale)
         return (y if bias is None else y + bias.float()).to(x.dtype)
