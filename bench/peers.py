@@ -513,15 +513,16 @@ def picture(results: dict[str, dict[str, dict]]) -> str:
                 lines.append(f'<text {at} text-anchor="middle">{error:g}</text>')
         lines.append(f'<text x="{width * n + left}" y="{top + height + 38}">error of the logits; '
                      "upwards: tokens a second after 512</text>")
-        taken: list[tuple[float, float]] = []
+        taken: list[tuple[float, float, float]] = []  # labels: from, to, height
         for engine, one in sorted(found.items(), key=lambda item: -item[1]["decode 512"]):
             color = next(color for kin, color in KIN.items() if engine.startswith(kin))
             cx, cy = x(one["error"]), y(one["decode 512"])
-            text = cy + 4
-            while any(abs(text - other) < 13 and abs(cx - place) < 130 for place, other in taken):
-                text += 2
-            taken.append((cx, text))
             shift, anchor = (-9, "end") if cx > width * (n + 1) - 130 else (9, "start")
+            begin = cx + (shift if shift > 0 else shift - 7 * len(engine))
+            end, text = begin + 7 * len(engine), cy + 4
+            while any(abs(text - at) < 13 and begin < b and a < end for a, b, at in taken):
+                text += 2
+            taken.append((begin, end, text))
             lines.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="5" fill="{color}"/>'
                          f'<text x="{cx + shift:.0f}" y="{text:.0f}" fill="{color}" '
                          f'text-anchor="{anchor}">{engine}</text>')

@@ -15,6 +15,7 @@
 #define INLINE static inline __attribute__((always_inline))
 enum { FLOAT32, BFLOAT16, FLOAT16, INT8, INT4 };  // what a number is stored as
 enum { BLOCK = 64, NEAR = 1024 };  // outputs, and 4 bytes of inputs, that stay near while all rows of x pass
+enum { AHEAD = 6144 };  // bytes of weights that are asked for before they are needed, into the next rows
 enum { MANY = 36 };  // rows of whole numbers from which it pays to lay weights out anew
 
 // ---- Numbers ------------------------------------------------------------------------------------------------
@@ -93,7 +94,10 @@ INLINE float one_row(const void *x, const void *w, int kind, int pairs, long K) 
     UNROLL for (int u = 0; u < 8; u++) sum[u] = _mm512_setzero_ps();
     long k = 0;
     for (; k + 8 * step <= K; k += 8 * step)
-        UNROLL for (int u = 0; u < 8; u++) sum[u] = product(sum[u], w, kind, pairs, x, k + u * step, step);
+        UNROLL for (int u = 0; u < 8; u++) {
+            _mm_prefetch((const char *)w + (k + u * step) * size_of(kind) + AHEAD, _MM_HINT_T0);
+            sum[u] = product(sum[u], w, kind, pairs, x, k + u * step, step);
+        }
     for (; k < K; k += step) sum[0] = product(sum[0], w, kind, pairs, x, k, K - k);
     UNROLL for (int u = 4; u; u /= 2)
         for (int i = 0; i < u; i++) sum[i] = _mm512_add_ps(sum[i], sum[i + u]);
@@ -407,6 +411,7 @@ INLINE int32_t one_whole_row(const uint8_t *x, const int8_t *w, long inputs) {
     for (; k + 256 <= inputs; k += 256)
         UNROLL for (int u = 0; u < 4; u++) {
             __m512i v = _mm512_loadu_si512(w + k + u * 64);
+            _mm_prefetch(w + k + u * 64 + AHEAD, _MM_HINT_T0);
             sum[u] = _mm512_dpbusd_epi32(sum[u], _mm512_loadu_si512(x + k + u * 64), v);
             own[u] = _mm512_dpbusd_epi32(own[u], ones, v);
         }
