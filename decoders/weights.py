@@ -229,7 +229,7 @@ def tie(model: nn.Module) -> None:
 
 def stored_dtype(folder: Path, stored: Iterable[Tensor]) -> torch.dtype:
     """The dtype of the tensors; where they differ, the narrowest that holds them all without loss."""
-    dtypes = {tensor.dtype for tensor in stored}
+    dtypes = {tensor.dtype for tensor in stored} or {torch.float32}  # of none that fits
     if any(not dtype.is_floating_point or dtype.itemsize < 2 for dtype in dtypes):
         told = ", ".join(sorted(map(str, dtypes)))
         raise ValueError(f"{folder} holds weights in {told}: quantised weights are not supported")
