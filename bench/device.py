@@ -16,26 +16,12 @@ from functools import partial
 
 import torch
 
-from decoders import fuyu, gpt_neo, kernels, openai_gpt, persimmon, phi, phi3
-from decoders.formats.config import cache_shape
+from decoders import FAMILIES, kernels, model_class
+from decoders.formats.config import cache_shape, modern
 from decoders.tools import generation
-from decoders.tools.kit import redraw
+from decoders.tools.kit import SMALL, redraw
 
 PROMPT, NEW, WARM = 512, 64, 8  # tokens
-TINY = {"vocab_size": 101, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
-        "num_attention_heads": 4, "max_position_embeddings": 64, "bos_token_id": 100,
-        "eos_token_id": 100}  # fmt: skip
-FAMILIES = {
-    "GPTNeoForCausalLM": (gpt_neo, {
-        "vocab_size": 101, "hidden_size": 48, "num_layers": 2, "num_heads": 4, "window_size": 5,
-        "attention_types": [[["global", "local"], 1]], "max_position_embeddings": 64}),
-    "OpenAIGPTLMHeadModel": (openai_gpt, {
-        "vocab_size": 101, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 64}),
-    "PhiForCausalLM": (phi, {**TINY, "partial_rotary_factor": 0.5, "num_key_value_heads": 2}),
-    "Phi3ForCausalLM": (phi3, {**TINY, "num_key_value_heads": 2, "sliding_window": 7, "pad_token_id": 100}),
-    "PersimmonForCausalLM": (persimmon, {**TINY, "partial_rotary_factor": 0.5}),
-    "FuyuForCausalLM": (fuyu, {"text_config": {**TINY, "partial_rotary_factor": 0.5}, "vocab_size": 101}),
-}  # fmt: skip
 
 
 def synchronize(device: str) -> None:
@@ -69,10 +55,10 @@ def parity(device: str) -> Iterator[str]:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     yield "| logits' error | float32 | bfloat16 | float16 |"
     yield "|---|---|---|---|"
-    for name, (module, config) in FAMILIES.items():
-        model_class = getattr(module, name)
-        model = redraw(model_class(model_class.config_class.from_dict(config)), 0).double().eval()
-        ids = torch.randint(0, 100, (2, 23), generator=torch.Generator().manual_seed(0))
+    for kind in FAMILIES:
+        cls, config = model_class({"model_type": kind}), {**SMALL[kind], "rope_scaling": None}
+        model = redraw(cls(cls.config_class.from_dict(modern(config, kind))), 0).double().eval()
+        ids = torch.randint(3, 60, (2, 23), generator=torch.Generator().manual_seed(0))
         mask = torch.ones_like(ids)
         mask[0, :4] = 0
         exact, cells = model(**model.prepare_inputs(ids, mask, None)).logits[mask.bool()], []
@@ -87,7 +73,7 @@ def parity(device: str) -> Iterator[str]:
             cached = torch.cat(parts, 1)[mask.bool()]
             off = [((y.cpu().double() - exact).norm() / exact.norm()).item() for y in (whole, cached)]
             cells.append(f"{max(off):.1e}")
-        yield f"| {name} | {' | '.join(cells)} |"
+        yield f"| {cls.__name__} | {' | '.join(cells)} |"
 
 
 # ---- Speed -------------------------------------------------------------------------------------------------
@@ -97,42 +83,40 @@ def models(quick: bool) -> dict[str, tuple[str, dict]]:
     less = {"num_hidden_layers": 2, "hidden_size": 320, "intermediate_size": 640, "num_attention_heads": 4,
             "num_key_value_heads": 4} if quick else {}  # fmt: skip
     return {
-        "phi-2": ("PhiForCausalLM", {
+        "phi-2": ("phi", {
             "vocab_size": 51200, "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 32,
             "num_attention_heads": 32, "num_key_value_heads": 32, "partial_rotary_factor": 0.4,
             "max_position_embeddings": 2048, **less}),
-        "Phi-3-mini": ("Phi3ForCausalLM", {
+        "Phi-3-mini": ("phi3", {
             "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32,
             "num_attention_heads": 32, "num_key_value_heads": 32, "sliding_window": None, "pad_token_id": 0,
             "max_position_embeddings": 4096, "original_max_position_embeddings": 4096, **less}),
     }  # fmt: skip
 
 
-def engines(name: str, config: dict, device: str) -> Iterator[tuple[str, torch.nn.Module, Callable]]:
-    """What it is called, the model, and what makes it write n tokens after ids; one in memory at a time."""
+def engines(kind: str, config: dict, device: str) -> Iterator[tuple[str, torch.nn.Module, Callable]]:
+    """What it is called, the model, and what makes it write n tokens after ids."""
     import transformers
 
     transformers.logging.set_verbosity_error()
-    module, _ = FAMILIES[name]
-    model_class = getattr(module, name)
+    cls = model_class({"model_type": kind})
 
     def fresh() -> torch.nn.Module:
         with torch.device("meta"):
-            model = model_class(model_class.config_class.from_dict(config))
+            model = cls(cls.config_class.from_dict(config))
         return model.to(torch.bfloat16).to_empty(device=device).init_weights().eval()
 
     def ours(model: torch.nn.Module, compiled: bool, ids: torch.Tensor, n: int) -> None:
         generation.generate(model, ids, max_new_tokens=n, eos_token_id=None, compiled=compiled)
 
-    for kind in (None, "int8", "int4"):
-        model = kernels.prepare(fresh() if kind is None else kernels.quantize(fresh(), kind))
+    for bits in (None, "int8", "int4"):
+        model = kernels.prepare(fresh() if bits is None else kernels.quantize(fresh(), bits))
         for compiled in (False, True):
-            told = f"ours {kind or 'bfloat16'}{', compiled' if compiled else ''}"
+            told = f"ours {bits or 'bfloat16'}{', compiled' if compiled else ''}"
             yield told, model, lambda ids, n, model=model, c=compiled: ours(model, c, ids, n)
-        del model
-    config_class = getattr(transformers, name.removesuffix("ForCausalLM") + "Config")
+    their_config = transformers.AutoConfig.for_model(kind, **config)
     with torch.device(device):
-        theirs = getattr(transformers, name)._from_config(config_class(**config), dtype=torch.bfloat16).eval()
+        theirs = transformers.AutoModelForCausalLM.from_config(their_config, dtype=torch.bfloat16).eval()
     for compiled in (False, True):
         more = {"cache_implementation": "static"} if compiled else {}
         told = f"Transformers {transformers.__version__} bfloat16{', compiled' if compiled else ''}"
@@ -151,11 +135,11 @@ def size_of(model: torch.nn.Module) -> int:
 def speed(device: str, quick: bool, rounds: int) -> Iterator[str]:
     most = bandwidth(device, 2**26 if quick else 2**30)
     yield f"Memory of {device}: {most / 1e9:.0f} GB/s."
-    for title, (name, config) in models(quick).items():
+    for title, (kind, config) in models(quick).items():
         yield ""
         yield f"| {title} | batch 1 | of the bandwidth | batch 32 | of the bandwidth |"
         yield "|---|---|---|---|---|"
-        for told, model, run in engines(name, config, device):
+        for told, model, run in engines(kind, config, device):
             cells = []
             for batch in (1, 4 if quick else 32):
                 ids = torch.randint(5, 5000, (batch, PROMPT), device=device)

@@ -135,16 +135,17 @@ def generate(args: argparse.Namespace) -> int:
 
     if args.quantize:
         raise ValueError("--tensor-parallel and --quantize exclude each other")
-    if (rank := os.environ.get("RANK")) is None:
-        raise ValueError("--tensor-parallel takes several processes: torchrun --nproc-per-node 2 -m decoders")
+    rank = os.environ.get("RANK", "0")
     try:
         with parallel.joined(args.device) as args.mesh:
             if args.prompt == "-":
                 args.prompt = parallel.same(standard_input() if rank == "0" else None)
             args.draw = args.draw if rank == "0" else None
             return generate_here(args)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
-        raise type(error)(f"process {rank}: {told(error)}") from None
+        raise ValueError(f"--tensor-parallel, process {rank}: {told(error)}") from None
 
 
 def generate_here(args: argparse.Namespace) -> int:

@@ -11,13 +11,15 @@ function gets the mask that belongs to it.
 
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 import torch.nn as nn
 from torch import Tensor
+
+from decoders.kernels import window_of
 
 ROUND = 256  # caches have a multiple of this for length, so that few lengths need a graph of their own
 
@@ -45,10 +47,8 @@ class Decoder:
 
     def __init__(self, model: nn.Module):
         self.model, self.masks = model, None
-        config = getattr(model.config, "text_config", None) or model.config
-        window = getattr(config, "sliding_window", None) or getattr(config, "window_size", None)
-        layers = next(part for part in model.modules() if isinstance(part, nn.ModuleList))
-        kinds = getattr(config, "attention_layers", ["local"] * len(layers))
+        window, layers = window_of(model), next(m for m in model.modules() if isinstance(m, nn.ModuleList))
+        kinds = getattr(model.config, "attention_layers", ["local"] * len(layers))
         self.windows = [window if kind == "local" else None for kind in kinds]
         attentions = [module for module in model.modules() if hasattr(type(module), "attend")]
         self.attends = {module: partial(self.attend, type(module).attend) for module in attentions}
@@ -131,12 +131,10 @@ class Decoder:
         return cache
 
 
-KINDS: dict[type, type] = {}
-
-
-def kind_of(cache: type) -> type:
+@cache
+def kind_of(base: type) -> type:
     """A family's cache that can be fixed."""
-    return KINDS.setdefault(cache, type(f"Fixed{cache.__name__}", (Fixed, cache), {}))
+    return type(f"Fixed{base.__name__}", (Fixed, base), {})
 
 
 def compile(model: nn.Module) -> nn.Module:

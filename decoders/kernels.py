@@ -470,10 +470,15 @@ def compile(model: nn.Module) -> nn.Module:
 # ---- Under a model -----------------------------------------------------------------------------------------
 
 
+def window_of(model: nn.Module) -> int | None:
+    """Positions that a local layer sees."""
+    config = getattr(model, "config", None)
+    return getattr(config, "sliding_window", None) or getattr(config, "window_size", None)
+
+
 def prepare(model: nn.Module) -> nn.Module:
     """Put the faster ways under `model`, in place. Parameters, names and types of modules stay."""
-    config = getattr(model, "config", None)
-    window = getattr(config, "sliding_window", None) or getattr(config, "window_size", None)
+    window = window_of(model)
     for module in model.modules():
         if "forward" in vars(module):  # somebody else's, such as a hook's
             continue

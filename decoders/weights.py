@@ -130,8 +130,7 @@ def load(model_class: type, path_or_id: str | Path, *, dtype: torch.dtype | None
     ValueError lists all that is missing, unexpected or misshapen at once. A head that the checkpoint does not
     have (classification on a base model) is drawn anew, with a warning.
     """
-    read = partial(fitting, model_class, **overrides)
-    folder, (model, found) = read_settled(path_or_id, read)
+    folder, (model, found) = read_settled(path_or_id, partial(fitting, model_class, **overrides))
     matched = match(model, found)
     if matched.problems:
         raise ValueError(f"{folder} does not fit {model_class.__name__}: {'; '.join(matched.problems)}")
@@ -154,8 +153,7 @@ def load(model_class: type, path_or_id: str | Path, *, dtype: torch.dtype | None
     tie(model)
     for name in {name.rpartition(".")[0] for name in matched.new}:
         model.init_weights(model.get_submodule(name))
-    if matched.new:
-        names = ", ".join(matched.new)
+    if names := ", ".join(matched.new):
         warnings.warn(f"{folder} has no {names}: drawn anew, train it before use", stacklevel=2)
     return kernels.prepare(model.eval())
 
@@ -275,6 +273,8 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Any = None, *,
     """
     folder = Path(folder)
     state = {name: parameter.detach() for name, parameter in model.named_parameters()}  # a tied one once
+    if any(type(tensor).__name__ == "DTensor" for tensor in state.values()):
+        raise ValueError("the model is cut over processes: save tools.parallel.whole(model)")
     dtype = str(stored_dtype(folder, state.values())).removeprefix("torch.")
     state |= dict(model.named_buffers())  # 8 or 4 bits
     twins = TWINS.get(type(model).__name__, {})  # what an older Transformers looks for

@@ -608,14 +608,19 @@ def test_chunks_are_of_ids_alone(family):
 # ---- Rows that have ended ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"do_sample": True, "top_k": 0}, {"guidance_scale": 1.7}, {"do_sample": True, "num_return_sequences": 3}],
-                         ids=["greedy", "sampled", "guided", "three of each"])  # fmt: skip
+@pytest.mark.parametrize("options", [{}, {"do_sample": True, "top_k": 0}, {"guidance_scale": 1.7}, {"do_sample": True, "num_return_sequences": 3}, None],
+                         ids=["greedy", "sampled", "guided", "three of each", "a config without a cache"])  # fmt: skip
 @pytest.mark.parametrize("padded", [False, True])
 def test_rows_that_have_ended_leave_the_batch(family, options, padded, monkeypatch):
     """The ids are as before, and the model reads fewer rows."""
     model, (ids, mask) = family.model(), inputs(101, padded=padded)
     ids, mask = ids.repeat(3, 1), mask.repeat(3, 1)
     ids[:, -1] = torch.arange(6) * 7
+    if options is None:
+        options = {}
+        for part in model.modules():
+            if hasattr(part, "config"):
+                part.config.use_cache = False
     seen, forward = [], type(model).forward
     monkeypatch.setattr(type(model), "forward", lambda self, *args, **more: seen.append(len(more["input_ids"])) or forward(self, *args, **more))
 

@@ -177,6 +177,8 @@ def ids_that_nobody_has(family, mesh):
     _, model = pair(family, mesh)
     with pytest.raises(ValueError, match="from 0 to 100"):
         model(torch.tensor([[3, 101]]))
+    with pytest.raises(ValueError, match="save tools.parallel.whole"):
+        weights.save(model, "nowhere")
 
 
 @check
@@ -323,13 +325,13 @@ def test_the_command_line(tmp_path):
     sampled = torchrun(tiny, "-", "--temperature", "0.8", "--max-new-tokens", "5", stdin="Once upon a time")
     assert not sampled.returncode and sampled.stdout.startswith("Once upon a time"), sampled.stderr
     wrong = torchrun("checkpoints/none", prompt)
-    assert wrong.returncode and "error: process 0: there is no folder checkpoints/none" in wrong.stderr
+    assert wrong.returncode and "error: --tensor-parallel, process 0: there is no folder checkpoints/none" in wrong.stderr
 
 
 def test_the_command_line_without_torchrun(capsys):
     from decoders.__main__ import main
 
     assert main(["generate", "checkpoints/tiny-phi3", "x", "--tensor-parallel"]) == 2
-    assert "--tensor-parallel takes several processes: torchrun" in capsys.readouterr().err
+    assert "--tensor-parallel, process 0: several processes are needed: start with torchrun" in capsys.readouterr().err
     assert main(["generate", "checkpoints/tiny-phi3", "x", "--tensor-parallel", "--quantize", "int8"]) == 2
     assert "exclude each other" in capsys.readouterr().err

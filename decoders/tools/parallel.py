@@ -323,6 +323,8 @@ def joined(device: str) -> Iterator[DeviceMesh]:
     """All processes that torchrun started, on devices of this type, drawing the same. Only the first one's
     output is seen. Whoever waits a minute for another one in vain, or hears that it has ended, ends with an
     OSError that says so."""
+    if "RANK" not in os.environ:
+        raise ValueError("several processes are needed: start with torchrun --nproc-per-node 2")
     kind, _, number = device.partition(":")
     if number:
         raise ValueError(f"--device {device}: each process takes a device of its own, say {kind}")

@@ -142,8 +142,9 @@ class Text:
         live = running.nonzero()[:, 0]
         before = torch.arange(len(running), device=live.device) if self.live is None else self.live
         if 0 < len(live) <= 0.75 * len(before):
-            self.cache.reorder(running[before].nonzero()[:, 0])
             self.live = live
+            if self.cache is not None:
+                self.cache.reorder(running[before].nonzero()[:, 0])
 
     def reorder(self, index: Tensor) -> None:
         """Row i becomes what row `index[i]` was, which has the same prompt: only what has come since moves,
