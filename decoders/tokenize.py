@@ -89,16 +89,19 @@ class Tokenizer:
         """
         if isinstance(contents, str | dict):
             raise TypeError(f"give add_special_tokens a list of texts, such as ['[CLS]'], not {contents!r}")
-        new = 0
-        for content in contents:
-            if not isinstance(content, str) or not content:
-                raise ValueError(f"a special token is a text that is not empty, not {content!r}")
-            known = self.added.get(content) or self._known(content)
-            new += known is None
-            token = (known or AddedToken(max(self.bytes_of) + 1, content))._replace(special=True)
+        return sum(self.add_token(content, special=True) for content in contents)
+
+    def add_token(self, content: str, special: bool = False, **swallows: bool) -> bool:
+        """One token, which may swallow blanks on its sides (lstrip, rstrip). Whether it is new."""
+        if not isinstance(content, str) or not content:
+            raise ValueError(f"an added token is a text that is not empty, not {content!r}")
+        known = self.added.get(content) or self._known(content)
+        token = known or AddedToken(max(self.bytes_of) + 1, content, **swallows)
+        if known is None or special:
+            token = token._replace(special=special or token.special)
             self._add([token])
             self.changed[token.id] = token
-        return new
+        return known is None
 
     def save(self, folder: str | Path) -> None:
         """Write the files that this was loaded from into `folder`, with what was added, for Transformers
@@ -381,7 +384,7 @@ class PieceTokenizer(Tokenizer):
         super().__init__({id: name.encode() for name, id in vocab.items()}, len(vocab), added)
         self.found = {marked(content): self.added[content].id for content in self.later}
         self.finder = splitter(self.found)
-        unigram = merges is None
+        self.unigram = unigram = merges is None
         self.typed = splitter([*(pieces.control if unigram else ()), *self.later])
         # what the vocabulary's makers defined, such as |SPEAKER|; numbers and words among it are harmless
         defined = [name for name, score in pieces.scores.items() if unigram and score == 0]

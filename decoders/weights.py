@@ -199,14 +199,15 @@ def on_meta(model_class: type, folder: Path, **overrides) -> nn.Module:
              for field in getattr(kind, "__dataclass_fields__", ())}
     if unknown := overrides.keys() - known:
         raise TypeError(f"{config_class.__name__} has no field {', '.join(sorted(unknown))}")
-    stored = {**read_config(folder), **overrides}
-    if isinstance(stored.get("text_config"), dict):  # of Fuyu, where most fields are
-        stored["text_config"] = {**stored["text_config"], **overrides}
     try:
+        stored = {**modern(read_config(folder), config_class.model_type), **overrides}
+        if isinstance(stored.get("text_config"), dict):  # of Fuyu, where most fields are
+            stored["text_config"] = {**stored["text_config"], **overrides}
         current = modern(stored, config_class.model_type)
         config = config_class.from_dict(current)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder / 'config.json'}: {first_line(error)}") from None
+        told = first_line(error)
+        raise ValueError(told if str(folder) in told else f"{folder / 'config.json'}: {told}") from None
     with torch.device("meta"), Undrawn():
         model = model_class(config)
     model.config_json = {key: value for key, value in current.items() if key not in overrides}

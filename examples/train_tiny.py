@@ -192,13 +192,15 @@ def whole_sentencepiece(model: dict, added: list[dict], begin: str | None) -> di
         id = next(token["id"] for token in added if token["content"] == begin)
         tokens = [{"SpecialToken": {"id": begin, "type_id": 0}}, *tokens]
         special = {begin: {"id": begin, "ids": [id], "tokens": [begin]}}
+    ids = {"Sequence": "B", "SpecialToken": begin}
+    second = [{name: {"id": ids[name], "type_id": 1} for name in token} for token in tokens]
     space = {"String": " "}
     return {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
         "normalizer": {"type": "Sequence", "normalizers": [
             {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": space, "content": "▁"}]},
         "pre_tokenizer": None,
-        "post_processor": {"type": "TemplateProcessing", "single": tokens, "pair": tokens,
+        "post_processor": {"type": "TemplateProcessing", "single": tokens, "pair": tokens + second,
                            "special_tokens": special},
         "decoder": {"type": "Sequence", "decoders": [
             {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"},

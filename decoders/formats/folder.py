@@ -19,14 +19,15 @@ LARGEST = 2**28  # bytes of a config or tokenizer file
 RELEASE = "latest_checkpointed_iteration.txt"  # in a folder as Adept released it
 
 
-def find(path_or_id: str | Path, weights: bool = True) -> Path:
-    """The folder itself, or that of a hub id such as `EleutherAI/gpt-neo-125m`, fetched into the hub's cache.
+def find(path_or_id: str | Path, weights: bool = True, subfolder: str = "", **hub: Any) -> Path:
+    """The folder itself, or that of a hub id such as `EleutherAI/gpt-neo-125m`, fetched into the hub's cache;
+    of either the `subfolder`. `hub` are options of `huggingface_hub.snapshot_download`.
 
     An existing folder makes no request; a save that was killed after its switch is finished there.
     FileNotFoundError where there is neither; ImportError if the hub is needed and `huggingface_hub` is not
     installed.
     """
-    folder = Path(path_or_id)
+    folder = Path(path_or_id) / subfolder
     if folder.is_dir():
         finish(folder)
         return folder
@@ -41,7 +42,9 @@ def find(path_or_id: str | Path, weights: bool = True) -> Path:
         raise ImportError(f"there is no folder {folder}; {hint}") from None
 
     def fetch(patterns):
-        return Path(huggingface_hub.snapshot_download(str(path_or_id), allow_patterns=list(patterns)))
+        patterns = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
+        found = huggingface_hub.snapshot_download(str(path_or_id), allow_patterns=patterns, **hub)
+        return Path(found) / subfolder
 
     try:
         folder = fetch(SMALL_FILES)
