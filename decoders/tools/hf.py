@@ -64,7 +64,14 @@ class ModelOutput(OrderedDict):
 
 
 class OpenAIGPTDoubleHeadsModelOutput(ModelOutput):
-    """loss, mc_loss, logits (B, choices, T, V), mc_logits (B, choices), hidden_states, attentions."""
+    """`logits` are (B, choices, T, V), `mc_logits` (B, choices)."""
+
+    def __init__(self, loss: Any = None, mc_loss: Any = None, logits: Any = None, mc_logits: Any = None,
+                 past_key_values: Any = None, hidden_states: Any = None, attentions: Any = None):
+        named = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        if isinstance(loss, dict | list):  # a copy, from names and values
+            named = dict(loss)
+        super().__init__(**named)
 
 
 class GenerateDecoderOnlyOutput(ModelOutput):
@@ -687,8 +694,8 @@ def set_attention(model: nn.Module, kind: str | None) -> nn.Module:
     if kind == "flash_attention_2":
         if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] < 8:
             told = "needs an NVIDIA GPU of compute capability 8.0 or more, and there is none"
-            raise ValueError(f"attn_implementation='flash_attention_2' {told}: leave it out, the default is the "
-                             "fastest here")
+            raise ValueError(f"attn_implementation='flash_attention_2' {told}: leave it out, the default is "
+                             "the fastest here")
     elif kind not in ("sdpa", "eager"):
         raise ValueError(f"attn_implementation must be 'sdpa', 'eager' or 'flash_attention_2', not {kind!r}")
     for part in attentions_of(model):

@@ -751,7 +751,18 @@ END = "<|endoftext|>"
 
 
 def documented_tokenizer(name: str, kind: type, files: dict[str, str], **defaults: str) -> tuple[type, type]:
-    content = {"kind": kind, "vocab_files_names": files, "defaults": defaults, "__module__": __name__}
+    """The class and the `...Fast` one, which take files of a vocabulary as well."""
+    names = [*files, "tokenizer_file", *(f"{role}_token" for role in defaults)]
+
+    def __init__(self, *files, **kwargs):
+        PreTrainedTokenizerBase.__init__(self, *files, **kwargs)
+
+    kind_of = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(one, kind_of, default=None) for one in ("self", *names)]
+    parameters.append(inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD))
+    __init__.__signature__ = inspect.Signature(parameters)
+    content = {"kind": kind, "vocab_files_names": files, "defaults": defaults, "__module__": __name__,
+               "__init__": __init__}
     return tuple(type(name + end, (base,), content)
                  for base, end in ((PreTrainedTokenizer, ""), (PreTrainedTokenizerFast, "Fast")))
 
@@ -899,13 +910,21 @@ class FuyuProcessor:
 
     def __call__(self, text: Any = None, images: Any = None, add_special_tokens: bool = True,
                  return_attention_mask: bool = True, padding: Any = False, truncation: Any = None,
-                 max_length: int | None = None, return_tensors: str | None = None,
+                 max_length: int | None = None, stride: int = 0, pad_to_multiple_of: int | None = None,
+                 return_overflowing_tokens: bool = False, return_special_tokens_mask: bool = False,
+                 return_offsets_mapping: bool = False, return_token_type_ids: bool = False,
+                 return_length: bool = False, verbose: bool = True, return_tensors: str | None = None,
                  **kwargs: Any) -> BatchEncoding:
         """Texts alone go to the tokenizer, with all arguments. With pictures the result is tensors, padded on
         the left, and there is no truncation: it would cut a picture."""
         if not return_attention_mask:
             raise ValueError("return_attention_mask=False is not possible: padding would count as text")
         if images is None and text is not None:
+            kwargs |= {"stride": stride, "pad_to_multiple_of": pad_to_multiple_of,
+                       "return_length": return_length, "return_overflowing_tokens": return_overflowing_tokens,
+                       "return_special_tokens_mask": return_special_tokens_mask,
+                       "return_offsets_mapping": return_offsets_mapping,
+                       "return_token_type_ids": return_token_type_ids}
             return self.tokenizer(text, add_special_tokens=add_special_tokens, padding=padding,
                                   truncation=truncation,
                                   max_length=max_length, return_tensors=return_tensors, **kwargs)
