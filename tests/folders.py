@@ -94,6 +94,32 @@ def flax(folder: Path, state: dict) -> None:
 WRITERS = [safetensors_whole, safetensors_shards, pickle_whole, pickle_old, pickle_shards, flax]
 
 
+def tensorflow(folder: Path, state: dict, head: str = "LMHeadModel") -> None:
+    """GPT-1 as TensorFlow's classes saved it."""
+    import h5py
+
+    group = f"tf_open_aigpt_{head.lower()}"
+    with h5py.File(folder / "tf_model.h5", "w") as file:
+        for name, tensor in state.items():
+            if name == "lm_head.weight":
+                continue
+            *parts, leaf = name.removeprefix("transformer.").split(".")
+            if parts[0] == "h":
+                parts = [f"h_._{parts[1]}", *parts[2:]]
+            if "ln_" in name:
+                leaf = {"weight": "gamma", "bias": "beta"}[leaf]
+            elif "positions_embed" in name:
+                leaf = "embeddings"
+            elif name.startswith(("multiple_choice_head", "score")) and leaf == "weight":
+                leaf, tensor = "kernel", tensor.t()
+            elif leaf == "bias" and "multiple" not in name:
+                tensor = tensor[None]
+            inside = [] if name.startswith(("multiple_choice_head", "score")) else ["transformer"]
+            top = "transformer" if inside else parts[0]
+            file["/".join([top, group, *inside, *parts, f"{leaf}:0"])] = tensor.numpy()
+        file.create_group("top_level_model_weights")
+
+
 def raw_safetensors(header: dict | bytes, data: bytes, length: int | None = None) -> bytes:
     """A safetensors file by hand, as broken as it may be."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()

@@ -183,29 +183,10 @@ def test_broken_releases_are_one_clear_line(tmp_path, spoil, message):
 
 @pytest.mark.parametrize("head", ["LMHeadModel", DOUBLE, "ForSequenceClassification"])
 def test_tensorflow_files_load(tmp_path, head):
-    h5py = pytest.importorskip("h5py")
+    pytest.importorskip("h5py")
     model = OPENAI_GPT.model(head)
     folder = folders.write_config(tmp_path, OPENAI_GPT)
-    group = f"tf_open_aigpt_{head.lower()}"
-    with h5py.File(folder / "tf_model.h5", "w") as file:
-        for name, tensor in model.state_dict().items():
-            if name == "lm_head.weight":
-                continue
-            *parts, leaf = name.removeprefix("transformer.").split(".")
-            if parts[0] == "h":
-                parts = [f"h_._{parts[1]}", *parts[2:]]
-            if "ln_" in name:
-                leaf = {"weight": "gamma", "bias": "beta"}[leaf]
-            elif "positions_embed" in name:
-                leaf = "embeddings"
-            elif name.startswith(("multiple_choice_head", "score")) and leaf == "weight":
-                leaf, tensor = "kernel", tensor.t()
-            elif leaf == "bias" and "multiple" not in name:
-                tensor = tensor[None]
-            inside = [] if name.startswith(("multiple_choice_head", "score")) else ["transformer"]
-            top = "transformer" if inside else parts[0]
-            file["/".join([top, group, *inside, *parts, f"{leaf}:0"])] = tensor.numpy()
-        file.create_group("top_level_model_weights")
+    folders.tensorflow(folder, model.state_dict(), head)
     assert equal(weights.load(OPENAI_GPT.cls(head), folder), model)
 
 

@@ -244,7 +244,8 @@ class PretrainedConfig:
 
     def to_dict(self) -> dict[str, Any]:
         own = self.plain_class.to_dict(self)
-        others = {key: value for key, value in vars(self).items() if key not in own and key[0] != "_"}
+        known = {*own, *type(self).__dataclass_fields__}  # of which it may leave some out
+        others = {key: value for key, value in vars(self).items() if key not in known and key[0] != "_"}
         if self._name_or_path:
             others["_name_or_path"] = self._name_or_path
         return {key: str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
@@ -383,7 +384,8 @@ class Documented:
         if ids is not None and inputs is not None:
             raise ValueError("inputs and input_ids are the same: give one")
         ids = inputs if ids is None else ids
-        for name in WITHOUT_EFFECT & kwargs.keys():
+        kwargs["synced_gpus"] = synced_gpus
+        for name in sorted(WITHOUT_EFFECT & kwargs.keys()):
             if kwargs.pop(name):
                 no_effect(name, "generate works without it")
         settings = {**self.generation_config, **(generation_config or {}), **kwargs}
@@ -603,7 +605,7 @@ def dtype_of(torch_dtype: Any, dtype: Any) -> torch.dtype | None:
         raise ValueError(f"torch_dtype {torch_dtype} and dtype {dtype} are the same argument: give one")
     asked = dtype if torch_dtype is None else torch_dtype
     if isinstance(asked, str) and asked != "auto":
-        asked = getattr(torch, asked.removeprefix("torch."), None)
+        asked = getattr(torch, asked.removeprefix("torch."), asked)
     if asked not in (None, "auto") and not isinstance(asked, torch.dtype):
         told = f"not {torch_dtype or dtype!r}"
         raise ValueError(f"torch_dtype must be a torch.dtype, its name or 'auto', {told}")
@@ -827,7 +829,7 @@ AutoModelForImageTextToText = auto("AutoModelForImageTextToText", "ForCausalLM")
 
 def __getattr__(name: str) -> Any:
     if name == "pipeline":
-        from decoders.tools.pipelines import pipeline
+        from decoders.tools.hf_pipelines import pipeline
 
         return pipeline
     for prefix, file in (("TF", "tf_model.h5"), ("Flax", "flax_model.msgpack")):
