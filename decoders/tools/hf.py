@@ -15,11 +15,12 @@ import copy
 import importlib
 import inspect
 import json
+import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, asdict, fields
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ class PretrainedConfig:
     extras: tuple[str, ...] = ()  # arguments that the documentation does not have: they have no place
     last: tuple[str, ...] = ("bos_token_id", "eos_token_id")  # and those that it has in the end
     attribute_map: dict[str, str] = {}
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference: list[str] = ["past_key_values"]  # a list: Trainer adds to it
     output_attentions, output_hidden_states, return_dict = False, False, True
     is_encoder_decoder, is_composition, architectures, torch_dtype = False, False, None, None
     _name_or_path, _attn_implementation = "", "sdpa"
@@ -260,6 +261,9 @@ class PretrainedConfig:
     def to_json_string(self, use_diff: bool = True) -> str:
         return json.dumps(self.to_diff_dict() if use_diff else self.to_dict(), indent=2) + "\n"
 
+    def get_text_config(self, *args: Any, **kwargs: Any) -> Any:
+        return vars(self).get("text_config") or self
+
     def update(self, config_dict: dict) -> None:
         for key, value in config_dict.items():
             setattr(self, key, value)
@@ -313,9 +317,32 @@ class OpenAIGPTConfig(PretrainedConfig, openai_gpt.OpenAIGPTConfig):
 
 # ---- Models ------------------------------------------------------------------------------------------------
 
-class Documented:
+class SeenAs:
+    """To `isinstance`, which asks for the class as well as for the type, of a kind of Transformers' too where
+    that is loaded. Its Trainer saves of other models the tensors alone, without a config, and peft adapts
+    no other turned matrices."""
+
+    theirs: tuple[str, str]  # module and class
+
+    @property
+    def __class__(self) -> type:
+        kind = getattr(sys.modules.get(self.theirs[0]), self.theirs[1], None)
+        return both(type(self), kind) if kind else type(self)
+
+
+@cache
+def both(own: type, theirs: type) -> type:
+    return type(own.__name__, (own, theirs), {"__module__": own.__module__, "__doc__": own.__doc__})
+
+
+class Conv1D(SeenAs, openai_gpt.Conv1D):
+    theirs = ("transformers.pytorch_utils", "Conv1D")
+
+
+class Documented(SeenAs):
     """The manners that the documentation gives every model, over a class of ours."""
 
+    theirs = ("transformers.modeling_utils", "PreTrainedModel")
     plain_class: type
     config_class: type
     takes: tuple[str, ...]  # documented arguments of forward, in their order
@@ -323,7 +350,7 @@ class Documented:
     never_cached: bool  # unless somebody asks: GPT-1's documentation knows no cache
     main_input_name, framework, is_parallelizable, warnings_issued = "input_ids", "pt", False, {}
     _no_split_modules, _keys_to_ignore_on_save, _tied_weights_keys = [], None, None
-    supports_gradient_checkpointing, hf_device_map = True, None
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
         if not isinstance(config, PretrainedConfig):
@@ -331,6 +358,9 @@ class Documented:
             raise TypeError(f"{type(self).__name__} takes {told}")
         super().__init__(config)
         self.name_or_path = config._name_or_path
+        for part in self.modules():
+            if type(part) is openai_gpt.Conv1D:
+                part.__class__ = Conv1D
         for layer, heads in (getattr(config, "pruned_heads", None) or {}).items():
             prune(self, int(layer), heads)
         set_attention(self, config._attn_implementation)
@@ -338,10 +368,11 @@ class Documented:
     @property
     def plain(self) -> nn.Module:
         """The model of the readable file: the same parameters, and its own `forward` and `generate`."""
-        view = copy.copy(self)
-        view.__class__ = self.plain_class
+        view = self.plain_class.__new__(self.plain_class)
+        vars(view).update(vars(self))
         vars(view).pop("forward", None)  # somebody's hook, which knows the documented output
         return view
+
 
     # ---- A pass ----
 
@@ -515,11 +546,18 @@ class Documented:
 
     # ---- Parts and numbers ----
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Of a tied output layer under both names, as Transformers' own; ours has the table's alone."""
+        state, prefix = super().state_dict(*args, **kwargs), kwargs.get("prefix", "")
+        if self.table and self.lm_head.weight is self.get_submodule(self.table).weight:
+            state[f"{prefix}lm_head.weight"] = state[f"{prefix}{self.table}.weight"]
+        return state
+
     device = property(lambda self: next(self.parameters()).device)
     dtype = property(lambda self: next(p.dtype for p in self.parameters() if p.is_floating_point()))
     base_model_prefix = property(lambda self: weights.LAYOUTS[self.config.model_type].prefix)
     base_model = property(lambda self: getattr(self, self.base_model_prefix, self))
-    is_gradient_checkpointing = property(
+    is_gradient_checkpointing = is_activation_checkpointing = property(
         lambda self: any(getattr(part, "gradient_checkpointing", False) for part in self.modules()))
 
     def get_input_embeddings(self) -> nn.Module:
@@ -579,6 +617,11 @@ class Documented:
         set_attention(self, attn_implementation)
 
     can_generate = classmethod(lambda cls: hasattr(cls.plain_class, "generate"))
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """True: peft then takes the names of modules as they are, and none of a newer Transformers'."""
+        return True
 
     def post_init(self) -> None:
         """A model of ours has its weights when it is made."""
