@@ -14,9 +14,10 @@ from torch import nn
 
 from decoders import weights
 from decoders.tools import generation, hf, hf_text
-from tests import folders
+from tests import folders, golden_fuyu, hub_cache
 from tests.families import GPT_NEO, OPENAI_GPT, PHI, inputs
 from tests.hub_cache import CHECKPOINTS
+from tests.test_fuyu import GOLDEN, picture
 
 CLOSE = {"atol": 2e-5, "rtol": 0}
 
@@ -246,6 +247,28 @@ def test_loading_tells_what_was_missing(tmp_path):
     config = hf.PhiConfig.from_pretrained(folder, attention_dropout=0.25)
     model = hf.PhiModel.from_pretrained(folder, config=config, resid_pdrop=0.5)
     assert model.config.attention_dropout == 0.25 and model.layers[0].resid_dropout.p == 0.5
+
+
+def test_a_head_of_other_size_is_drawn_anew_if_asked(tmp_path):
+    folder = folder_of(PHI, tmp_path, "ForSequenceClassification", num_labels=2)
+    with pytest.raises(ValueError, match=r"score.weight is \(2, 48\)"):
+        hf.PhiForSequenceClassification.from_pretrained(folder, num_labels=5)
+    with pytest.warns(UserWarning, match="score.weight have 5 labels, the checkpoint's 2: drawn anew"):
+        model, told = hf.PhiForSequenceClassification.from_pretrained(folder, num_labels=5, ignore_mismatched_sizes=True, output_loading_info=True)
+    assert model.score.weight.shape == (5, 48) and model.score.weight.std() > 0 and len(model.config.id2label) == 5
+    assert told["mismatched_keys"] == ["score.weight"] and model(torch.ones(1, 3, dtype=torch.long)).logits.shape == (1, 5)
+
+
+def test_a_hub_id_resolves_in_the_cache(tmp_path):
+    pytest.importorskip("huggingface_hub")
+    home = hub_cache.build(tmp_path)
+    options = {"cache_dir": str(home / "hub"), "local_files_only": True, "revision": "main", "token": None}
+    model = hf.AutoModelForCausalLM.from_pretrained("adept/persimmon-8b-base", device_map="auto", **options)
+    tokenizer = hf.AutoTokenizer.from_pretrained("adept/persimmon-8b-base", **options)
+    assert model.name_or_path == "adept/persimmon-8b-base" and model.generate(**tokenizer("Once", return_tensors="pt"), max_new_tokens=2).shape[1] > 3
+    hf.FuyuProcessor.from_pretrained("adept/fuyu-8b", **options)
+    inside = hf.AutoModelForCausalLM.from_pretrained(home / "folders", subfolder="tiny-phi")
+    assert type(inside) is hf.PhiForCausalLM
 
 
 @torch.no_grad()
@@ -552,6 +575,17 @@ def test_fuyu_answers_about_a_picture():
     assert "input_ids" in processor("only text") and type(hf.AutoProcessor.from_pretrained(CHECKPOINTS / "tiny-fuyu")) is hf.FuyuProcessor
 
 
+@pytest.mark.parametrize("size", GOLDEN["pictures"])
+def test_pictures_are_bit_for_bit_those_of_4_37(size):
+    height, width = map(int, size.split("x"))
+    processor = hf.FuyuProcessor.from_pretrained(CHECKPOINTS / "tiny-fuyu")
+    found = processor("", picture(height, width))
+    [patches] = found["image_patches"]
+    assert golden_fuyu.digest(patches[0]) == GOLDEN["pictures"][size]["sha256"]
+    [[image]] = hf.FuyuImageProcessor()(picture(height, width)).images
+    assert image.shape == (3, 1080, 1920)  # as documented
+
+
 @pytest.mark.parametrize("changes", [{"do_resize": False}, {"do_pad": False}, {"do_normalize": False}, {"do_rescale": False, "do_normalize": False},
                                      {"image_mean": 0.3, "image_std": 0.7}, {"size": {"height": 60, "width": 90}}, {"padding_value": 7.0},
                                      {"rescale_factor": 0.01}, {"resample": 0}])
@@ -567,7 +601,8 @@ def test_each_step_of_a_picture_can_change(changes, tmp_path):
     if s["do_resize"]:
         assert (height, width) == (60, 80)
     else:
-        assert (height, width) == (75, 100) and image.shape[1:] == ((75, 100) if not s["do_pad"] else image.shape[1:])
+        assert (height, width) == (75, 100)
+    assert tuple(image.shape[1:]) == ((max(60, height), max(90, width)) if s["do_pad"] else (height, width))
     inner = image[:, :height, :width]
     plain = hf.FuyuImageProcessor(**{**small, "do_rescale": False, "do_normalize": False, **{k: v for k, v in changes.items() if k in ("resample", "do_resize")}})(pixels)
     values = plain.images[0][0][:, :height, :width].double()

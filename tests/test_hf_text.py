@@ -89,3 +89,34 @@ def test_a_call_gives_what_transformers_gives(pair, part):
     for _ in range(360):
         args, options = a_call(rng, offsets=True)
         assert called(ours, args, options) == called(theirs, args, options), (args, options)
+
+
+def test_decoding_gives_what_transformers_gives(pair):
+    ours, theirs = pair
+    rng = random.Random(2)
+    for _ in range(150):
+        ids = ours(a_text(rng))["input_ids"] + [rng.randrange(len(ours)) for _ in range(rng.randint(0, 5))]
+        for skip in (False, True):
+            options = {"skip_special_tokens": skip, "clean_up_tokenization_spaces": False}
+            assert ours.decode(ids, **options) == theirs.decode(ids, **options), ids
+        assert ours.convert_ids_to_tokens(ids) == theirs.convert_ids_to_tokens(ids)
+    assert ours.batch_decode([ids, ids[:1]]) == [ours.decode(ids), ours.decode(ids[:1])]
+    known = [token for token in ours.convert_ids_to_tokens(range(0, len(ours), 37)) if token is not None]
+    assert ours.convert_tokens_to_ids(known) == theirs.convert_tokens_to_ids(known)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert theirs.unk_token_id in (ours.unk_token_id, None)  # phi-4's class of 4.x has one, that of 5.x has none
+    assert ours.vocab_size == theirs.vocab_size and ours.get_vocab() == theirs.get_vocab()
+
+
+@pytest.mark.parametrize("name", ["phi-3-mini-4k", "openai-gpt", "gpt-neo-125m", "tiny-phi3", "tiny-openai-gpt", "tiny-gpt-neo"])
+def test_words_give_what_transformers_gives(name):
+    options = {"add_prefix_space": True} if "neo" in name else {}
+    theirs = transformers.AutoTokenizer.from_pretrained(folder_of(name), **options)
+    ours = hf.AutoTokenizer.from_pretrained(folder_of(name), **options)
+    rng = random.Random(3)
+    for _ in range(100):
+        rows = [[word for word in a_text(rng).split() or ["a"]] for _ in range(3)]
+        more = {"is_split_into_words": True, "max_length": 9, "truncation": True}
+        assert called(ours, (rows[0],), more) == called(theirs, (rows[0],), more), rows
+        assert called(ours, (rows,), more) == called(theirs, (rows,), more), rows

@@ -482,24 +482,21 @@ class Documented(SeenAs):
         """The model of a folder or hub id, in `eval()`, in float32 unless `torch_dtype` (or `dtype`) says
         otherwise: "auto" is as stored. Other arguments are fields of the config, or the hub's."""
         hub, kwargs = hub_options(kwargs)
-        for name in LOADING_WITHOUT_EFFECT.keys() & kwargs:
+        for name in sorted(LOADING_WITHOUT_EFFECT.keys() & kwargs):
             if kwargs.pop(name):
                 no_effect(name, LOADING_WITHOUT_EFFECT[name])
         if kwargs.pop("use_flash_attention_2", False):
             attn_implementation = "flash_attention_2"
-        asked = dtype_of(torch_dtype, dtype)
+        redraw, asked = kwargs.pop("ignore_mismatched_sizes", False), dtype_of(torch_dtype, dtype)
         folder = find(pretrained_model_name_or_path, **hub)
-        if isinstance(config, str | Path):
-            config = cls.config_class.from_pretrained(config)
-        if config is None:
-            config = cls.config_class.from_pretrained(folder, **kwargs)
-        else:
-            config = copy.deepcopy(config)
-            config.update(kwargs)
+        config = cls.config_for(folder, config, kwargs)
         config._name_or_path = str(pretrained_model_name_or_path)
         own = {field.name: getattr(config, field.name) for field in fields(config)}
         if hasattr(config, "text_config"):
             own["text_config"] = asdict(config.text_config)
+        labels = stored_labels(folder) if redraw else None
+        mismatched = labels is not None and labels != own["num_labels"]
+        own |= {"num_labels": labels} if mismatched else {}
         parts = device_map if isinstance(device_map, dict) and len({*device_map.values()}) > 1 else None
         device = "cpu" if parts else one_device(device_map)
         with warnings.catch_warnings():
@@ -507,6 +504,7 @@ class Documented(SeenAs):
             model = weights.load(cls, folder, dtype=asked, device=device, **own)
         vars(model.config).update({key: value for key, value in vars(config).items() if key != "text_config"})
         model.name_or_path, model.config.torch_dtype = config._name_or_path, model.dtype
+        changed = new_labels(model, config.num_labels) if mismatched else []
         set_attention(model, attn_implementation or config._attn_implementation)
         if device_map is not None:
             model.hf_device_map = {"": device}
@@ -515,8 +513,17 @@ class Documented(SeenAs):
         if not output_loading_info:
             return model
         matched = weights.match(*weights.fitting(cls, folder, **own))
-        return model, {"missing_keys": matched.new, "unexpected_keys": matched.unused, "mismatched_keys": [],
-                       "error_msgs": []}
+        return model, {"missing_keys": matched.new, "unexpected_keys": matched.unused,
+                       "mismatched_keys": changed, "error_msgs": []}
+
+    @classmethod
+    def config_for(cls, folder: Path, given: Any, changes: dict) -> Any:
+        """The folder's config, or a copy of the one that was given, with what else was asked for."""
+        if given is None or isinstance(given, str | Path):
+            return cls.config_class.from_pretrained(folder if given is None else given, **changes)
+        config = copy.deepcopy(given)
+        config.update(changes)
+        return config
 
     def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True,
                         state_dict: dict | None = None, save_function: Any = None, push_to_hub: bool = False,
@@ -636,8 +643,8 @@ class Documented(SeenAs):
 LOADING_WITHOUT_EFFECT = {
     "trust_remote_code": "no code of a checkpoint is ever run",
     **dict.fromkeys(("low_cpu_mem_usage", "_fast_init", "use_safetensors", "weights_only", "offload_folder",
-                     "offload_state_dict", "offload_buffers", "max_memory", "state_dict", "variant",
-                     "ignore_mismatched_sizes"), "files are mapped into memory, of whatever format they are"),
+                     "offload_state_dict", "offload_buffers", "max_memory", "state_dict", "variant"),
+                    "files are mapped into memory, of whatever format they are"),
     **dict.fromkeys(("from_tf", "from_flax"), "the files tell what they are"),
 }
 
@@ -653,6 +660,29 @@ def dtype_of(torch_dtype: Any, dtype: Any) -> torch.dtype | None:
         told = f"not {torch_dtype or dtype!r}"
         raise ValueError(f"torch_dtype must be a torch.dtype, its name or 'auto', {told}")
     return None if asked == "auto" else torch.float32 if asked is None else asked
+
+
+HEADS = ("score", "classifier", "qa_outputs")  # whose rows are labels
+
+
+def stored_labels(folder: Path) -> int | None:
+    """How many labels the checkpoint's own head has."""
+    names = {f"{head}.weight" for head in HEADS}
+    return next((len(tensor) for name, tensor in weights.tensors(folder).items() if name in names), None)
+
+
+def new_labels(model: nn.Module, n: int) -> list[str]:
+    """A head of n labels in place of the checkpoint's, drawn anew. Returns the names of its parameters."""
+    name = next(name for name in HEADS if hasattr(model, name))
+    old = getattr(model, name)
+    more = {"device": old.weight.device, "dtype": old.weight.dtype}
+    setattr(model, name, nn.Linear(old.in_features, n, old.bias is not None, **more))
+    model.init_weights(getattr(model, name))
+    model.config.num_labels = n
+    names = [f"{name}.{part}" for part, _ in getattr(model, name).named_parameters()]
+    told = f"{', '.join(names)} have {n} labels, the checkpoint's {old.out_features}"
+    warnings.warn(f"{told}: drawn anew, train them before use", stacklevel=3)
+    return names
 
 
 def one_device(device_map: Any) -> Any:

@@ -103,6 +103,8 @@ class AddedToken(NamedTuple):
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 CLEAN = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"),
          (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"))
+COLUMNS = ("input_ids", "offset_mapping", "special_tokens_mask", "token_type_ids", "attention_mask",
+           "overflow_to_sample_mapping")  # the first five have a value for each token
 VERY_LARGE = int(1e30)  # the documented model_max_length of a tokenizer that has none
 
 
@@ -407,57 +409,38 @@ class PreTrainedTokenizerBase:
         `return_tensors` "pt" or "np" as (B, T). With `return_overflowing_tokens` what was cut off comes as
         further rows, which begin with the last `stride` tokens of the row before."""
         self.check_call(kwargs)
-        words = is_split_into_words
-        if isinstance(text_pair, list | tuple) and not words and isinstance(text, str):
-            raise ValueError("text is one text and text_pair several: give both alike")
-        batched = isinstance(text, list | tuple) and (
-            not text or isinstance(text[0], list | tuple) or (not words and isinstance(text[0], str)))
-        check_texts(text, "text")
-        rows = list(text) if batched else [text]
-        others = list(text_pair) if batched and text_pair is not None else [text_pair or None] * len(rows)
-        if len(rows) != len(others):
-            raise ValueError(f"{len(rows)} texts and {len(others)} pairs to them: give one for each")
-        if batched and text_pair is None and not words and any(is_pair(row) for row in rows):
-            rows, others = [row[0] for row in rows], [row[1] for row in rows]
-        limit = self.limit_of(truncation, max_length, padding)
-        padded = padding not in (False, "do_not_pad")
+        rows, batched = rows_of(text, text_pair, is_split_into_words)
+        limit, padded = self.limit_of(truncation, max_length, padding), padding not in (False, "do_not_pad")
         if limit is not None and padded and pad_to_multiple_of and limit % pad_to_multiple_of:
             told = f"rows cut to {limit} tokens"
             raise ValueError(f"{told} cannot be padded to a multiple of {pad_to_multiple_of}")
-        n_before = len(self.plain.before) if add_special_tokens else 0
-        names = ("input_ids", "token_type_ids", "special_tokens_mask", "offset_mapping", "attention_mask",
-                 "overflow_to_sample_mapping")
-        found: dict[str, list] = {name: [] for name in names}
-        before = [(id, (0, 0), 1) for id in self.plain.before[:n_before]]
-        for i, (row, other) in enumerate(zip(rows, others, strict=True)):
-            a, b = (None if text is None else self.tokens_of(text, words, return_offsets_mapping)
-                    for text in (row, other))
+        found: dict[str, list] = {name: [] for name in COLUMNS}
+        begin = [(id, (0, 0), 1) for id in self.plain.before] if add_special_tokens else []
+        for i, row in enumerate(rows):
+            a, b = (None if one is None else self.tokens_of(one, is_split_into_words, return_offsets_mapping)
+                    for one in row)
             pieces = [(a, b)]
             if limit is not None:
-                room = limit - n_before * (1 if b is None else 2)
+                room = limit - len(begin) * (1 if b is None else 2)
                 pieces = self.windows(a, b, room, truncation, stride if return_overflowing_tokens else None)
             for first, second in pieces:
-                tokens = [(*token, 0) for token in (*before, *first)]
-                tokens += [] if second is None else [(*token, 1) for token in (*before, *second)]
-                columns = list(zip(*tokens, strict=True)) or [()] * 4
-                for name, column in zip(names, (columns[0], columns[3], columns[2], columns[1]),
-                                        strict=False):
-                    found[name].append(list(column))
-                found["attention_mask"].append([1] * len(tokens))
+                tokens = [(*token, 0, 1) for token in (*begin, *first)]
+                tokens += [] if second is None else [(*token, 1, 1) for token in (*begin, *second)]
+                for k, name in enumerate(COLUMNS[:5]):
+                    found[name].append([token[k] for token in tokens])
                 found["overflow_to_sample_mapping"].append(i)
-        wanted = {"token_type_ids": bool(return_token_type_ids),
-                  "special_tokens_mask": return_special_tokens_mask,
+        wanted = {"token_type_ids": return_token_type_ids, "special_tokens_mask": return_special_tokens_mask,
                   "attention_mask": return_attention_mask is None or return_attention_mask,
                   "offset_mapping": return_offsets_mapping,
                   "overflow_to_sample_mapping": return_overflowing_tokens}
-        found = {name: rows for name, rows in found.items() if wanted.get(name, True)}
-        encoded = self.padded(found, padding, max_length, pad_to_multiple_of, padding_side)
+        found = {name: column for name, column in found.items() if wanted.get(name, True)}
+        found = self.padded(found, padding, max_length, pad_to_multiple_of, padding_side)
         if return_length:
-            encoded["length"] = [len(row) for row in encoded["input_ids"]]
+            found["length"] = [len(row) for row in found["input_ids"]]
         if return_tensors is None and not batched and not return_overflowing_tokens:
-            return BatchEncoding({name: rows if name == "length" else rows[0] for name,
-                                  rows in encoded.items()})
-        return BatchEncoding({name: tensor_of(name, rows, return_tensors) for name, rows in encoded.items()})
+            return BatchEncoding({name: column if name == "length" else column[0]
+                                  for name, column in found.items()})
+        return BatchEncoding({name: tensor_of(name, rows, return_tensors) for name, rows in found.items()})
 
     def check_call(self, kwargs: dict) -> None:
         for name in ("text_target", "text_pair_target"):
@@ -705,6 +688,23 @@ def content_of(token: Any) -> str | None:
     return token if token is None or isinstance(token, str) else token.content
 
 
+def rows_of(text: Any, pair: Any, words: bool) -> tuple[list[tuple[Any, Any]], bool]:
+    """(each text and what is paired with it or None, whether there was a list of them)."""
+    check_texts(text, "text")
+    if isinstance(pair, list | tuple) and not words and isinstance(text, str):
+        raise ValueError("text is one text and text_pair several: give both alike")
+    batched = isinstance(text, list | tuple) and (
+        not text or isinstance(text[0], list | tuple) or (not words and isinstance(text[0], str)))
+    if not batched:
+        return [(text, pair or None)], False
+    if pair is None and not words and any(is_pair(row) for row in text):
+        return [(row[0], row[1]) for row in text], True
+    others = [None] * len(text) if pair is None else list(pair)
+    if len(text) != len(others):
+        raise ValueError(f"{len(text)} texts and {len(others)} pairs to them: give one for each")
+    return list(zip(text, others, strict=True)), True
+
+
 def is_pair(row: Any) -> bool:
     return isinstance(row, list | tuple) and len(row) == 2 and all(isinstance(text, str) for text in row)
 
@@ -854,24 +854,24 @@ class FuyuImageProcessor(fuyu.FuyuImageProcessor):
         return BatchEncoding(super().preprocess(images)._asdict())
 
     def prepared(self, image: Any) -> tuple[Tensor, int, int, float]:
-        if self.steps == type(self)().steps:
-            return super().prepared(image)
+        """As ours, in float32 as 4.37, and padded to the whole `size`: patches of padding are left out when
+        it is cut."""
         s, pixels, scale = self.steps, fuyu.rgb(image), 1.0
         height, width, _ = pixels.shape
         if s["do_resize"] and (height > self.size["height"] or width > self.size["width"]):
             fit = min(self.size["height"] / height, self.size["width"] / width)
-            pixels = self.resize(pixels, {"height": int(height * fit), "width": int(width * fit)})
-            scale, (height, width) = len(pixels) / height, pixels.shape[:2]
-        values = pixels.permute(2, 0, 1).double()
+            new = max(1, int(height * fit)), max(1, int(width * fit))
+            pixels, scale = self.resize(pixels, {"height": new[0], "width": new[1]}), new[0] / height
+            height, width = new
+        values = pixels.permute(2, 0, 1).float()
         if s["do_pad"]:
-            values = self.pad_image(values, self.size, s["padding_mode"], self.padding_value)
-        values = values * s["rescale_factor"] if s["do_rescale"] else values
+            values = self.pad_image(values, self.size, s["padding_mode"], round(self.padding_value))
+        values = (values.double() * s["rescale_factor"]).float() if s["do_rescale"] else values
         if s["do_normalize"]:
-            mean, std = (torch.as_tensor(s[name], dtype=torch.float64).view(-1, 1,
-                                                                            1) for name in ("image_mean",
-                                                                                            "image_std"))
+            names = ("image_mean", "image_std")
+            mean, std = (torch.as_tensor(s[name]).float().view(-1, 1, 1) for name in names)
             values = (values - mean) / std
-        return values.float(), height, width, scale
+        return values, height, width, scale
 
     def resize(self, image: Tensor, size: dict[str, int]) -> Tensor:
         """(H, W, 3) bytes, with Pillow's filter `resample`."""
@@ -882,11 +882,14 @@ class FuyuImageProcessor(fuyu.FuyuImageProcessor):
 
     def pad_image(self, image: Tensor, size: dict[str, int], mode: str = "constant",
                   constant_values: float = 1.0) -> Tensor:
-        """(3, H, W), made larger below and on the right, to whole patches of this size at least."""
+        """(3, H, W), made as large as `size` below and on the right. `mode` has NumPy's names."""
         bottom, right = (max(size[name], n) - n for name, n in zip(("height", "width"), image.shape[1:],
                                                                    strict=True))
         more = {"value": constant_values} if mode == "constant" else {}
-        return F.pad(image, (0, right, 0, bottom), mode=mode, **more)
+        modes = {"constant": "constant", "edge": "replicate", "reflect": "reflect"}
+        if mode not in modes:
+            raise ValueError(f"padding_mode must be one of {', '.join(modes)}, not {mode!r}")
+        return F.pad(image, (0, right, 0, bottom), mode=modes[mode], **more)
 
 
 class FuyuProcessor:
