@@ -161,6 +161,25 @@ def test_generating_from_a_cache(family, tmp_path):
     torch.testing.assert_close(model(**given).logits[:, -1], model(ids).logits[:, -1], **CLOSE)
 
 
+@torch.no_grad()
+def test_a_subclass_with_another_pass_generates_by_it(tmp_path):
+    class Biased(hf.PhiForCausalLM):
+        def forward(self, *args, **kwargs):
+            output = super().forward(*args, **kwargs)
+            output.logits = output.logits.index_add(-1, torch.tensor([7]), torch.full((*output.logits.shape[:2], 1), 1e4))
+            return output
+
+    model = Biased.from_pretrained(folder_of(PHI, tmp_path))
+    assert model.generate(torch.ones(1, 3, dtype=torch.long), max_new_tokens=4)[0, 3:].tolist() == [7] * 4
+    assert model.generate(torch.ones(1, 3, dtype=torch.long), max_new_tokens=4, num_beams=2)[0, 3:].tolist() == [7] * 4
+
+
+def test_transformers_own_settings_count(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GenerationConfig(max_new_tokens=3, min_new_tokens=3, num_beams=2)
+    assert documented(PHI, tmp_path).generate(torch.ones(1, 3, dtype=torch.long), config).shape == (1, 6)
+
+
 # ---- Configs
 
 
@@ -194,6 +213,11 @@ def test_names_of_other_models(tmp_path):
     assert hf.FuyuConfig(hidden_size=64, num_attention_heads=4).text_config.hidden_size == 64
     assert hf.FuyuConfig(text_config={"hidden_size": 64, "num_attention_heads": 4}).hidden_act == "relu2"
     assert hf.PhiConfig(512, 64, 96, 2, 4).intermediate_size == 96
+    hf.PhiConfig().save_pretrained(tmp_path)  # all fields are there, the defaults too
+    assert hf.PhiConfig.from_pretrained(tmp_path).hidden_size == 2048
+    config = hf.PhiConfig(101, 48, 80, 2, 4, torch_dtype="float16")
+    assert hf.AutoModelForCausalLM.from_config(config).dtype == torch.float16
+    assert hf.PhiModel(config).dtype == torch.float32 and hf.PhiModel(config)._no_split_modules == ["PhiBlock"]
 
 
 # ---- From a folder, and back

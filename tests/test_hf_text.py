@@ -116,7 +116,7 @@ def test_words_give_what_transformers_gives(name):
     ours = hf.AutoTokenizer.from_pretrained(folder_of(name), **options)
     rng = random.Random(3)
     for _ in range(100):
-        rows = [[word for word in a_text(rng).split() or ["a"]] for _ in range(3)]
+        rows = [list(a_text(rng).split() or ["a"]) for _ in range(3)]
         more = {"is_split_into_words": True, "max_length": 9, "truncation": True}
         assert called(ours, (rows[0],), more) == called(theirs, (rows[0],), more), rows
         assert called(ours, (rows,), more) == called(theirs, (rows,), more), rows

@@ -252,14 +252,10 @@ class PretrainedConfig:
         return {key: str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
                 for key, value in {**others, **own}.items()}
 
-    def to_diff_dict(self) -> dict[str, Any]:
-        """What is not the default."""
-        default = type(self)().to_dict()
-        return {key: value for key, value in self.to_dict().items()
-                if key == "model_type" or key not in default or default[key] != value}
+    to_diff_dict = to_dict  # every field of a model is written, as its shapes depend on it
 
     def to_json_string(self, use_diff: bool = True) -> str:
-        return json.dumps(self.to_diff_dict() if use_diff else self.to_dict(), indent=2) + "\n"
+        return json.dumps(self.to_dict(), indent=2) + "\n"
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> Any:
         return vars(self).get("text_config") or self
@@ -276,8 +272,6 @@ EXTRAS = ("num_labels", "problem_type", "pad_token_id")
 OF_ALL_CONFIGS = ("output_attentions", "output_hidden_states", "return_dict", "id2label", "label2id",
                   "num_labels", "problem_type", "torch_dtype", "architectures", "pruned_heads",
                   "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "use_cache")
-
-
 
 
 class PhiConfig(PretrainedConfig, phi.PhiConfig):
@@ -315,7 +309,9 @@ class OpenAIGPTConfig(PretrainedConfig, openai_gpt.OpenAIGPTConfig):
     attribute_map = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer",
                      "num_attention_heads": "n_head", "max_position_embeddings": "n_positions"}
 
+
 # ---- Models ------------------------------------------------------------------------------------------------
+
 
 class SeenAs:
     """To `isinstance`, which asks for the class as well as for the type, of a kind of Transformers' too where
@@ -349,7 +345,7 @@ class Documented(SeenAs):
     gives: tuple[str, ...]  # fields of the output
     never_cached: bool  # unless somebody asks: GPT-1's documentation knows no cache
     main_input_name, framework, is_parallelizable, warnings_issued = "input_ids", "pt", False, {}
-    _no_split_modules, _keys_to_ignore_on_save, _tied_weights_keys = [], None, None
+    _keys_to_ignore_on_save, _tied_weights_keys = None, None
     supports_gradient_checkpointing = True
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
@@ -371,8 +367,18 @@ class Documented(SeenAs):
         view = self.plain_class.__new__(self.plain_class)
         vars(view).update(vars(self))
         vars(view).pop("forward", None)  # somebody's hook, which knows the documented output
+        own = next(kind for kind in type(self).__mro__ if "plain_class" in vars(kind))
+        if type(self).forward is not own.forward:  # a subclass has another pass
+            view.forward = self.overridden
         return view
 
+    def overridden(self, **given: Any) -> Any:
+        """A subclass's pass, as `generate` takes ours."""
+        output = self.forward(**given, return_dict=True)
+        kind = importlib.import_module(self.plain_class.__module__).CausalLMOutput
+        found = kind(*(output.get(name) for name in kind._fields))
+        past = found.past_key_values
+        return found._replace(past_key_values=past.plain) if isinstance(past, Cache) else found
 
     # ---- A pass ----
 
@@ -383,9 +389,8 @@ class Documented(SeenAs):
         if unknown := given.keys() - {*self.takes}:
             unexpected(f"{type(self).__name__}.forward", unknown, self.takes)
         config, return_dict = self.config, given.pop("return_dict", None)
-        for name in ("cache_position",):
-            if given.pop(name, None) is not None:
-                no_effect(name, "positions follow from the cache and from position_ids")
+        if given.pop("cache_position", None) is not None:
+            no_effect("cache_position", "positions follow from the cache and from position_ids")
         for name in ("output_attentions", "output_hidden_states"):
             given[name] = getattr(config, name) if given.get(name) is None else given[name]
         if given.get("use_cache") is None and self.never_cached:
@@ -404,8 +409,8 @@ class Documented(SeenAs):
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None,
-                 logits_processor: Any = None,
-                 stopping_criteria: Any = None, prefix_allowed_tokens_fn: Any = None,
+                 logits_processor: Any = None, stopping_criteria: Any = None,
+                 prefix_allowed_tokens_fn: Any = None,
                  synced_gpus: bool | None = None, assistant_model: Any = None, streamer: Any = None,
                  negative_prompt_ids: Tensor | None = None,
                  negative_prompt_attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
@@ -419,6 +424,8 @@ class Documented(SeenAs):
         for name in sorted(WITHOUT_EFFECT & kwargs.keys()):
             if kwargs.pop(name):
                 no_effect(name, "generate works without it")
+        if generation_config is not None and not isinstance(generation_config, dict):
+            generation_config = generation_config.to_dict()  # of Transformers
         settings = {**self.generation_config, **(generation_config or {}), **kwargs}
         pad, eos = settings.get("pad_token_id"), settings.get("eos_token_id")
         stops = pad is None or pad in (eos if isinstance(eos, list | tuple) else [eos])
@@ -455,8 +462,8 @@ class Documented(SeenAs):
         past = branched(past_key_values)
         past = past if past is None or hasattr(past, "lengths") else cache_class(self)(past)
         inputs = {name: value for name, value in kwargs.items() if name in self.takes and value is not None}
-        given = self.plain.prepare_inputs(input_ids, attention_mask, past, **{**inputs,
-                                                                              "use_cache": use_cache})
+        inputs["use_cache"] = use_cache
+        given = self.plain.prepare_inputs(input_ids, attention_mask, past, **inputs)
         if inputs_embeds is not None and past is None:
             given |= {"input_ids": None, "inputs_embeds": inputs_embeds}
         return {**given, "past_key_values": past_key_values}
@@ -491,6 +498,14 @@ class Documented(SeenAs):
         folder = find(pretrained_model_name_or_path, **hub)
         config = cls.config_for(folder, config, kwargs)
         config._name_or_path = str(pretrained_model_name_or_path)
+        config._attn_implementation = attn_implementation or config._attn_implementation
+        model, told = cls.loaded(folder, config, asked, device_map, redraw)
+        return (model, told) if output_loading_info else model
+
+    @classmethod
+    def loaded(cls, folder: Path, config: Any, dtype: torch.dtype | None, device_map: Any,
+               redraw: bool) -> tuple[nn.Module, dict]:
+        """The model, and what was missing, not used, or with `redraw` of another size."""
         own = {field.name: getattr(config, field.name) for field in fields(config)}
         if hasattr(config, "text_config"):
             own["text_config"] = asdict(config.text_config)
@@ -501,20 +516,17 @@ class Documented(SeenAs):
         device = "cpu" if parts else one_device(device_map)
         with warnings.catch_warnings():
             warnings.simplefilter("always")
-            model = weights.load(cls, folder, dtype=asked, device=device, **own)
+            model = weights.load(cls, folder, dtype=dtype, device=device, **own)
         vars(model.config).update({key: value for key, value in vars(config).items() if key != "text_config"})
         model.name_or_path, model.config.torch_dtype = config._name_or_path, model.dtype
         changed = new_labels(model, config.num_labels) if mismatched else []
-        set_attention(model, attn_implementation or config._attn_implementation)
+        set_attention(model, config._attn_implementation)
         if device_map is not None:
             model.hf_device_map = {"": device}
-        if parts:
-            model = dispatched(model, parts)
-        if not output_loading_info:
-            return model
         matched = weights.match(*weights.fitting(cls, folder, **own))
-        return model, {"missing_keys": matched.new, "unexpected_keys": matched.unused,
-                       "mismatched_keys": changed, "error_msgs": []}
+        told = {"missing_keys": matched.new, "unexpected_keys": matched.unused, "mismatched_keys": changed,
+                "error_msgs": []}
+        return dispatched(model, parts) if parts else model, told
 
     @classmethod
     def config_for(cls, folder: Path, given: Any, changes: dict) -> Any:
@@ -547,8 +559,10 @@ class Documented(SeenAs):
     @classmethod
     def _from_config(cls, config: Any, torch_dtype: Any = None, dtype: Any = None,
                      attn_implementation: str | None = None, **kwargs: Any) -> Any:
-        """A new model, in float32 unless another dtype is asked for."""
-        model = cls(config).to(dtype_of(torch_dtype, dtype) or config.torch_dtype or torch.float32)
+        """A new model, in the dtype that is asked for, else the config's, else float32."""
+        if torch_dtype is None and dtype is None:
+            dtype = config.torch_dtype
+        model = cls(config).to(dtype_of(torch_dtype, dtype) or torch.float32)
         return set_attention(model, attn_implementation or config._attn_implementation)
 
     # ---- Parts and numbers ----
@@ -562,6 +576,8 @@ class Documented(SeenAs):
 
     device = property(lambda self: next(self.parameters()).device)
     dtype = property(lambda self: next(p.dtype for p in self.parameters() if p.is_floating_point()))
+    _no_split_modules = property(lambda self: sorted({type(part[0]).__name__ for part in self.modules()
+                                                      if isinstance(part, nn.ModuleList)}))
     base_model_prefix = property(lambda self: weights.LAYOUTS[self.config.model_type].prefix)
     base_model = property(lambda self: getattr(self, self.base_model_prefix, self))
     is_gradient_checkpointing = is_activation_checkpointing = property(
