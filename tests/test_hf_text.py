@@ -120,3 +120,20 @@ def test_words_give_what_transformers_gives(name):
         more = {"is_split_into_words": True, "max_length": 9, "truncation": True}
         assert called(ours, (rows[0],), more) == called(theirs, (rows[0],), more), rows
         assert called(ours, (rows,), more) == called(theirs, (rows,), more), rows
+
+
+@pytest.mark.parametrize("name", ["phi-3-mini-4k", "phi-3.5-mini", "phi-4", "phi-4-mini"])
+def test_conversations_give_what_transformers_gives(name):
+    ours, theirs = hf.AutoTokenizer.from_pretrained(folder_of(name)), transformers.AutoTokenizer.from_pretrained(folder_of(name))
+    tools = json.dumps([{"name": "weather", "parameters": {"city": "text"}}])
+    talks = [[{"role": "user", "content": "Hello"}],
+             [{"role": "system", "content": "Be kind."}, {"role": "user", "content": " Who\n?"}, {"role": "assistant", "content": "I."}],
+             [{"role": "system", "content": "Use these.", "tools": tools}, {"role": "user", "content": "Rain in Oslo?"}]]
+    for talk in talks:
+        for options in ({}, {"add_generation_prompt": True}, {"continue_final_message": True}):
+            if "continue_final_message" in options and talk[-1]["role"] != "assistant":
+                continue
+            assert ours.apply_chat_template(talk, tokenize=False, **options) == theirs.apply_chat_template(talk, tokenize=False, **options)
+            assert ours.apply_chat_template(talk, **options) == theirs.apply_chat_template(talk, return_dict=False, **options)
+    batch = ours.apply_chat_template(talks, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True)
+    assert batch["input_ids"].shape == batch["attention_mask"].shape and len(batch["input_ids"]) == 3

@@ -17,7 +17,6 @@ import inspect
 import json
 import sys
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, asdict, fields
 from functools import cache, partial
@@ -35,123 +34,20 @@ from decoders.formats.switch import switched
 from decoders.tools import generation
 from decoders.tools.hf_decoding import *  # noqa: F403
 from decoders.tools.hf_decoding import WITHOUT_EFFECT, GenerationConfig
+from decoders.tools.hf_fuyu import *  # noqa: F403
+from decoders.tools.hf_outputs import *  # noqa: F403
+from decoders.tools.hf_outputs import (
+    GENERATED,
+    Cache,
+    DynamicCache,
+    GenerateBeamDecoderOnlyOutput,
+    GenerateDecoderOnlyOutput,
+    ModelOutput,
+    OpenAIGPTDoubleHeadsModelOutput,
+    branched,
+)
 from decoders.tools.hf_text import *  # noqa: F403
 from decoders.tools.hf_text import hub_options, nearest, no_effect, unexpected
-
-# ---- What a pass returns -----------------------------------------------------------------------------------
-
-
-class ModelOutput(OrderedDict):
-    """By attribute, by name, by place. Names and places leave out what is None; attributes are None then."""
-
-    def __init__(self, *content: Any, **named: Any):
-        super().__init__(*content, **{name: value for name, value in named.items() if value is not None})
-
-    def __getattr__(self, name: str) -> Any:
-        if name in self:
-            return self[name]
-        if name in RETURNED:
-            return None
-        raise AttributeError(f"the output has no {name!r}, only {', '.join(self)}")
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self[name] = value
-
-    def __getitem__(self, place: Any) -> Any:
-        return super().__getitem__(place) if isinstance(place, str) else self.to_tuple()[place]
-
-    def to_tuple(self) -> tuple:
-        return tuple(self.values())
-
-
-class OpenAIGPTDoubleHeadsModelOutput(ModelOutput):
-    """`logits` are (B, choices, T, V), `mc_logits` (B, choices)."""
-
-    def __init__(self, loss: Any = None, mc_loss: Any = None, logits: Any = None, mc_logits: Any = None,
-                 past_key_values: Any = None, hidden_states: Any = None, attentions: Any = None):
-        named = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        if isinstance(loss, dict | list):  # a copy, from names and values
-            named = dict(loss)
-        super().__init__(**named)
-
-
-class GenerateDecoderOnlyOutput(ModelOutput):
-    """sequences, scores, logits, attentions, hidden_states, past_key_values."""
-
-
-class GenerateBeamDecoderOnlyOutput(ModelOutput):
-    """The same, after the sequences their scores, after the logits `beam_indices`."""
-
-
-RETURNED = {name for part in (phi.ModelOutput, phi.CausalLMOutput, gpt_neo.QuestionAnsweringOutput,
-                              openai_gpt.DoubleHeadsOutput, generation.GenerateOutput)
-            for name in part._fields}
-GENERATED = ("sequences", "sequences_scores", "scores", "logits", "beam_indices", "attentions",
-             "hidden_states", "past_key_values")  # in the documented order
-
-
-class Cache(tuple):
-    """The keys and values that a pass returns: a tuple of each layer's (k, v), (B, K, S, D). Passes that go
-    on from it leave it as it is, however many do: the first one writes into the memory behind it, and any
-    other one takes memory of its own."""
-
-    @classmethod
-    def of(cls, plain: Any) -> "Cache":
-        self = cls(plain[layer] for layer in range(len(plain.lengths)))
-        self.plain, self.taken = plain, False
-        return self
-
-    def branch(self) -> Any:
-        """The family's own cache, to go on with."""
-        other = copy.copy(self.plain)
-        other.buffers, other.lengths = list(other.buffers), list(other.lengths)
-        if self.taken:
-            other.truncate(len(other))  # no room behind: the next token finds a new place
-        self.taken = True
-        return other
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self[layer_idx][0].shape[2] if self else 0
-
-    def to_legacy_cache(self) -> tuple:
-        return tuple(self)
-
-
-class DynamicCache:
-    """A cache that the caller holds, and that each pass it is given to makes longer."""
-
-    def __init__(self, past: Sequence[tuple[Tensor, Tensor]] = ()):
-        self.past = past
-
-    from_legacy_cache = classmethod(lambda cls, past=None: cls(past or ()))
-
-    def to_legacy_cache(self) -> tuple:
-        return tuple(self.past)
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.past[layer_idx][0].shape[2] if self.past else 0
-
-    def crop(self, max_length: int) -> None:
-        """Forget all but the first positions; a negative number forgets so many."""
-        n = max_length if max_length >= 0 else self.get_seq_length() + max_length
-        self.past = tuple((k[:, :, :n], v[:, :, :n]) for k, v in self.past)
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.past = tuple((k[beam_idx], v[beam_idx]) for k, v in self.past)
-
-    def __len__(self) -> int:
-        return len(self.past)
-
-    def __getitem__(self, layer: int) -> tuple[Tensor, Tensor]:
-        return self.past[layer]
-
-
-def branched(past: Any) -> Any:
-    """What a model of ours goes on from, for any documented kind of cache."""
-    past = past.past if isinstance(past, DynamicCache) else past
-    past = past.branch() if isinstance(past, Cache) else past
-    return None if past is None or isinstance(past, Sequence) and not len(past) else past
-
 
 # ---- Configs -----------------------------------------------------------------------------------------------
 
@@ -612,17 +508,17 @@ class Documented(SeenAs):
         """Take heads out of layers; a mask that is 0 for them gives the same numbers, more slowly."""
         for layer, heads in heads_to_prune.items():
             prune(self, layer, heads)
-        gone = {int(layer): {*heads} for layer, heads in (getattr(self.config, "pruned_heads",
-                                                                  None) or {}).items()}
+        before = getattr(self.config, "pruned_heads", None) or {}
+        gone = {int(layer): {*heads} for layer, heads in before.items()}
         for layer, heads in heads_to_prune.items():
             gone[layer] = gone.get(layer, set()) | {*heads}
         self.config.pruned_heads = {layer: sorted(heads) for layer, heads in gone.items()}
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         tables = {id(part.weight) for part in self.modules() if isinstance(part, nn.Embedding)}
-        return sum(p.numel() for p in self.parameters()
-                   if (p.requires_grad or not only_trainable) and not (exclude_embeddings
-                                                                       and id(p) in tables))
+        left_out = tables if exclude_embeddings else ()
+        counted = (p for p in self.parameters() if p.requires_grad or not only_trainable)
+        return sum(p.numel() for p in counted if id(p) not in left_out)
 
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
         return sum(part.nbytes for part in (*self.parameters(), *(self.buffers() if return_buffers else ())))
@@ -633,8 +529,8 @@ class Documented(SeenAs):
 
     def enable_input_require_grads(self) -> None:
         """So that adapters learn where all else is frozen."""
-        self.get_input_embeddings().register_forward_hook(lambda part, given,
-                                                          output: output.requires_grad_(True))
+        table = self.get_input_embeddings()
+        table.register_forward_hook(lambda part, given, output: output.requires_grad_(True))
 
     def set_attn_implementation(self, attn_implementation: str) -> None:
         set_attention(self, attn_implementation)
@@ -747,11 +643,11 @@ def prune(model: nn.Module, layer: int, heads: Sequence[int]) -> None:
     n = (out.weight.shape[0] if joint else out.weight.shape[1]) // part.D
     known = getattr(part, "heads", [*range(n)])
     kept = [place for place, head in enumerate(known) if head not in heads]
-    if not kept or not {*heads} <= {*range(max(known) + 1)} and not hasattr(part, "heads"):
+    if not kept or not {*heads} <= {*range(model.config.num_attention_heads)}:
         raise ValueError(f"layer {layer} has the heads {known}: {sorted(heads)} cannot be pruned")
     device = out.weight.device
-    rows = (torch.tensor(kept, device=device)[:, None] * part.D + torch.arange(part.D,
-                                                                               device=device)).flatten()
+    inside = torch.arange(part.D, device=device)
+    rows = (torch.tensor(kept, device=device)[:, None] * part.D + inside).flatten()
     if joint:
         of_each = torch.cat([rows, rows + n * part.D, rows + 2 * n * part.D])
         changes = [(part.c_attn, "weight", (slice(None), of_each)), (part.c_attn, "bias", of_each)]
@@ -816,9 +712,9 @@ def documented(base: type, config: type, last: str = "return_dict", without: tup
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     forward.__signature__ = inspect.Signature(
         [inspect.Parameter("self", kind), *(inspect.Parameter(name, kind, default=None) for name in names)])
-    content = {"config_class": config, "plain_class": base, "takes": tuple(names), "output_class": output,
-               "never_cached": bool(extras), "gives": tuple(name for name in result._fields
-                                                            if name not in without), "forward": forward,
+    gives = tuple(name for name in result._fields if name not in without)
+    content = {"config_class": config, "plain_class": base, "takes": tuple(names), "gives": gives,
+               "output_class": output, "never_cached": bool(extras), "forward": forward,
                "__doc__": base.__doc__, "__module__": __name__}
     return type(base.__name__, (Documented, base), content)
 

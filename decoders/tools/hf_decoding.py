@@ -51,8 +51,8 @@ class GenerationConfig(dict):
 
     @classmethod
     def from_model_config(cls, model_config: Any) -> "GenerationConfig":
-        ids = {name: getattr(model_config, name, None) for name in ("bos_token_id", "eos_token_id",
-                                                                    "pad_token_id")}
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        ids = {name: getattr(model_config, name, None) for name in names}
         return cls(**{name: id for name, id in ids.items() if id is not None})
 
     def save_pretrained(self, save_directory: str | Path, config_file_name: str = "generation_config.json",
@@ -279,8 +279,8 @@ class TextStreamer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, skip_prompt: bool = False, **decode_kwargs: Any):
         self.skip_prompt, self.begun = skip_prompt, False
-        self.new_stream = partial(tokenizer.plain.stream, None, decode_kwargs.get("skip_special_tokens",
-                                                                                  False))
+        skip_special = decode_kwargs.get("skip_special_tokens", False)
+        self.new_stream = partial(tokenizer.plain.stream, None, skip_special)
         self.stream = self.new_stream()
 
     def put(self, value: Tensor) -> None:

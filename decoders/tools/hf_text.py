@@ -1,4 +1,4 @@
-"""The documented tokenizers and Fuyu's processors, over `decoders.tokenize` and `decoders.fuyu`: for `hf.py`.
+"""The documented tokenizers, over `decoders.tokenize`: for `hf.py`.
 
     tokenizer = AutoTokenizer.from_pretrained("microsoft/phi-2")
     tokenizer(["one text", "and another"], padding=True, return_tensors="pt")
@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from decoders import fuyu, tokenize
-from decoders.formats.config import family, preprocessor, read_config
+from decoders import tokenize
 from decoders.formats.folder import find, read_json_if_any, read_text
 from decoders.formats.switch import switched
+from decoders.formats.vocab import TOKENIZER_FILES
 
 # ---- Arguments ---------------------------------------------------------------------------------------------
 
@@ -133,7 +132,7 @@ class PreTrainedTokenizerBase:
         if plain is None:
             self.own_folder = tempfile.TemporaryDirectory(prefix="decoders-tokenizer-")
             plain = self.from_files(given, Path(self.own_folder.name), kwargs)
-        self.plain = plain
+        self.plain, self.known = plain, (-1, {}, {})
         config = {**read_json_if_any(plain.folder / "tokenizer_config.json")}
         config |= read_json_if_any(plain.folder / "special_tokens_map.json")
         config |= {name: value for name, value in kwargs.items() if value is not None}
@@ -143,9 +142,9 @@ class PreTrainedTokenizerBase:
             if token is not None:
                 self.special[role] = content_of(token)
         self.more_special = [content_of(token) for token in config.get("additional_special_tokens") or ()]
-        for token in (*self.special.values(), *self.more_special):
-            if self.token_id(token) is None and f"{token}" in map(str, kwargs.values()):
-                plain.add_special_tokens([token])
+        asked = [self.special[role] for role in ROLES if kwargs.get(f"{role}_token") is not None]
+        asked += self.more_special if kwargs.get("additional_special_tokens") else []
+        plain.add_special_tokens(token for token in asked if plain.token_id(token) is None)
         own_left = isinstance(plain, tokenize.PieceTokenizer) and "padding_side" not in config
         self.padding_side = config.get("padding_side") or ("left" if own_left else "right")
         self.truncation_side = config.get("truncation_side") or "right"
@@ -166,10 +165,9 @@ class PreTrainedTokenizerBase:
         for name, file in files.items():
             target = cls.vocab_files_names.get(name, "tokenizer.json")
             shutil.copyfile(file, folder / target)
-        roles = {f"{role}_token": content_of(kwargs.get(f"{role}_token",
-                                                        cls.defaults.get(role))) for role in ROLES}
-        (folder / "tokenizer_config.json").write_text(json.dumps({k: v for k,
-                                                                  v in roles.items() if v is not None}))
+        named = {f"{role}_token": kwargs.get(f"{role}_token", cls.defaults.get(role)) for role in ROLES}
+        roles = {name: content_of(token) for name, token in named.items() if token is not None}
+        (folder / "tokenizer_config.json").write_text(json.dumps(roles))
         return tokenize.load(folder)
 
     @classmethod
@@ -230,8 +228,8 @@ class PreTrainedTokenizerBase:
         found = {f"{role}_token": token for role, token in self.special.items()}
         return {**found, **({"additional_special_tokens": self.more_special} if self.more_special else {})}
 
-    all_special_tokens = property(lambda self: list(dict.fromkeys([*self.special.values(),
-                                                                   *self.more_special])))
+    all_special_tokens = property(
+        lambda self: list(dict.fromkeys([*self.special.values(), *self.more_special])))
     all_special_ids = property(lambda self: [self.convert_tokens_to_ids(t) for t in self.all_special_tokens])
     vocab_size = property(lambda self: self.plain.vocab_size)
     added_tokens_encoder = property(lambda self: {t.content: t.id for t in self.plain.added.values()})
@@ -242,29 +240,24 @@ class PreTrainedTokenizerBase:
     def __len__(self) -> int:
         return len(self.plain)
 
+    def names(self) -> tuple[dict[int, str], dict[str, int]]:
+        """The token of each id, and the id of each token, as vocabulary files write them; made once, and anew
+        when a token was added."""
+        plain = self.plain
+        if self.known[0] != len(plain.added):
+            letters = {byte: letter for letter, byte in tokenize.byte_letters().items()}
+            in_bytes, added = isinstance(plain, tokenize.ByteLevelTokenizer), self.added_tokens_decoder
+            tokens = {id: "".join(map(letters.get, text)) if in_bytes and id not in added else text.decode()
+                      for id, text in plain.bytes_of.items()}
+            ids = {token: id for id, token in reversed(tokens.items())}  # of several the first
+            self.known = len(plain.added), tokens, {**ids, **self.added_tokens_encoder}
+        return self.known[1:]
+
     def token_id(self, token: str) -> int | None:
-        if token in self.plain.added:
-            return self.plain.added[token].id
-        if isinstance(self.plain, tokenize.ByteLevelTokenizer):
-            letters = tokenize.byte_letters()
-            if not letters.keys() >= set(token):
-                return None
-            key = bytes(letters[letter] for letter in token)
-            self.plain.token_id("")  # so that the table is there
-            found = self.plain.ids_of.get(key)
-            return None if found in self.added_tokens_decoder else found
-        return self.plain.token_id(token)
+        return self.names()[1].get(token)
 
     def token_of(self, id: int) -> str | None:
-        if (content := self.plain.bytes_of.get(int(id))) is None:
-            return None
-        if isinstance(self.plain, tokenize.ByteLevelTokenizer) and int(id) not in self.added_ids():
-            names = {byte: letter for letter, byte in tokenize.byte_letters().items()}
-            return "".join(names[byte] for byte in content)
-        return content.decode()
-
-    def added_ids(self) -> set[int]:
-        return {token.id for token in self.plain.added.values()}
+        return self.names()[0].get(int(id))
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
         if tokens is None:
@@ -285,7 +278,7 @@ class PreTrainedTokenizerBase:
         return self.plain.decode(self.convert_tokens_to_ids(tokens))
 
     def get_vocab(self) -> dict[str, int]:
-        return {self.token_of(id): id for id in self.plain.bytes_of}
+        return {token: id for id, token in self.names()[0].items()}
 
     vocab = property(get_vocab)
     get_added_vocab = added_tokens_encoder.fget
@@ -357,8 +350,8 @@ class PreTrainedTokenizerBase:
         else:
             pieces = isinstance(self.plain, tokenize.PieceTokenizer)
             marks = len("▁".encode()) if pieces else 1
-            units = [i for i, char in enumerate(text) for _ in range(marks if char == " "
-                                                                     else len(char.encode()))]
+            lengths = [marks if char == " " else len(char.encode()) for char in text]
+            units = [i for i, length in enumerate(lengths) for _ in range(length)]
             units = [0] * marks + units if pieces else units
             sizes = [1 if pieces and self.is_byte(id) else len(self.plain.bytes_of[id]) for id in ids]
         found, at = [], 0
@@ -530,13 +523,14 @@ class PreTrainedTokenizerBase:
                 raise ValueError("padding='max_length' needs max_length: the tokenizer has none")
         longest = -(-longest // multiple) * multiple if multiple else longest
         fillers = {"input_ids": self.pad_token_id, "token_type_ids": self.pad_token_type_id,
-                   "attention_mask": 0,
-                   "special_tokens_mask": 1, "offset_mapping": (0, 0)}
-        for name in found.keys() & fillers:
-            more = ([fillers[name]] * (longest - len(row)) for row in found[name])
-            found[name] = [[*m, *row] if side == "left" else [*row, *m] for m, row in zip(more, found[name],
-                                                                                          strict=True)]
-        return found
+                   "attention_mask": 0, "special_tokens_mask": 1, "offset_mapping": (0, 0)}
+
+        def filled(row: list, filler: Any) -> list:
+            more = [filler] * (longest - len(row))
+            return [*more, *row] if side == "left" else [*row, *more]
+
+        return {name: [filled(row, fillers[name]) for row in rows] if name in fillers else rows
+                for name, rows in found.items()}
 
     def pad(self, encoded_inputs: Any, padding: Any = True, max_length: int | None = None,
             pad_to_multiple_of: int | None = None, padding_side: str | None = None,
@@ -546,9 +540,9 @@ class PreTrainedTokenizerBase:
         if isinstance(encoded_inputs, list | tuple):
             encoded_inputs = {name: [one[name] for one in encoded_inputs] for name in encoded_inputs[0]}
         single = not isinstance(encoded_inputs["input_ids"][0], list | tuple | Tensor)
-        found = {name: [list(map(int, row)) if hasattr(row, "__len__") else row for row in ([rows] if single
-                                                                                            else rows)]
-                 for name, rows in encoded_inputs.items()}
+        whole = {name: [rows] if single else rows for name, rows in encoded_inputs.items()}
+        found = {name: [list(map(int, row)) if hasattr(row, "__len__") else row for row in rows]
+                 for name, rows in whole.items()}
         if return_attention_mask is not False:
             found.setdefault("attention_mask", [[1] * len(row) for row in found["input_ids"]])
         done = self.padded(found, padding, max_length, pad_to_multiple_of, padding_side)
@@ -580,8 +574,8 @@ class PreTrainedTokenizerBase:
     # ---- Conversations ----
 
     def apply_chat_template(self, conversation: list, tools: list | None = None,
-                            documents: list | None = None,
-                            chat_template: str | None = None, add_generation_prompt: bool = False,
+                            documents: list | None = None, chat_template: str | None = None,
+                            add_generation_prompt: bool = False,
                             continue_final_message: bool = False, tokenize: bool = True, padding: Any = False,
                             truncation: bool = False, max_length: int | None = None,
                             return_tensors: str | None = None, return_dict: bool = False,
@@ -602,9 +596,9 @@ class PreTrainedTokenizerBase:
                  for one in (conversation if batched else [conversation])]
         if not tokenize:
             return texts if batched else texts[0]
+        options = {"truncation": truncation, "max_length": max_length, "return_tensors": return_tensors}
         found = self(texts if batched else texts[0], add_special_tokens=False, padding=padding,
-                     truncation=truncation,
-                     max_length=max_length, return_tensors=return_tensors, **(tokenizer_kwargs or {}))
+                     **{**options, **(tokenizer_kwargs or {})})
         return found if return_dict else found["input_ids"]
 
     def conversation_text(self, messages: list[dict], template: str | None, tools: Any, documents: Any,
@@ -619,8 +613,8 @@ class PreTrainedTokenizerBase:
             raise TemplateError(message)
 
         world = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        world.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False,
-                                                                        indent=indent)
+        world.filters["tojson"] = lambda value, indent=None: json.dumps(value, indent=indent,
+                                                                        ensure_ascii=False)
         world.globals["raise_exception"] = stop
         try:
             text = world.from_string(template).render(
@@ -654,14 +648,13 @@ class PreTrainedTokenizerBase:
             config.setdefault("tokenizer_class", type(self).__name__.removesuffix("Fast"))
             if self.chat_template and not (new / "chat_template.jinja").exists():
                 config["chat_template"] = self.chat_template
-            for name, content in (("tokenizer_config.json", config), ("special_tokens_map.json",
-                                                                      self.special_tokens_map)):
+            files = {"tokenizer_config.json": config, "special_tokens_map.json": self.special_tokens_map}
+            for name, content in files.items():
                 (new / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        return tuple(str(file) for file in sorted(folder.iterdir()) if "token" in file.name
-                     or "vocab" in file.name)
+        return tuple(str(folder / name) for name in TOKENIZER_FILES if (folder / name).exists())
 
-    def save_vocabulary(self, save_directory: str | Path, filename_prefix: str | None = None) -> tuple[str,
-                                                                                                       ...]:
+    def save_vocabulary(self, save_directory: str | Path,
+                        filename_prefix: str | None = None) -> tuple[str, ...]:
         """Only the vocabulary: paths of its files."""
         names = [name for name in self.vocab_files_names.values() if (self.plain.folder / name).exists()]
         if not names:
@@ -795,167 +788,3 @@ class AutoTokenizer:
             name = next(name for name, kind in KINDS.items() if isinstance(plain, kind))
         cls = globals()[name + ("Fast" if use_fast else "")]
         return cls.from_pretrained(pretrained_model_name_or_path, **kwargs)
-
-
-# ---- Fuyu's pictures ---------------------------------------------------------------------------------------
-
-
-class FuyuImageProcessor(fuyu.FuyuImageProcessor):
-    """Pictures -> what `FuyuProcessor` cuts into patches. Ours does all steps; here each can be left out."""
-
-    model_input_names = ["images", "image_input_ids", "image_patches", "image_patch_indices_per_batch",
-                         "image_patch_indices_per_subsequence"]
-
-    def __init__(self, do_resize: bool = True, size: dict | None = None, resample: int = 2,
-                 do_pad: bool = True,
-                 padding_value: float = 1.0, padding_mode: str = "constant", do_normalize: bool = True,
-                 image_mean: float | list = 0.5, image_std: float | list = 0.5, do_rescale: bool = True,
-                 rescale_factor: float = 1 / 255, patch_size: dict | None = None, **kwargs: Any):
-        super().__init__(size, (patch_size or {}).get("height", 30), padding_value)
-        self.steps = {"do_resize": do_resize, "resample": int(resample), "do_pad": do_pad,
-                      "padding_mode": padding_mode, "do_normalize": do_normalize, "image_mean": image_mean,
-                      "image_std": image_std, "do_rescale": do_rescale, "rescale_factor": rescale_factor}
-
-    def __getattr__(self, name: str) -> Any:
-        if name in vars(self).get("steps", ()):
-            return self.steps[name]
-        raise AttributeError(f"FuyuImageProcessor has no {name!r}")
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path,
-                        **kwargs: Any) -> "FuyuImageProcessor":
-        hub, kwargs = hub_options(kwargs)
-        folder = find(pretrained_model_name_or_path, weights=False, **hub)
-        stored = preprocessor(folder, read_json_if_any(folder / "config.json"))
-        size = stored.pop("patch_size")
-        return cls(**{**stored, "patch_size": size if isinstance(size, dict) else {"height": size,
-                                                                                   "width": size},
-                      **kwargs})
-
-    def to_dict(self) -> dict[str, Any]:
-        size = {"height": self.patch_size, "width": self.patch_size}
-        return {**self.steps, "size": self.size, "patch_size": size, "padding_value": self.padding_value,
-                "image_processor_type": "FuyuImageProcessor"}
-
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        with switched(Path(save_directory)) as new:
-            text = json.dumps(self.to_dict(), indent=2) + "\n"
-            (new / "preprocessor_config.json").write_text(text, "utf-8")
-
-    def __call__(self, images: Any, **kwargs: Any) -> BatchEncoding:
-        return self.preprocess(images, **kwargs)
-
-    def preprocess(self, images: Any, return_tensors: str | None = None, **steps: Any) -> BatchEncoding:
-        """`images`, `image_unpadded_heights`, `image_unpadded_widths`, `image_scale_factors`: a list for each
-        text. `steps` are arguments of the constructor, for this call."""
-        if steps:
-            unexpected("FuyuImageProcessor.preprocess", steps.keys() - self.to_dict().keys(), self.to_dict())
-            return type(self)(**{**self.to_dict(), **steps}).preprocess(images, return_tensors)
-        return BatchEncoding(super().preprocess(images)._asdict())
-
-    def prepared(self, image: Any) -> tuple[Tensor, int, int, float]:
-        """As ours, in float32 as 4.37, and padded to the whole `size`: patches of padding are left out when
-        it is cut."""
-        s, pixels, scale = self.steps, fuyu.rgb(image), 1.0
-        height, width, _ = pixels.shape
-        if s["do_resize"] and (height > self.size["height"] or width > self.size["width"]):
-            fit = min(self.size["height"] / height, self.size["width"] / width)
-            new = max(1, int(height * fit)), max(1, int(width * fit))
-            pixels, scale = self.resize(pixels, {"height": new[0], "width": new[1]}), new[0] / height
-            height, width = new
-        values = pixels.permute(2, 0, 1).float()
-        if s["do_pad"]:
-            values = self.pad_image(values, self.size, s["padding_mode"], round(self.padding_value))
-        values = (values.double() * s["rescale_factor"]).float() if s["do_rescale"] else values
-        if s["do_normalize"]:
-            names = ("image_mean", "image_std")
-            mean, std = (torch.as_tensor(s[name]).float().view(-1, 1, 1) for name in names)
-            values = (values - mean) / std
-        return values, height, width, scale
-
-    def resize(self, image: Tensor, size: dict[str, int]) -> Tensor:
-        """(H, W, 3) bytes, with Pillow's filter `resample`."""
-        from PIL import Image
-
-        done = Image.fromarray(image.numpy()).resize((size["width"], size["height"]), self.steps["resample"])
-        return fuyu.rgb(done)
-
-    def pad_image(self, image: Tensor, size: dict[str, int], mode: str = "constant",
-                  constant_values: float = 1.0) -> Tensor:
-        """(3, H, W), made as large as `size` below and on the right. `mode` has NumPy's names."""
-        bottom, right = (max(size[name], n) - n for name, n in zip(("height", "width"), image.shape[1:],
-                                                                   strict=True))
-        more = {"value": constant_values} if mode == "constant" else {}
-        modes = {"constant": "constant", "edge": "replicate", "reflect": "reflect"}
-        if mode not in modes:
-            raise ValueError(f"padding_mode must be one of {', '.join(modes)}, not {mode!r}")
-        return F.pad(image, (0, right, 0, bottom), mode=modes[mode], **more)
-
-
-class FuyuProcessor:
-    """Texts and pictures -> `input_ids`, `attention_mask`, `image_patches`, `image_patches_indices`."""
-
-    model_input_names = ["input_ids", "attention_mask", "image_patches", "image_patches_indices"]
-
-    def __init__(self, image_processor: FuyuImageProcessor, tokenizer: PreTrainedTokenizerBase):
-        self.image_processor, self.tokenizer = image_processor, tokenizer
-        self.plain = fuyu.FuyuProcessor(image_processor, tokenizer.plain)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "FuyuProcessor":
-        return cls(FuyuImageProcessor.from_pretrained(pretrained_model_name_or_path,
-                                                      **hub_options(dict(kwargs))[0]),
-                   AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs))
-
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        self.image_processor.save_pretrained(save_directory)
-        self.tokenizer.save_pretrained(save_directory)
-
-    def __call__(self, text: Any = None, images: Any = None, add_special_tokens: bool = True,
-                 return_attention_mask: bool = True, padding: Any = False, truncation: Any = None,
-                 max_length: int | None = None, stride: int = 0, pad_to_multiple_of: int | None = None,
-                 return_overflowing_tokens: bool = False, return_special_tokens_mask: bool = False,
-                 return_offsets_mapping: bool = False, return_token_type_ids: bool = False,
-                 return_length: bool = False, verbose: bool = True, return_tensors: str | None = None,
-                 **kwargs: Any) -> BatchEncoding:
-        """Texts alone go to the tokenizer, with all arguments. With pictures the result is tensors, padded on
-        the left, and there is no truncation: it would cut a picture."""
-        if not return_attention_mask:
-            raise ValueError("return_attention_mask=False is not possible: padding would count as text")
-        if images is None and text is not None:
-            kwargs |= {"stride": stride, "pad_to_multiple_of": pad_to_multiple_of,
-                       "return_length": return_length, "return_overflowing_tokens": return_overflowing_tokens,
-                       "return_special_tokens_mask": return_special_tokens_mask,
-                       "return_offsets_mapping": return_offsets_mapping,
-                       "return_token_type_ids": return_token_type_ids}
-            return self.tokenizer(text, add_special_tokens=add_special_tokens, padding=padding,
-                                  truncation=truncation,
-                                  max_length=max_length, return_tensors=return_tensors, **kwargs)
-        cut = bool(truncation) and truncation != "do_not_truncate"
-        return BatchEncoding(self.plain(text, images, truncation=cut, max_length=max_length if cut else None))
-
-    def post_process_box_coordinates(self, outputs: Any, target_sizes: Any = None) -> list[Tensor]:
-        """Rows of ids, each (T,), in which places are text in pixels."""
-        rows = outputs.sequences if hasattr(outputs, "sequences") else outputs
-        return [found.ids for found in self.plain.post_process_box_coordinates(rows, target_sizes)]
-
-    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
-        return self.tokenizer.batch_decode(*args, **kwargs)
-
-    def decode(self, *args: Any, **kwargs: Any) -> str:
-        return self.tokenizer.decode(*args, **kwargs)
-
-
-class AutoProcessor:
-    @staticmethod
-    def from_pretrained(pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
-        """Fuyu's, and of all others the tokenizer, which is all they need."""
-        folder = find(pretrained_model_name_or_path, weights=False, **hub_options(dict(kwargs))[0])
-        kind = FuyuProcessor if family(read_config(folder)) == "fuyu" else AutoTokenizer
-        return kind.from_pretrained(pretrained_model_name_or_path, **kwargs)
-
-
-class AutoImageProcessor:
-    from_pretrained = staticmethod(FuyuImageProcessor.from_pretrained)
-
-
