@@ -81,12 +81,11 @@ def called(tokenizer, args: tuple, options: dict):
     return json.loads(json.dumps({key: found[key] for key in sorted(found.keys())}))
 
 
-@pytest.mark.parametrize("part", range(2))
-def test_a_call_gives_what_transformers_gives(pair, part):
+def test_a_call_gives_what_transformers_gives(pair):
     """Some ten thousand calls over all tokenizers: batches, pairs, padding, truncation, windows, places."""
     ours, theirs = pair
-    rng = random.Random(part)
-    for _ in range(360):
+    rng = random.Random(0)
+    for _ in range(720):
         args, options = a_call(rng, offsets=True)
         assert called(ours, args, options) == called(theirs, args, options), (args, options)
 

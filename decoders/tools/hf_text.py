@@ -173,16 +173,19 @@ class PreTrainedTokenizerBase:
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *inputs: Any, **kwargs: Any) -> Any:
         hub, kwargs = hub_options(kwargs)
+        plain = tokenize.load(find(pretrained_model_name_or_path, weights=False, **hub))
+        if not isinstance(plain, cls.kind):
+            told = " or ".join(name for name, kind in KINDS.items() if isinstance(plain, kind))
+            raise ValueError(f"{plain.folder} holds no {cls.__name__}: use {told}, or AutoTokenizer")
+        return cls.over(plain, pretrained_model_name_or_path, kwargs)
+
+    @classmethod
+    def over(cls, plain: tokenize.Tokenizer, path_or_id: str | Path, kwargs: dict) -> Any:
         if kwargs.pop("trust_remote_code", False):
             no_effect("trust_remote_code", "no code of a checkpoint is ever run")
         for name in ("use_fast", "legacy", "from_slow", "tokenizer_type", "tokenizer_file"):
             kwargs.pop(name, None)
-        folder = find(pretrained_model_name_or_path, weights=False, **hub)
-        plain = tokenize.load(folder)
-        if not isinstance(plain, cls.kind):
-            names = [name for name, kind in KINDS.items() if isinstance(plain, kind)]
-            raise ValueError(f"{folder} holds no {cls.__name__}: use {' or '.join(names)}, or AutoTokenizer")
-        return cls(plain=plain, name_or_path=pretrained_model_name_or_path, **kwargs)
+        return cls(plain=plain, name_or_path=path_or_id, **kwargs)
 
     def stored_template(self, config: dict) -> str | None:
         file = self.plain.folder / "chat_template.jinja"
@@ -779,7 +782,7 @@ class AutoTokenizer:
     def from_pretrained(pretrained_model_name_or_path: str | Path, *inputs: Any, use_fast: bool = True,
                         **kwargs: Any) -> PreTrainedTokenizerBase:
         """The class that the folder names, if its vocabulary is of that kind."""
-        hub, _ = hub_options(dict(kwargs))
+        hub, kwargs = hub_options(kwargs)
         folder = find(pretrained_model_name_or_path, weights=False, **hub)
         plain = tokenize.load(folder)
         named = read_json_if_any(folder / "tokenizer_config.json").get("tokenizer_class") or ""
@@ -787,4 +790,4 @@ class AutoTokenizer:
         if not isinstance(plain, KINDS.get(name, type(None))):
             name = next(name for name, kind in KINDS.items() if isinstance(plain, kind))
         cls = globals()[name + ("Fast" if use_fast else "")]
-        return cls.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        return cls.over(plain, pretrained_model_name_or_path, kwargs)
