@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -447,9 +448,11 @@ def python_of(environment: str) -> Path | None:
     return own if own.exists() else None
 
 
-def measured(name: str, engines: list[str], rounds: int, threads: int, folder: Path) -> dict[str, dict]:
-    prepare(name, folder)
-    found: dict[str, list[dict]] = {}
+def measured(name: str, engines: list[str], rounds: int, threads: int, folder: Path,
+             found: dict[str, list[dict]]) -> Iterator[None]:
+    """Every engine once per round, what it did added to `found`; pauses after each."""
+    if rounds:
+        prepare(name, folder)
     for number in range(rounds):
         for engine in engines:
             environment, kind, bits = ENGINES[engine]
@@ -465,8 +468,14 @@ def measured(name: str, engines: list[str], rounds: int, threads: int, folder: P
             told = found[engine][-1]
             figures = ", ".join(f"{key} {v:.4g}" for key, v in told.items() if isinstance(v, float))
             print(f"{name} {number + 1}: {engine}: {figures}", file=sys.stderr)
+            yield
+
+
+def medians(found: dict[str, list[dict]]) -> dict[str, dict]:
+    """Of each engine, in the order of ENGINES."""
     return {engine: {key: value if isinstance(value, str) else statistics.median(one[key] for one in runs)
-                     for key, value in runs[0].items()} for engine, runs in found.items()}
+                     for key, value in runs[0].items()}
+            for engine, runs in sorted(found.items(), key=lambda item: list(ENGINES).index(item[0]))}
 
 
 def table(name: str, found: dict[str, dict]) -> list[str]:
@@ -536,6 +545,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="engines that match this pattern, beside our bfloat16")
     parser.add_argument("--models", nargs="*", default=list(models()), help="phi-2 and Phi-3-mini")
+    parser.add_argument("--keep", type=Path, help="a file for all runs: a later call goes on with it")
     parser.add_argument("--write", action="store_true", help="the table into docs/speed.md")
     args = parser.parse_args()
     if args.child:
@@ -545,11 +555,16 @@ def main() -> None:
     engines = [name for name in ENGINES if re.search(args.only, name) or name == "ours bfloat16"]
     for name in [name for name in engines if python_of(ENGINES[name][0]) is None]:
         print(f"{name}: not installed in .peers/{ENGINES[name][0]}", file=sys.stderr)
-    results, lines = {}, []
+    kept = args.keep is not None and args.keep.exists()
+    runs: dict[str, dict[str, list[dict]]] = json.loads(args.keep.read_text()) if kept else {}
     for name in args.models:
         with tempfile.TemporaryDirectory() as folder:
-            results[name] = measured(name, engines, args.rounds, args.threads, Path(folder))
-        lines += [*table(name, results[name]), ""]
+            found = runs.setdefault(name, {})
+            for _ in measured(name, engines, args.rounds, args.threads, Path(folder), found):
+                if args.keep is not None:
+                    args.keep.write_text(json.dumps(runs))
+    results = {name: medians(found) for name, found in runs.items()}
+    lines = [line for name, found in results.items() for line in (*table(name, found), "")]
     text = "\n".join(lines)
     print(text)
     if args.write:

@@ -634,6 +634,9 @@ def test_each_step_of_a_picture_can_change(changes, tmp_path):
     values = (values - s["image_mean"]) / s["image_std"] if s["do_normalize"] else values
     torch.testing.assert_close(inner.double(), values, atol=1e-5, rtol=1e-5)
     processor.save_pretrained(tmp_path)
-    assert hf_text.json.loads((tmp_path / "preprocessor_config.json").read_text())["size"] == {"height": 60, "width": 90}
+    again = hf.FuyuImageProcessor.from_pretrained(tmp_path)
+    assert again.to_dict() == processor.to_dict() and torch.equal(again(pixels).images[0][0], image)
+    with pytest.raises(ValueError, match="size must be height and width in pixels"):
+        hf.FuyuImageProcessor(size={"height": 60})
 
 

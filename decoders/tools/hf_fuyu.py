@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from decoders import fuyu
-from decoders.formats.config import family, preprocessor, read_config
+from decoders.formats.config import family, read_config
 from decoders.formats.folder import find, read_json_if_any
 from decoders.formats.switch import switched
 from decoders.tools.hf_text import (
@@ -32,10 +32,14 @@ class FuyuImageProcessor(fuyu.FuyuImageProcessor):
                          "image_patch_indices_per_subsequence"]
 
     def __init__(self, do_resize: bool = True, size: dict | None = None, resample: int = 2,
-                 do_pad: bool = True,
-                 padding_value: float = 1.0, padding_mode: str = "constant", do_normalize: bool = True,
-                 image_mean: float | list = 0.5, image_std: float | list = 0.5, do_rescale: bool = True,
-                 rescale_factor: float = 1 / 255, patch_size: dict | None = None, **kwargs: Any):
+                 do_pad: bool = True, padding_value: float = 1.0, padding_mode: str = "constant",
+                 do_normalize: bool = True, image_mean: float | list = 0.5, image_std: float | list = 0.5,
+                 do_rescale: bool = True, rescale_factor: float = 1 / 255, patch_size: dict | None = None,
+                 **kwargs: Any):
+        for name, edges in (("size", size), ("patch_size", patch_size)):
+            given = [(edges or {}).get(edge) for edge in ("height", "width")]
+            if edges is not None and any(type(edge) is not int or edge < 1 for edge in given):
+                raise ValueError(f"{name} must be height and width in pixels, not {edges!r}")
         super().__init__(size, (patch_size or {}).get("height", 30), padding_value)
         self.steps = {"do_resize": do_resize, "resample": int(resample), "do_pad": do_pad,
                       "padding_mode": padding_mode, "do_normalize": do_normalize, "image_mean": image_mean,
@@ -51,9 +55,9 @@ class FuyuImageProcessor(fuyu.FuyuImageProcessor):
                         **kwargs: Any) -> "FuyuImageProcessor":
         hub, kwargs = hub_options(kwargs)
         folder = find(pretrained_model_name_or_path, weights=False, **hub)
-        stored = preprocessor(folder, read_json_if_any(folder / "config.json"))
-        size = stored.pop("patch_size")
-        stored["patch_size"] = size if isinstance(size, dict) else {"height": size, "width": size}
+        stored = read_json_if_any(folder / "preprocessor_config.json")
+        size = stored.get("patch_size") or read_json_if_any(folder / "config.json").get("patch_size", 30)
+        stored["patch_size"] = {"height": size, "width": size} if isinstance(size, int) else size
         return cls(**{**stored, **kwargs})
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,6 +103,8 @@ class FuyuImageProcessor(fuyu.FuyuImageProcessor):
 
     def resize(self, image: Tensor, size: dict[str, int]) -> Tensor:
         """(H, W, 3) bytes, with Pillow's filter `resample`."""
+        if self.steps["resample"] == 2:
+            return fuyu.resized(image, size["height"], size["width"])
         from PIL import Image
 
         done = Image.fromarray(image.numpy()).resize((size["width"], size["height"]), self.steps["resample"])
