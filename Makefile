@@ -19,19 +19,19 @@ run: .venv/run
 
 # Everything: parity with Transformers, properties, broken folders, the command line.
 test: .venv/test
-	$(BIN)/python -m pytest -n auto -m "not ecosystem and not proof and not pairs"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not ecosystem and not proof and not pairs"
 
 # Every mistake that compare knows, planted into our files and named by it.
 proof: .venv/test
-	$(BIN)/python -m pytest -n auto -m proof
+	$(BIN)/python -m pytest -n auto --dist worksteal -m proof
 
 # Every fifth pair of mistakes: more than an hour.
 pairs: .venv/test
-	$(BIN)/python -m pytest -n auto -m pairs
+	$(BIN)/python -m pytest -n auto --dist worksteal -m pairs
 
 # Compilers, ONNX, torchao, Trainer, accelerate, peft, several processes: heavy to install, or long.
 ecosystem: .venv/ecosystem
-	$(BIN)/python -m pytest -n auto -m ecosystem
+	$(BIN)/python -m pytest -n auto --dist worksteal -m ecosystem
 
 # Strings, damaged folders and killed writers for as long as you like: make fuzz MINUTES=60 SEED=3
 fuzz: .venv/test

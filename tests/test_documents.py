@@ -10,6 +10,7 @@ from tests import documents
 from tests.hub_cache import build
 
 WHERE = documents.folder()
+pytestmark = pytest.mark.ecosystem  # two minutes
 needed = pytest.mark.skipif(WHERE is None or not WHERE.is_dir(), reason="DECODERS_DOCS is not set: no documentation to read")
 
 
@@ -49,7 +50,6 @@ def test_the_others_are_told_the_lines_to_write_instead(ours):
 
 
 @needed
-@pytest.mark.ecosystem  # a minute
 def test_examples_leave_what_they_leave_in_transformers(ours, theirs):
     """Whatever differs has a reason that was looked at; `reason` raises for what has none."""
     assert documents.example_table(WHERE, ours, [theirs]).count("same") >= 20
@@ -61,7 +61,6 @@ def test_every_documented_argument_and_field_is_here(ours):
 
 
 @needed
-@pytest.mark.ecosystem
 def test_examples_without_their_gpu(home):
     """FlashAttention's examples, on a CPU."""
     for one in documents.examples(WHERE):
