@@ -552,6 +552,8 @@ class Documented(SeenAs):
         """Tags of a model card, which is not written here."""
 
 
+PreTrainedModel = Documented  # as scripts ask for it
+
 LOADING_WITHOUT_EFFECT = {
     "trust_remote_code": "no code of a checkpoint is ever run",
     **dict.fromkeys(("low_cpu_mem_usage", "_fast_init", "use_safetensors", "weights_only", "offload_folder",
