@@ -519,7 +519,8 @@ def test_gpt1_streamed_pieces_join_to_the_decoded_text(data, ids, size):
     assert "".join(pieces) == tokenizer.decode(ids)
 
 
-@pytest.mark.parametrize("kind", ["prose", "one letter", "random letters", "blanks", "marks"])
+@pytest.mark.parametrize("kind", ["prose", "random letters", *(pytest.param(kind, marks=pytest.mark.ecosystem)  # a quarter of a minute each
+                                                               for kind in ("one letter", "blanks", "marks"))])
 def test_gpt1_encodes_a_megabyte_in_seconds(data, kind):
     rng = random.Random(0)
     text = {
