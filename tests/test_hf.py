@@ -17,6 +17,7 @@ from decoders.tools import generation, hf, hf_text
 from tests import folders, golden_fuyu, hub_cache
 from tests.families import GPT_NEO, OPENAI_GPT, PHI, inputs
 from tests.hub_cache import CHECKPOINTS
+from tests.test_ecosystem import without_dropout
 from tests.test_fuyu import GOLDEN, picture
 
 CLOSE = {"atol": 2e-5, "rtol": 0}
@@ -246,6 +247,8 @@ def test_what_cannot_be_loaded_is_told(tmp_path):
         hf.AutoModelForQuestionAnswering.from_pretrained(folder)
     with pytest.raises(FileNotFoundError, match="there is no folder nobody/nothing"):
         hf.PhiForCausalLM.from_pretrained("nobody/nothing", local_files_only=True)
+    with pytest.raises(TypeError, match="'state_dict'"):  # not silently the file's weights instead
+        hf.PhiForCausalLM.from_pretrained(folder, state_dict={})
     with pytest.raises(TypeError, match="'num_hidden_layer': did you mean 'num_hidden_layers'"):
         hf.PhiForCausalLM.from_pretrained(folder, num_hidden_layer=2)
 
@@ -393,17 +396,11 @@ def test_eager_is_the_formula(family, tmp_path):
 
 
 def test_training_by_the_documented_class(family, tmp_path):
-    model, (ids, _) = documented(family, tmp_path).train(), inputs(101)
-    plain = family.model().train()
+    rates = without_dropout(family)
+    model = getattr(hf, family.class_name()).from_pretrained(folder_of(family, tmp_path, **rates)).train()
+    plain, (ids, _) = family.model(**rates).train(), inputs(101)
     model.gradient_checkpointing_enable()
     assert model.is_gradient_checkpointing
-    dropouts = [part for part in (*model.modules(), *plain.modules()) if isinstance(part, nn.Dropout)]
-    for part in dropouts:
-        part.p = 0.0
-    for part in (*hf.attentions_of(model), *hf.attentions_of(plain)):
-        for name in ("attn_pdrop", "attention_dropout"):
-            if hasattr(part, name):
-                setattr(part, name, part.__dict__[name] if isinstance(part.__dict__.get(name), nn.Module) else 0.0)
     for one in (model, plain):
         one(ids, labels=ids)[0].backward()
     for (name, p), q in zip(model.named_parameters(), plain.parameters(), strict=True):

@@ -287,3 +287,15 @@ def test_duplicate_names_over_shards_are_said(family, tmp_path):
     if name not in family.dead:
         with pytest.raises(ValueError, match=f"holds {name}, which model-00001-of-00002.safetensors holds as well"):
             weights.load(family.cls(), folder)
+
+
+def test_an_override_counts_in_a_folder_with_nested_rope_parameters(family, tmp_path):
+    """Transformers 5 writes them so; the nested value won."""
+    if family.name not in ("phi", "phi3", "persimmon"):
+        pytest.skip("no rotation in this family's own config")
+    folder = written(tmp_path, family)
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": config.pop("rope_theta", 10000.0)}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert weights.load(family.cls(), folder, rope_theta=77.0).config.rope_theta == 77.0
+    assert weights.load(family.cls(), folder).config.rope_theta == config["rope_parameters"]["rope_theta"]

@@ -244,7 +244,7 @@ class Documented(SeenAs):
     _keys_to_ignore_on_save, _tied_weights_keys = None, None
     supports_gradient_checkpointing = True
 
-    def __init__(self, config: Any, *args: Any, **kwargs: Any):
+    def __init__(self, config: Any):
         if not isinstance(config, PretrainedConfig):
             told = f"a {self.config_class.__name__}, not {type(config).__name__}"
             raise TypeError(f"{type(self).__name__} takes {told}")
@@ -395,13 +395,12 @@ class Documented(SeenAs):
         config = cls.config_for(folder, config, kwargs)
         config._name_or_path = str(pretrained_model_name_or_path)
         config._attn_implementation = attn_implementation or config._attn_implementation
-        model, told = cls.loaded(folder, config, asked, device_map, redraw)
-        return (model, told) if output_loading_info else model
+        return cls.loaded(folder, config, asked, device_map, redraw, output_loading_info)
 
     @classmethod
-    def loaded(cls, folder: Path, config: Any, dtype: torch.dtype | None, device_map: Any,
-               redraw: bool) -> tuple[nn.Module, dict]:
-        """The model, and what was missing, not used, or with `redraw` of another size."""
+    def loaded(cls, folder: Path, config: Any, dtype: torch.dtype | None, device_map: Any, redraw: bool,
+               info: bool) -> Any:
+        """The model; with `info` also what was missing, not used, or with `redraw` of another size."""
         own = {field.name: getattr(config, field.name) for field in fields(config)}
         if hasattr(config, "text_config"):
             own["text_config"] = asdict(config.text_config)
@@ -419,10 +418,12 @@ class Documented(SeenAs):
         set_attention(model, config._attn_implementation)
         if device_map is not None:
             model.hf_device_map = {"": device}
+        model = dispatched(model, parts) if parts else model
+        if not info:
+            return model
         matched = weights.match(*weights.fitting(cls, folder, **own))
-        told = {"missing_keys": matched.new, "unexpected_keys": matched.unused, "mismatched_keys": changed,
-                "error_msgs": []}
-        return dispatched(model, parts) if parts else model, told
+        return model, {"missing_keys": matched.new, "unexpected_keys": matched.unused,
+                       "mismatched_keys": changed, "error_msgs": []}
 
     @classmethod
     def config_for(cls, folder: Path, given: Any, changes: dict) -> Any:
@@ -557,7 +558,7 @@ PreTrainedModel = Documented  # as scripts ask for it
 LOADING_WITHOUT_EFFECT = {
     "trust_remote_code": "no code of a checkpoint is ever run",
     **dict.fromkeys(("low_cpu_mem_usage", "_fast_init", "use_safetensors", "weights_only", "offload_folder",
-                     "offload_state_dict", "offload_buffers", "max_memory", "state_dict", "variant"),
+                     "offload_state_dict", "offload_buffers", "max_memory", "variant"),
                     "files are mapped into memory, of whatever format they are"),
     **dict.fromkeys(("from_tf", "from_flax"), "the files tell what they are"),
 }
@@ -701,11 +702,9 @@ def documented(base: type, config: type, last: str = "return_dict", without: tup
     """Our class with the documented manners. `last` are the arguments that it has besides, before those that
     the documentation does not have; `without` the fields of its output that the documentation does not."""
     own = inspect.signature(base.forward)
-    extras = {"past_key_values", "use_cache"} if base.__module__.endswith("openai_gpt") else set()
+    extras = {"past_key_values", "use_cache"} if config is OpenAIGPTConfig else set()
     names = [name for name in own.parameters if name not in {*extras, "logits_to_keep", "self"}]
     names += [*last.split(), *(name for name in own.parameters if name in {*extras, "logits_to_keep"})]
-    result = inspect.get_annotations(base.forward, eval_str=False)["return"]
-    result = getattr(importlib.import_module(base.__module__), result) if isinstance(result, str) else result
 
     def forward(self, *args, **kwargs):
         return self.documented_pass(args, kwargs)
@@ -714,7 +713,7 @@ def documented(base: type, config: type, last: str = "return_dict", without: tup
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     forward.__signature__ = inspect.Signature(
         [inspect.Parameter("self", kind), *(inspect.Parameter(name, kind, default=None) for name in names)])
-    gives = tuple(name for name in result._fields if name not in without)
+    gives = tuple(name for name in own.return_annotation._fields if name not in without)
     content = {"config_class": config, "plain_class": base, "takes": tuple(names), "gives": gives,
                "output_class": output, "never_cached": bool(extras), "forward": forward,
                "__doc__": base.__doc__, "__module__": __name__}
@@ -761,10 +760,8 @@ class AutoConfig:
     def from_pretrained(pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
         hub, kwargs = hub_options(kwargs)
         folder = find(pretrained_model_name_or_path, weights=False, **hub)
-        config = CONFIGS[family(read_config(folder))].from_pretrained(folder, **kwargs)
-        (config[0] if isinstance(config, tuple)
-         else config)._name_or_path = str(pretrained_model_name_or_path)
-        return config
+        found = CONFIGS[family(read_config(folder))]
+        return found.from_pretrained(pretrained_model_name_or_path, **hub, **kwargs)
 
     @staticmethod
     def for_model(model_type: str, **kwargs: Any) -> Any:

@@ -80,7 +80,7 @@ DEFAULT_SETTINGS = {**vars(generation.GenerationConfig()), "eos_token_id": None}
 WITHOUT_EFFECT = {"synced_gpus", "low_memory", "encoder_repetition_penalty", "encoder_no_repeat_ngram_size",
                   "decoder_start_token_id", "forced_decoder_ids", "cache_implementation", "cache_config",
                   "return_legacy_cache", "disable_compile", "compile_config", "use_model_defaults",
-                  "trust_remote_code", "custom_generate"}
+                  "trust_remote_code"}
 
 # ---- Processors --------------------------------------------------------------------------------------------
 

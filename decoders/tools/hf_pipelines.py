@@ -107,8 +107,7 @@ class TokenClassificationPipeline(Pipeline):
                 continue
             word = self.tokenizer.convert_ids_to_tokens(int(inputs["input_ids"][0, i]))
             found.append({"entity": label, "score": float(row.max()), "index": i, "word": word,
-                          "start": start,
-                          "end": end})
+                          "start": start, "end": end})
         return found if aggregation_strategy == "none" else self.grouped(found, inputs["input_ids"][0])
 
     def grouped(self, tokens: list[dict], ids: torch.Tensor) -> list[dict[str, Any]]:
@@ -148,7 +147,7 @@ class QuestionAnsweringPipeline(Pipeline):
 
     @torch.no_grad()
     def one(self, text: dict[str, str], top_k: int = 1, max_answer_len: int = 15, max_seq_len: int = 384,
-            doc_stride: int = 128, **options: Any) -> Any:
+            doc_stride: int = 128) -> Any:
         """The likeliest part of the context: `answer`, its place (`start`, `end`) and `score`. A long context
         is read in pieces of `max_seq_len` tokens."""
         found: dict[tuple[int, int], float] = {}
@@ -196,9 +195,8 @@ def pipeline(task: str | None = None, model: Any = None, config: Any = None, tok
         raise ValueError("give pipeline a model: a folder, a hub id, or a model and its tokenizer")
     if isinstance(model, nn.Module) and tokenizer is None:
         raise ValueError("a model has no tokenizer by itself: give tokenizer= as well")
-    loading = {name: options.pop(name) for name in ("trust_remote_code", "revision", "token", "device_map",
-                                                    "dtype")
-               if name in options}
+    names = ("trust_remote_code", "revision", "token", "device_map", "dtype")
+    loading = {name: options.pop(name) for name in names if name in options}
     if not isinstance(model, nn.Module):
         tokenizer = tokenizer or model
         model = TASKS[task].auto.from_pretrained(model, config=config, torch_dtype=torch_dtype, **loading,
