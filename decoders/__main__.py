@@ -44,7 +44,7 @@ def told(error: Exception) -> str:
 def parser() -> argparse.ArgumentParser:
     about = "Text from checkpoints, and what is in them."
     parser = argparse.ArgumentParser("python -m decoders", description=about)
-    names = "generate | chat | inspect | compare"
+    names = "generate | chat | inspect | compare | look"
     commands = parser.add_subparsers(dest="command", required=True, metavar=names)
 
     generate = commands.add_parser("generate", help="continue a prompt; greedy without a sampling option")
@@ -69,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     inspect.add_argument("model", help="checkpoint folder or hub id")
     inspect.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     add_compare(commands)
+    add_look(commands)
     return parser
 
 
@@ -95,8 +96,25 @@ def add_compare(commands: Any) -> None:
     option("--all", action="store_true", help="every stage of every case, not of those that differ alone")
 
 
+def add_look(commands: Any) -> None:
+    about = """A page that shows a model think: each token's chances, attention, what the model would say
+        after each layer, who wrote a token, magnitudes, and the block with its lines. One HTML file, which
+        needs nothing else."""
+    look = commands.add_parser("look", help="a page that shows a model think", description=about)
+    option = look.add_argument
+    option("model", help="checkpoint folder or hub id")
+    option("prompt", help="text, or ids where a folder has no tokenizer; - reads it from standard input")
+    option("-o", "--output", required=True, metavar="PAGE", help="the file to write, as page.html")
+    option("--with", dest="other", metavar="PROMPT", help="a second text beside it, and the difference")
+    option("--with-model", metavar="MODEL", help="the same text in a second model")
+    option("--last", type=int, metavar="N", help="show the last N tokens of a long text")
+    option("--chat", action="store_true", help="put the prompt into the model's chat format")
+    option("--image", metavar="FILE", help="a picture, for models that see")
+    add_options(option, 24)
+
+
 def add_options(option: Callable, new_tokens: int) -> None:
-    """What generate and chat have in common."""
+    """What generate, chat and look have in common."""
     option("--max-new-tokens", type=int, default=new_tokens, metavar="N",
            help=f"at most N (default: {new_tokens})")
     option("--temperature", type=float, metavar="T", help="sample; below 1 safer, above bolder; 0 is greedy")
@@ -476,7 +494,8 @@ def settings(args: argparse.Namespace, model: Any, tokenizer: Any, prompt: int) 
 def stop_ids(model: Any, tokenizer: Any) -> list[int] | None:
     """The checkpoint's own, or the tokenizer's where no config names any, as with phi-1 and phi-1.5."""
     own = model.special_ids("checkpoint", None)[0].tolist()
-    return own or ([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else None)
+    last = None if tokenizer is None else tokenizer.eos_token_id
+    return own or (None if last is None else [last])
 
 
 class Watch:
@@ -770,6 +789,85 @@ def here_and_there(args: argparse.Namespace) -> Any:
     return checkpoints.on_prompt(folder, ids, args.dtype or "float32", args.sequential, say)
 
 
+# ---- look --------------------------------------------------------------------------------------------------
+
+
+def look(args: argparse.Namespace) -> int:
+    from decoders.tools import look as looking
+
+    looking.check_place(args.output)
+    if args.other is not None and (args.with_model is not None or args.image is not None):
+        raise ValueError("--with takes neither --with-model nor --image: a page shows two runs at most")
+    prompt = standard_input() if args.prompt == "-" else args.prompt
+    start = time.perf_counter()
+    first = run_of(args, args.model, prompt)
+    runs = [first]
+    if args.other is not None:
+        runs.append(run_of(args, args.model, args.other, first))
+    elif args.with_model is not None:
+        runs.append(run_of(args, args.with_model, prompt))
+    content = looking.page(runs)
+    file = looking.write(args.output, content)
+    tokens = " and ".join(str(run.ids.shape[-1]) for run in runs)
+    say(f"{file}: {tokens} tokens, {human(len(content.encode(errors='replace')))}, "
+        f"{time.perf_counter() - start:.1f} s")
+    return 0
+
+
+def run_of(args: argparse.Namespace, path_or_id: str, prompt: str, before: Any = None) -> Any:
+    """What `look.page` shows of a prompt in a model: it, and what the model continues it with. `before` is a
+    run of the same model."""
+    import torch
+
+    from decoders import family, find, fuyu, read_config, tokenize
+    from decoders.tools import generation
+    from decoders.tools import look as looking
+
+    folder = find(path_or_id)
+    family(read_config(folder))
+    tokenizer, sight = None, None
+    try:
+        tokenizer = before.tokenizer if before else tokenize.load(folder)
+    except (OSError, ValueError) as error:
+        if args.image is not None or args.chat:
+            raise
+        ids = typed_ids(prompt, path_or_id, error)
+    else:
+        if args.image is not None:
+            sight = Sight(folder, tokenizer, prompt, argparse.Namespace(**vars(args), draw=None))
+            ids = sight.inputs["input_ids"][0].tolist()
+        else:
+            message = [{"role": "user", "content": prompt}]
+            ids = tokenizer.chat(message) if args.chat else tokenizer.encode(prompt)
+    if not ids:
+        raise ValueError("the prompt is empty: there is no token to look at")
+    looking.check_length(len(ids) + args.max_new_tokens, args.last)
+    model = before.model if before else loaded(folder, args)
+    pictures = sight.pictures if sight else {}
+    if max(ids) >= model.config.vocab_size:
+        raise ValueError(f"token ids are 0 to {model.config.vocab_size - 1} here, not {max(ids)}")
+    asked = settings(args, model, tokenizer, len(ids))
+    sequences = generation.generate(model, torch.tensor([ids], device=args.device), **asked, **pictures)
+    name = folder.resolve().name if Path(path_or_id).exists() else path_or_id
+    picture, spelled = None, {}
+    if sight:
+        spelled = {sight.processor.id_of(piece): tag for tag, piece in fuyu.TAGS.items()}
+        found = sight.located(sequences[0, len(ids) :].tolist())
+        picture = looking.seen_picture(sight.processor.image_processor, sight.picture, sequences[0].tolist(),
+                                       model.config.image_token_id, found.places)
+    return looking.Run(model, sequences, tokenizer, len(ids), name, prompt, args.last, pictures, picture,
+                       spelled)
+
+
+def typed_ids(prompt: str, folder: str, error: Exception) -> list[int]:
+    """Of a folder without a tokenizer: ids, and they are shown as they are."""
+    words = prompt.replace(",", " ").split()
+    if not words or not all(word.isdecimal() for word in words):
+        raise ValueError(f"{folder} has no usable tokenizer ({told(error)}): give ids, as in \"12 5 7\"")
+    say(f"note: no tokenizer is read ({told(error)}), so tokens are shown as ids")
+    return [int(word) for word in words]
+
+
 # ---- main --------------------------------------------------------------------------------------------------
 
 
@@ -778,7 +876,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars are for terminals
     try:
-        run = {"generate": generate, "chat": chat, "inspect": inspect, "compare": compare}[args.command]
+        run = {"generate": generate, "chat": chat, "inspect": inspect, "compare": compare,
+               "look": look}[args.command]
         status = run(args)
         sys.stdout.flush()
         return status

@@ -136,7 +136,8 @@ class Taps:
         scores = widened(q) @ widened(self.f.spread(k)).transpose(2, 3) * scale  # (B, H, T, S)
         causal = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
         added = scores.new_zeros(()) if bias is None else bias.to(scores.dtype)
-        hidden = ~causal if bias is None else added <= torch.finfo(bias.dtype).min  # -inf, or what stands for it
+        least = -math.inf if bias is None else torch.finfo(bias.dtype).min  # what stands for -inf
+        hidden = ~causal if bias is None else added <= least
         seen = scores.masked_fill(hidden, torch.nan)
         given = self.note(f"{start}scores", seen)
         summed = torch.where(hidden, -math.inf, scores if given is seen else given.to(scores.dtype)) + added
@@ -191,9 +192,9 @@ def trace(model: nn.Module, ids: Tensor | Sequence[int], *, only: Iterable[str] 
     """The values of one pass over ids (B, T), or a list of one row's.
 
     `only`: names of stages, of a layer's without `layers.N.` ("out", "weights"); what is not asked for takes
-    no memory. `changes`: stage -> a function from its value to the one with which to go on. `inputs` are other
-    arguments of `forward`; cached keys in `past_key_values` stay as they are. ValueError for a model that is
-    in training or no language model of ours, and for a stage that it does not have.
+    no memory. `changes`: stage -> a function from its value to the one with which to go on. `inputs` are
+    other arguments of `forward`; cached keys in `past_key_values` stay as they are. ValueError for a model
+    that is in training or no language model of ours, and for a stage that it does not have.
     """
     model = getattr(model, "plain", model)
     if not hasattr(getattr(model, "config", None), "model_type") or not hasattr(model, "generate"):
@@ -209,8 +210,9 @@ def trace(model: nn.Module, ids: Tensor | Sequence[int], *, only: Iterable[str] 
     wanted = None if only is None else set(only)
     kinds = known | {name.rpartition(".")[2] for name in known}
     if unknown := sorted({*changes} - known) + sorted((wanted or set()) - kinds):
+        every = dict.fromkeys(name.rpartition(".")[2] for name in sorted(known, key=place))
         raise ValueError(f"there is no stage {unknown[0]!r} in {len(f.layers)} layers of {f.family}: "
-                         f"{', '.join(dict.fromkeys(name.rpartition('.')[2] for name in sorted(known, key=place)))}")
+                         f"{', '.join(every)}")
     found: dict[str, Tensor] = {}
 
     def note(name: str, value: Tensor) -> Tensor:
@@ -294,9 +296,9 @@ class Trace(Mapping):
         """The pass once more, with other values.
 
         `values`: stage -> a tensor of its shape, a number, or a function of the value; at `positions` (a list
-        of tokens), or everywhere. `ablate`: a layer, a head as (layer, head), or a stage, whose output becomes
-        0, or with by="mean" its mean over the text. The result can be patched again; ValueError for what the
-        model does not have.
+        of tokens), or everywhere. `ablate`: a layer, a head as (layer, head), or a stage, whose output
+        becomes 0, or with by="mean" its mean over the text. The result can be patched again. ValueError for
+        what the model does not have.
         """
         if by not in ("zero", "mean"):
             raise ValueError(f'by must be "zero" or "mean", not {by!r}')
@@ -342,9 +344,9 @@ class Trace(Mapping):
         return weights * (mask[:, -weights.shape[2] :] != 0)[:, None, :, None]
 
     def heads(self) -> dict[str, Tensor]:
-        """Name -> (L, H), means over the queries that see two keys at least: "entropy" of the weights in bits,
-        "distance" to what is read in tokens, and the weight on "itself", on the "previous" and on the "first"
-        token; "induction", see there, NaN where the text repeats nothing."""
+        """Name -> (L, H), means over the queries that see two keys at least: "entropy" of the weights in
+        bits, "distance" to what is read in tokens, and the weight on "itself", on the "previous" and on the
+        "first" token; "induction", on what followed the same token earlier, NaN where nothing is repeated."""
         found: dict[str, list[Tensor]] = {}
         for layer in self.f.layers:
             w = self.read_by(layer)
@@ -468,8 +470,8 @@ class Trace(Mapping):
             return f"{row.stage} is not finite at token {row.position}: it begins there"
         told = f"{row.stage} reaches {row.largest:,.0f} at token {row.position}, and float16 ends at 65,504"
         if row.stage.endswith(".products"):
-            return (f"{told}: there it overflows where scores are computed in float16, as in Transformers 4.50 "
-                    "and 5; here they are float32. bfloat16 and float32 hold it")
+            return (f"{told}: it overflows where scores are computed in float16, as in Transformers 4.50 and "
+                    "5; here they are float32. bfloat16 and float32 hold it")
         return f"{told}: take bfloat16 or float32"
 
     def bad(self) -> Magnitude | None:
@@ -509,7 +511,7 @@ def scale_of(norm: nn.Module, x: Tensor, eps: float) -> Tensor:
 def largest(name: str, value: Tensor) -> Magnitude:
     """NaN counts as the largest, but in scores, where it says hidden."""
     x = widened(value).abs()
-    x = x.nan_to_num(nan=0.0, posinf=math.inf) if name.endswith("scores") else x.nan_to_num(math.inf, math.inf)
+    x = x.nan_to_num(0.0 if name.endswith("scores") else math.inf, math.inf)
     at = [int(i) for i in torch.unravel_index(x.argmax(), x.shape)]
     found = float(value[tuple(at)].abs())
     if x.dim() == 4:
@@ -532,8 +534,8 @@ def replaced(name: str, new: Any, positions: Any) -> Change:
         try:
             other = other.expand_as(value)
         except RuntimeError:
-            told = f"{tuple(value.shape)}, not {tuple(other.shape)}"
-            raise ValueError(f"{name} has the shape {told}: texts of the same length can be exchanged") from None
+            told = f"{tuple(value.shape)}, not {tuple(other.shape)}: take a text of the same length"
+            raise ValueError(f"{name} has the shape {told}") from None
         if positions is None:
             return other.clone()
         at = (slice(None),) * (2 if value.dim() == 4 else 1) + (positions,)

@@ -1,0 +1,340 @@
+"""The page of `decoders look`: its numbers are the model's, others' text stays text, and nothing half is left."""
+
+import base64
+import json
+import math
+import os
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+from decoders import tokenize, weights
+from decoders.__main__ import main
+from decoders.formats.config import model_class, read_config
+from decoders.tools import diagram, look
+from decoders.tools.formula import STAGES
+from tests.families import FAMILIES, GPT_NEO, PHI, inputs
+
+CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
+NAMES = [f"tiny-{name}" for name in ("gpt-neo", "openai-gpt", "phi", "phi3", "persimmon", "fuyu")]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def tiny(request):
+    """A trained checkpoint: model and tokenizer."""
+    folder = CHECKPOINTS / request.param
+    return weights.load(model_class(read_config(folder)), folder), tokenize.load(folder)
+
+
+class Parts(HTMLParser):
+    """The tags of a page, and the text of its data."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags, self.data, self.inside = [], "", False
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.inside = ("id", "data") in attributes
+
+    def handle_data(self, text):
+        self.data += text if self.inside else ""
+
+
+def content(page: str) -> dict:
+    return json.loads(Parts(page).data)
+
+
+def unpacked(told: str) -> numpy.ndarray:
+    return (numpy.frombuffer(base64.b64decode(told), dtype=numpy.uint8) / 255) ** 2
+
+
+# ---- What it says ----
+
+
+def test_numbers_of_the_page_are_the_models(tiny):
+    model, tokenizer = tiny
+    model = model.float()
+    ids = torch.tensor([tokenizer.encode("Once upon a time there was a fox. The fox")])
+    shown, found = look.data(look.Run(model, ids, tokenizer, prompt=5, name="tiny"))
+    with torch.no_grad():
+        logits = model(ids).logits[0].double()
+    chances, (T, f) = logits.softmax(-1), (ids.shape[1], found.f)
+    assert [row[0] for row in shown["next"]["ids"]] == chances.argmax(-1).tolist()
+    for t, (row, likely) in enumerate(zip(shown["next"]["ids"], shown["next"]["p"], strict=True)):
+        assert likely == pytest.approx(chances[t, row].tolist(), rel=1e-3)
+    assert shown["given"]["p"][0] is None
+    assert shown["given"]["p"][1:] == pytest.approx(chances[range(T - 1), ids[0, 1:]].tolist(), rel=1e-3)
+    assert shown["given"]["rank"][3] == 1 + sum(chances[2] > chances[2, ids[0, 3]])
+    assert shown["given"]["bits"][3] == pytest.approx(-math.log2(chances[2, ids[0, 3]]), rel=1e-3)
+    told = unpacked(shown["attention"]["bytes"]).reshape(len(f.layers), f.H, T, T)
+    exact = torch.stack([found[f"layers.{i}.weights"][0] for i in f.layers])
+    assert numpy.abs(told**0.5 - exact.sqrt().numpy()).max() <= 0.51 / 255
+    assert shown["lens"][-1] == shown["next"]
+    values = numpy.array(shown["writers"]["values"])
+    assert values.sum(0) == pytest.approx(shown["writers"]["logits"], abs=0.05)
+    assert shown["writers"]["targets"] == [*ids[0, 1:].tolist(), logits[-1].argmax()]
+    entry = shown["values"]["mlp_out"]
+    assert entry["rms"][2][4] == pytest.approx(found["layers.2.mlp_out"][0, 4].square().mean().sqrt().item(), rel=1e-3)
+    assert entry["largest"][1][3] == pytest.approx(found["layers.1.mlp_out"][0, 3].abs().max().item(), rel=1e-3)
+    strip = numpy.frombuffer(base64.b64decode(entry["strips"][1]), dtype=numpy.int8).reshape(T, -1)
+    part = found["layers.1.mlp_out"][0, 3]
+    assert strip[3] / 127 == pytest.approx((part[:32] / part.abs().max()).tolist(), abs=0.004)
+    text = "".join(shown["words"][id] for id in shown["ids"])
+    assert text.replace("|ENDOFTEXT|", "").strip().lower() == "once upon a time there was a fox. the fox" or "openai" in f.family
+
+
+def test_words_of_the_page_spell_the_text(tiny):
+    _, tokenizer = tiny
+    ids = tokenizer.encode("Once upon a time, there was")
+    spelled = "".join(look.word(tokenizer, id) for id in ids)
+    assert tokenizer.decode(ids, True).strip().replace(" ,", ",") in spelled.replace(" ,", ",")
+    assert look.word(tokenizer, 10**6) == "[1000000]" and look.word(None, 12) == " 12"
+
+
+def test_64_tokens_take_less_than_2_megabytes(tiny):
+    model, tokenizer = tiny
+    ids = torch.randint(10, 500, (64,), generator=torch.Generator().manual_seed(1))
+    assert len(look.page([look.Run(model, ids, tokenizer)]).encode()) < 2e6
+
+
+def test_of_a_large_model_the_largest_are_kept(monkeypatch, tiny):
+    model, tokenizer = tiny
+    ids = torch.tensor([tokenizer.encode("Once upon a time there was a fox. The fox")])
+    whole, found = look.data(look.Run(model, ids, tokenizer))
+    for name, value in (("WHOLE", 200), ("PARTS", 40), ("MANY", 20)):
+        monkeypatch.setattr(look, name, value)
+    shown, _ = look.data(look.Run(model, ids, tokenizer))
+    told, T = shown["attention"], ids.shape[1]
+    assert told["kind"] == "largest" and 2 <= told["kept"] <= 8 and 0 < told["lost"] < 1
+    keys = numpy.frombuffer(base64.b64decode(told["keys"]), dtype="<i2").reshape(len(found.f.layers), found.f.H, T, -1)
+    weight = unpacked(told["bytes"]).reshape(keys.shape)
+    exact = found["layers.1.weights"][0, 2, T - 1].float()
+    assert exact[torch.tensor(keys[1, 2, -1].copy()).long()].numpy() == pytest.approx(weight[1, 2, -1], abs=0.01)
+    assert exact.topk(told["kept"]).indices.tolist() == keys[1, 2, -1].tolist()
+    assert not shown["writers"]["by_head"] and "layers.0.heads" in shown["writers"]["names"]
+    assert numpy.array(shown["writers"]["values"]).sum(0) == pytest.approx(shown["writers"]["logits"], abs=0.05)
+    assert shown["values"]["out"]["first"] == T - 20 // len(found.f.layers)
+    assert shown["values"]["out"]["rms"][0] == whole["values"]["out"]["rms"][0][shown["values"]["out"]["first"] :]
+    assert len(shown["lens"][0]["ids"][0]) == 3
+
+
+def test_the_last_tokens_of_a_long_text(family):
+    """As the whole text shows them; what is read of the others is told as one number."""
+    model, (ids, _) = family.model(dtype=torch.float64), inputs(101)
+    whole, _ = look.data(look.Run(model, ids[0]))
+    shown, _ = look.data(look.Run(model, ids[0], last=8, prompt=20))
+    assert shown["start"] == 15 and shown["ids"] == whole["ids"][15:] and shown["prompt"] == 5
+    assert shown["next"]["ids"] == whole["next"]["ids"][15:]
+    L, H = whole["layers"], whole["heads"]
+    big = unpacked(whole["attention"]["bytes"]).reshape(L, H, 23, 23)
+    small = unpacked(shown["attention"]["bytes"]).reshape(L, H, 8, 8)
+    earlier = unpacked(shown["attention"]["earlier"]).reshape(L, H, 8)
+    assert small == pytest.approx(big[:, :, 15:, 15:], abs=1e-6)
+    assert earlier == pytest.approx(big[:, :, 15:, :15].sum(-1), abs=0.03)
+    assert [len(row) for row in shown["writers"]["values"]] == [8] * len(shown["writers"]["names"])
+
+
+def test_windows_and_padding_are_told():
+    _, mask = inputs(101, padded=True)
+    model, (ids, _) = GPT_NEO.model(), inputs(101)
+    shown, _ = look.data(look.Run(model, ids[0], inputs={"attention_mask": mask[:1]}))
+    assert shown["windows"] == [None, 5, 5] and shown["padding"] == [True] * 4 + [False] * 19
+    assert len(shown["diagrams"]) == 2 and [d["window"] for d in shown["diagrams"]] == [None, 5]
+
+
+def test_nan_is_told_where_it_begins():
+    model, (ids, _) = PHI.model(), inputs(101)
+    model.model.layers[1].mlp.fc2.weight.data[3] = math.nan
+    shown = content(look.page([look.Run(model, ids[0])]))["runs"][0]
+    assert shown["bad"] == "layers.1.mlp_out is not finite at token 0: it begins there"
+    assert shown["next"]["p"][0][0] in (0, None) and None in shown["writers"]["logits"]
+
+
+# ---- Two runs ----
+
+
+def test_the_same_run_twice_does_not_differ(tiny):
+    model, tokenizer = tiny
+    ids = tokenizer.encode("Once upon a time")
+    told = content(look.page([look.Run(model, ids, tokenizer), look.Run(model, ids, tokenizer)]))["compared"]
+    assert told["pairs"] == [[i, i] for i in range(len(ids))] and told["remarks"] == []
+    assert max(told["bits"]) == 0 and max(map(max, told["sums"])) == 0 and max(map(max, told["heads"])) == 0
+
+
+def test_texts_of_one_length_are_compared_place_by_place(family):
+    model, (ids, _) = family.model(dtype=torch.float64), inputs(101)
+    other = ids[0].clone()
+    other[9] = (other[9] + 1) % 101
+    told = content(look.page([look.Run(model, ids[0]), look.Run(model, other)]))["compared"]
+    assert max(told["bits"][:9]) < 1e-12 and min(told["bits"][9:12]) > 0
+    assert told["sums"][0][8] == 0 and told["sums"][0][9] > 0 and told["sums"][-1][15] > 0
+    with torch.no_grad():
+        p, q = (model(x[None]).logits[0, 12].log_softmax(-1) for x in (ids[0], other))
+    assert told["bits"][12] == pytest.approx((p.exp() * (p - q)).sum().item() / math.log(2), rel=1e-3)
+
+
+def test_other_lengths_are_compared_where_they_agree():
+    folder = CHECKPOINTS / "tiny-phi"
+    model, tokenizer = weights.load(model_class(read_config(folder)), folder), tokenize.load(folder)
+    texts = [tokenizer.encode(text) for text in ("Once upon a time there was a fox.", "Once upon a time there was an old fox.")]
+    told = content(look.page([look.Run(model, ids, tokenizer) for ids in texts]))["compared"]
+    assert all(texts[0][i] == texts[1][j] for i, j in told["pairs"]) and len(told["pairs"]) >= len(texts[0]) - 2
+    assert "heads" not in told and "other lengths" in told["remarks"][0]
+    neo = CHECKPOINTS / "tiny-gpt-neo"
+    second = look.Run(weights.load(model_class(read_config(neo)), neo), tokenize.load(neo).encode("Once upon a time"), tokenize.load(neo))
+    told = content(look.page([look.Run(model, tokenizer.encode("Once upon a time"), tokenizer), second]))["compared"]
+    assert "bits" not in told and "sums" not in told and not told["writers"]
+    assert "The models have other vocabularies, so their chances are not compared" in told["remarks"]
+
+
+# ---- Text stays text ----
+
+HOSTILE = '</script><script>alert(1)</script><img src=x onerror=alert(2)> "quotes" \' & \u2028 <!--'
+
+
+def test_others_text_is_never_markup():
+    folder = CHECKPOINTS / "tiny-phi"
+    model, tokenizer = weights.load(model_class(read_config(folder)), folder), tokenize.load(folder)
+    run = look.Run(model, tokenizer.encode(HOSTILE), tokenizer, name=HOSTILE)
+    plain = look.Run(model, tokenizer.encode("Once"), tokenizer, name="plain")
+    page, expected = look.page([run], title=HOSTILE), look.page([plain])
+    assert Parts(page).tags == Parts(expected).tags  # not one tag more
+    assert content(page)["runs"][0]["name"] == HOSTILE
+    told = "".join(content(page)["runs"][0]["words"][str(id)] for id in run.ids)
+    assert told == HOSTILE.replace("\u2028", r"\xe2\x80\xa8")  # three tokens, none of them a character
+    assert page.count("<script") == 2 and "http" not in page.replace("http://www.w3.org/2000/svg", "")
+
+
+# ---- The block ----
+
+
+def test_every_box_has_its_lines_and_its_stage(family):
+    model = family.model()
+    known = {stage.name for stage in STAGES}
+    for layer in range(2):
+        plan, source = diagram.plan(model, layer), diagram.source(model, layer)
+        lines = dict(source.lines)
+        assert source.file == f"decoders/{family.module.__name__.rpartition('.')[2]}.py"
+        file = Path(family.module.__file__).read_text().splitlines()
+        assert all(file[n - 1] == line for n, line in source.lines)
+        assert {box.key for box in plan.boxes} == set(source.boxes) and {box.stage for box in plan.boxes} <= known
+        for key, spans in source.boxes.items():
+            assert spans and all(a <= b and a in lines and b in lines for a, b in spans), key
+        for key, module in diagram.modules_of(model, layer).items():
+            if key not in source.boxes:  # Phi has one norm
+                continue
+            name = diagram.Formula(model.config, {}).parts[key].rpartition(".")[2]
+            assert any(name in lines[n] for a, b in source.boxes[key] for n in range(a, b + 1)), key
+            n, m = (diagram.matrix_of(module).shape if module.weight.dim() == 2 else (0, 0))
+            size = next(box.size for box in plan.boxes if box.key == key)
+            assert size == f"{m:,} → {n:,}" if n else "48" in size or "12" in size
+        keys = {box.key for box in plan.boxes}
+        assert all(a in keys | {"in"} and b in keys for a, b in plan.edges)
+
+
+def test_a_block_is_drawn_as_it_is_built():
+    plans = {family.name: diagram.plan(family.model()) for family in FAMILIES}
+    after = {name: {(a, b) for a, b in plan.edges} for name, plan in plans.items()}
+    assert ("norm_1", "up") in after["phi"] and ("o", "add_2") in after["phi"]  # side by side
+    assert ("in", "joint") in after["openai-gpt"] and ("add_1", "norm_1") in after["openai-gpt"]  # norms behind
+    for name in ("gpt_neo", "phi3", "persimmon"):
+        assert {("in", "norm_1"), ("add_1", "norm_2"), ("norm_2", "up"), ("add_1", "add_2")} <= after[name]
+    turned = {name: [box.turned for box in plan.boxes if box.key == "q_turn"] for name, plan in plans.items()}
+    assert turned["gpt_neo"] == turned["openai-gpt"] == [] and turned["phi"] == [0.5]
+    assert any("√" not in box.label for box in plans["gpt_neo"].boxes if box.key == "scores")
+    assert diagram.drawing(PHI.model(), title="<script>").count("<script>") == 0
+
+
+# ---- The command ----
+
+
+def run(*arguments: str, capsys) -> tuple[int, str]:
+    status = main(["look", *arguments])
+    told = capsys.readouterr()
+    assert told.out == ""
+    return status, told.err
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_command_writes_a_page(name, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    status, told = run(str(CHECKPOINTS / name), "Once upon a time", "-o", str(page), "--max-new-tokens", "5", capsys=capsys)
+    shown = content(page.read_text())["runs"][0]
+    assert status == 0 and shown["name"] == name and 1 <= len(shown["ids"]) - shown["prompt"] <= 5
+    assert told.startswith(f"{page}: {len(shown['ids'])} tokens") and [file.name for file in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_a_picture_and_its_places(tmp_path, capsys):
+    page, folder = tmp_path / "page.html", CHECKPOINTS / "tiny-fuyu"
+    run(str(folder), "where is the red circle?", "--image", str(folder / "shapes.png"), "-o", str(page), capsys=capsys)
+    shown = content(page.read_text())["runs"][0]
+    picture = shown["picture"]
+    assert (picture["width"], picture["height"], picture["patch"], picture["columns"]) == (150, 120, 30, 5)
+    assert len(picture["tokens"]) == 20 and all(shown["ids"][i] == shown["image_token"] for i in picture["tokens"])
+    assert len(picture["places"]) == 1 and len(picture["places"][0]) == 4
+    assert shown["title"] == "where is the red circle?" and "<box>" in shown["words"].values()
+    png = base64.b64decode(picture["source"].removeprefix("data:image/png;base64,"))
+    assert png.startswith(b"\x89PNG")
+
+
+def test_two_prompts_and_two_models(tmp_path, capsys, monkeypatch):
+    page = tmp_path / "page.html"
+    model = str(CHECKPOINTS / "tiny-phi3")
+    run(model, "Once upon a time", "--with", "One day", "-o", str(page), capsys=capsys)
+    assert [one["title"] for one in content(page.read_text())["runs"]] == ["Once upon a time", "One day"]
+    run(model, "Tell me a story", "--chat", "--with-model", str(CHECKPOINTS / "tiny-phi"), "-o", str(page), capsys=capsys)
+    assert [one["name"] for one in content(page.read_text())["runs"]] == ["tiny-phi3", "tiny-phi"]
+    status, told = run(model, "a", "--with", "b", "--with-model", model, "-o", str(page), capsys=capsys)
+    assert status == 2 and "a page shows two runs at most" in told
+
+
+def test_bad_input_is_told_in_a_line(tmp_path, capsys):
+    model, page = str(CHECKPOINTS / "tiny-persimmon"), str(tmp_path / "page.html")
+    cases = {
+        (model, "Once", "-o", str(tmp_path / "none" / "page.html")): "no page can be written there, give a file in a folder that exists",
+        (model, "time " * 5000, "-o", page): "are more than the 512 of a page: with --last 256 all are read",
+        (model, "Once", "-o", page, "--last", "0"): "--last must be from 1 to 512, not 0",
+        (model, "Once", "-o", page, "--image", str(CHECKPOINTS / "tiny-fuyu" / "shapes.png")): "takes no pictures",
+        (str(tmp_path), "Once", "-o", page): "config.json",
+        (str(CHECKPOINTS / "tiny-gpt-neo"), "", "-o", page): "the prompt is empty: there is no token to look at",
+    }
+    for arguments, expected in cases.items():
+        status, told = run(*arguments, capsys=capsys)
+        assert status == 2 and expected in told and told.count("\n") == 1, (arguments, told)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_long_text_by_its_last_tokens(tmp_path, capsys):
+    page = tmp_path / "page.html"
+    status, told = run(str(CHECKPOINTS / "tiny-persimmon"), "time " * 700, "--last", "30", "--max-new-tokens", "3", "-o", str(page), capsys=capsys)
+    shown = content(page.read_text())["runs"][0]
+    assert status == 0 and len(shown["ids"]) == 30 and shown["start"] > 650 and shown["prompt"] == 27
+
+
+def test_a_folder_without_a_tokenizer_shows_ids(tmp_path, capsys):
+    folder, page = tmp_path / "model", tmp_path / "page.html"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        os.link(CHECKPOINTS / "tiny-phi" / name, folder / name)
+    status, told = run(str(folder), "12 5 7", "-o", str(page), "--max-new-tokens", "2", capsys=capsys)
+    shown = content(page.read_text())["runs"][0]
+    assert status == 0 and "tokens are shown as ids" in told and shown["ids"][:3] == [12, 5, 7] and shown["words"]["12"] == " 12"
+    status, told = run(str(folder), "hello", "-o", str(page), capsys=capsys)
+    assert status == 2 and 'give ids, as in "12 5 7"' in told
+    status, told = run(str(folder), "12 5000", "-o", str(page), capsys=capsys)
+    assert status == 2 and "token ids are 0 to 969 here, not 5000" in told
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError])
+def test_an_interrupted_run_leaves_the_old_page(tmp_path, monkeypatch, stop):
+    page = tmp_path / "page.html"
+    look.write(page, "old")
+    monkeypatch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(stop))
+    with pytest.raises(stop):
+        look.write(page, "new")
+    assert page.read_text() == "old" and [file.name for file in tmp_path.iterdir()] == ["page.html"]
