@@ -78,7 +78,6 @@ function roving(box, items, columns, current) {
     const next = Math.max(0, Math.min(every.length - 1, i + step));
     every[next].focus();
     every[next].click();
-    (box.querySelectorAll("[data-item]")[next] ?? every[next]).focus();  // what was drawn anew
   });
 }
 
@@ -98,7 +97,7 @@ function section(id, title, about, draw) {
 
 // ---- Text ----
 
-function surprise(bits) { return bits === null ? "" : `background: rgba(var(--warm), ${(0.75 * Math.min(1, bits / 12)).toFixed(3)})`; }
+function surprise(bits) { return bits === null ? "" : `background: rgba(var(--warm), calc(var(--deepest) * ${Math.min(1, bits / 12).toFixed(3)}))`; }
 
 function textView(run, pane) {
   const text = el("div", { class: "text", role: "listbox", "aria-label": "the text as tokens" });
@@ -118,7 +117,7 @@ function textView(run, pane) {
       : `It had ${percent(run.given.p[i])}, ${run.given.rank[i] === 1 ? "the likeliest" : "place " + run.given.rank[i]}: a surprise of ${number(run.given.bits[i])} bits.`),
     el("p", { class: "soft" }, `After it, with an entropy of ${number(run.next.entropy[i])} bits:`),
     bars(run.next.ids[i].map((id, n) => [word(run, id), run.next.p[i][n], percent(run.next.p[i][n]), id === run.ids[i + 1] ? "came" : ""])));
-  const scale = el("p", {}, el("span", { class: "key" }, "expected", el("i", { style: "background: linear-gradient(90deg, transparent, rgba(var(--warm), .75))" }), "a surprise of 12 bits"),
+  const scale = el("p", {}, el("span", { class: "key" }, "expected", el("i", { style: "background: linear-gradient(90deg, transparent, rgba(var(--warm), var(--deepest)))" }), "a surprise of 12 bits"),
     run.prompt < run.ids.length ? el("span", { class: "key" }, el("span", { class: "token new" }, " generated ")) : null);
   pane.append(el("div", { class: "two" }, el("div", {}, text, scale), panel));
   roving(text, items, () => 8, () => at(run));
@@ -274,7 +273,7 @@ function lensView(run, pane) {
   const show = (i, at) => { layer = i; choose({ run: RUNS.indexOf(run), token: at }); };
   const rows = [...Array(run.layers + 1).keys()].reverse();
   follow(() => {
-    const query = at(run), from = T <= MOST ? 0 : Math.max(0, Math.min(T - MOST, query - MOST / 2)), to = Math.min(T, from + MOST), scroll = box.scrollLeft;
+    const query = at(run), from = T <= MOST ? 0 : Math.max(0, Math.min(T - MOST, query - MOST / 2)), to = Math.min(T, from + MOST), scroll = box.scrollLeft, had = box.contains(document.activeElement);
     const places = [...Array(to - from).keys()].map(i => from + i);
     const cell = (i, at) => {
       const id = run.lens[i].ids[at][0], p = run.lens[i].p[at][0] ?? 0, text = visible(word(run, id));
@@ -288,6 +287,7 @@ function lensView(run, pane) {
       el("tbody", {}, rows.map(i => el("tr", {}, el("th", { scope: "row" }, i === 0 ? "embeddings" : i === run.layers ? `layer ${i - 1} = the model` : `layer ${i - 1}`), places.map(at => cell(i, at)))))));
     box.scrollLeft = scroll;
     const on = box.querySelector(".on"), frame = box.getBoundingClientRect(), from_left = on ? on.getBoundingClientRect().left - frame.left : 0;
+    if (on && had) on.focus();  // the one that was focussed is gone
     if (on && (from_left < 150 || from_left > frame.width - 80)) box.scrollLeft += from_left - frame.width / 2;
     roving(box, [...box.querySelectorAll("[data-item]")], () => places.length, () => rows.indexOf(layer) * places.length + query - from);
     const row = run.lens[layer];
@@ -467,7 +467,7 @@ function strip(value, layer, i) {
 function comparedView() {
   const told = DATA.compared, [a, b] = RUNS, box = el("section", { id: "difference" }, el("h2", {}, "The difference"), told.remarks.map(text => el("p", { class: "soft" }, text + ".")));
   document.body.append(box);
-  const heat = (x, most) => `background: rgba(var(--warm), ${Math.min(0.85, x === null ? 0 : 0.85 * x / most).toFixed(2)})`;
+  const heat = (x, most) => `background: rgba(var(--warm), calc(var(--deepest) * ${Math.min(1, x === null ? 0 : x / most).toFixed(3)}))`;
   if (told.bits) box.append(el("h3", {}, "How far the next tokens' chances part (Kullback-Leibler, bits)"), el("div", { class: "text" }, told.pairs.map(([i], n) =>
     el("span", { class: "token", style: heat(told.bits[n], 6), title: `${number(told.bits[n])} bits`, onclick: () => choose({ run: 0, token: i }) }, token(a, i).replace(/\n/g, "↵\n")))));
   if (told.sums) box.append(el("h3", {}, "How far the sums part, layer by layer (size of the difference by their own)"), el("div", { class: "scroll" }, el("table", { class: "lens" },
