@@ -3,6 +3,7 @@
     python -m examples.train_tiny --family gpt_neo                  # into checkpoints/tiny-gpt-neo
     python -m examples.train_tiny --family gpt_neo --steps 100 --out /tmp/quick
     python -m examples.train_tiny --family fuyu && python -m examples.train_tiny --family fuyu --resume
+    python -m examples.train_tiny --family phi --out /tmp/quick --look /tmp/diary   # and watch it learn
 
 Fuyu takes half an hour, in two runs: the second begins with the checkpoint of the first, has new pictures,
 asks more often for captions and learns more slowly.
@@ -30,9 +31,11 @@ import torch
 from tqdm import tqdm
 
 from decoders import fuyu, gpt_neo, openai_gpt, persimmon, phi, phi3, tokenize, weights
+from examples.diary import Diary, check_free
 from examples.stories import conversations, requests, stories
 
 TRAIN_SEED, HELD_OUT_SEED, HELD_OUT, PICTURES = 1, 2, 200, 500
+PROMPT = "Once upon a time there was a fox. The fox"
 END, ADEPT_END = "<|endoftext|>", "|ENDOFTEXT|"
 
 
@@ -413,8 +416,8 @@ def held_out_loss(model: torch.nn.Module, tokenizer: tokenize.Tokenizer, texts: 
     return total / count
 
 
-def train(recipe: Recipe, model, tokenizer, steps: int, seed: int = TRAIN_SEED,
-          batch_size: int = 32) -> list[float]:
+def train(recipe: Recipe, model, tokenizer, steps: int, seed: int = TRAIN_SEED, batch_size: int = 32,
+          diary: Diary | None = None) -> list[float]:
     """AdamW, a short warm-up, then a cosine down to a tenth. Returns the loss of every step."""
     texts = recipe.texts(seed)
     # AdamW moves every weight by about the rate, so an output of 2,700 pixels moves 20 times as far as others
@@ -425,6 +428,8 @@ def train(recipe: Recipe, model, tokenizer, steps: int, seed: int = TRAIN_SEED,
     losses = []
     bar = tqdm(range(steps), "training", unit=" steps", disable=None)  # None: only on a terminal
     for step in bar:
+        if diary and diary.is_due(step, steps):
+            diary.write(step, losses)
         rate = min((step + 1) / 100, 0.55 + 0.45 * math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * rate * group["share"]
@@ -436,6 +441,8 @@ def train(recipe: Recipe, model, tokenizer, steps: int, seed: int = TRAIN_SEED,
         optimizer.step()
         losses.append(loss.item())
         bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+    if diary:
+        diary.write(steps, losses)
     return losses
 
 
@@ -463,7 +470,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder (default: checkpoints/tiny-FAMILY)")
     parser.add_argument("--steps", type=int, help="default: the recipe's")
     parser.add_argument("--resume", action="store_true", help="a second run, on the checkpoint that is there")
+    parser.add_argument("--look", type=Path, metavar="DIR", help="pages of a prompt there, as it learns")
+    parser.add_argument("--look-every", type=int, metavar="N", help="steps between pages (default: 20 pages)")
+    parser.add_argument("--look-prompt", default=PROMPT, metavar="TEXT", help=f"default: {PROMPT!r}")
     args = parser.parse_args()
+    if args.look:
+        try:
+            check_free(args.look)
+        except ValueError as error:
+            parser.error(str(error))
     recipe = RECIPES[args.family]
     recipe = recipe._replace(**recipe.resumed) if args.resume else recipe
     target = args.out or Path("checkpoints") / f"tiny-{args.family.replace('_', '-')}"
@@ -471,13 +486,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as temporary:  # the old stays until the new is whole
         folder = Path(temporary) / target.name
         folder.mkdir()
-        make(recipe, args.steps or recipe.steps, folder, target if args.resume else None)
+        steps = args.steps or recipe.steps
+        open_diary = partial(Diary, args.look, prompt=args.look_prompt, name=target.name,
+                             every=args.look_every or max(1, steps // 20)) if args.look else None
+        make(recipe, steps, folder, target if args.resume else None, open_diary)
         shutil.rmtree(target, ignore_errors=True)
         folder.rename(target)
     print(f"written to {target}")
 
 
-def make(recipe: Recipe, steps: int, folder: Path, earlier: Path | None = None) -> None:
+def make(recipe: Recipe, steps: int, folder: Path, earlier: Path | None = None,
+         open_diary: Callable[..., Diary] | None = None) -> None:
     """Tokenizer, model, held-out loss and picture in `folder`; in a second run from what is in `earlier`."""
     start = time.time()
     torch.manual_seed(0)
@@ -494,7 +513,8 @@ def make(recipe: Recipe, steps: int, folder: Path, earlier: Path | None = None) 
         tokenizer = tokenize.load(folder)
         model = recipe.model_class(recipe.config(tokenizer)).init_weights()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")
-    losses = train(recipe, model, tokenizer, steps, TRAIN_SEED + 10 if earlier else TRAIN_SEED)
+    diary = open_diary(model=model, tokenizer=tokenizer) if open_diary else None
+    losses = train(recipe, model, tokenizer, steps, TRAIN_SEED + 10 if earlier else TRAIN_SEED, diary=diary)
     stops = [tokenizer.added[content].id for content in recipe.stops]
     stops = stops if len(stops) > 1 else tokenizer.eos_token_id
     model.generation_config = {"eos_token_id": stops, "bos_token_id": tokenizer.bos_token_id}

@@ -16,6 +16,7 @@ from decoders.__main__ import main
 from decoders.formats.config import model_class, read_config
 from decoders.tools import diagram, look
 from decoders.tools.formula import STAGES
+from examples import diary
 from tests.families import FAMILIES, GPT_NEO, PHI, inputs
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
@@ -338,3 +339,28 @@ def test_an_interrupted_run_leaves_the_old_page(tmp_path, monkeypatch, stop):
     with pytest.raises(stop):
         look.write(page, "new")
     assert page.read_text() == "old" and [file.name for file in tmp_path.iterdir()] == ["page.html"]
+
+
+# ---- Training ----
+
+
+def test_a_diary_of_training(tmp_path):
+    """Pages as the model is at each time, an index of all that there are, and the model goes on training."""
+    folder = CHECKPOINTS / "tiny-phi"
+    model, tokenizer = weights.load(model_class(read_config(folder)), folder).float(), tokenize.load(folder)
+    kept = diary.Diary(tmp_path / "diary", model.train(), tokenizer, HOSTILE, every=2, name=HOSTILE)
+    assert [step for step in range(6) if kept.is_due(step, 5)] == [0, 2, 4, 5]
+    kept.write(0, [])
+    with torch.no_grad():
+        model.lm_head.weight.mul_(0.5)
+    kept.write(2, [3.0, 2.5])
+    assert model.training
+    names = sorted(file.name for file in (tmp_path / "diary").iterdir())
+    assert names == ["index.html", "step-000000.html", "step-000002.html"]
+    first, second = (content((tmp_path / "diary" / name).read_text())["runs"][0] for name in names[1:])
+    assert first["ids"] == second["ids"] and first["next"]["p"] != second["next"]["p"]
+    page = Parts((tmp_path / "diary" / "index.html").read_text())
+    assert json.loads(page.data) == {"pages": [[0, "step-000000.html"], [2, "step-000002.html"]], "losses": [3.0, 2.5]}
+    assert page.tags.count("script") == 2 and page.tags.count("img") == 0
+    with pytest.raises(ValueError, match="holds a diary already: name another folder"):
+        diary.Diary(tmp_path / "diary", model, tokenizer, "Once", every=2, name="other")

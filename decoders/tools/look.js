@@ -61,6 +61,23 @@ function at(run) {
 function choose(change) {
   Object.assign(chosen, change);
   for (const follow of followers) follow();
+  if (parent !== window) parent.postMessage({ look: chosenAsText() }, "*");  // to an index of several pages
+}
+
+// What is chosen as the end of an address, so that a link opens the page at it: #lens;token=3;layer=1
+function chosenAsText() {
+  const view = [...document.querySelectorAll("section")].findLast(box => box.getBoundingClientRect().top < innerHeight / 2);
+  return [view?.id ?? "", ...["token", "layer", "head", "box"].filter(name => chosen[name] !== null).map(name => `${name}=${chosen[name]}`)].join(";");
+}
+
+function readAddress() {
+  const [view, ...rest] = decodeURIComponent(location.hash.slice(1)).split(";");
+  for (const [name, value] of rest.map(part => part.split("="))) {
+    if (["token", "layer", "head"].includes(name) && /^\d+$/.test(value)) chosen[name] = Number(value);
+    if (name === "box" && value) chosen.box = value;
+  }
+  chosen.mean = !rest.some(part => part.startsWith("head="));
+  return view;
 }
 
 function follow(draw) { followers.push(draw); draw(); }
@@ -277,7 +294,7 @@ function lensView(run, pane) {
     const places = [...Array(to - from).keys()].map(i => from + i);
     const cell = (i, at) => {
       const id = run.lens[i].ids[at][0], p = run.lens[i].p[at][0] ?? 0, text = visible(word(run, id));
-      const button = el("button", { type: "button", "data-item": "", class: (p > 0.8 ? "deep " : p > 0.6 ? "mid " : "") + (at === query && i === layer ? "on" : ""), style: `background: rgba(var(--hot), ${Math.min(1, p * 1.05).toFixed(2)})`,
+      const button = el("button", { type: "button", "data-item": "", class: (p > 0.895 ? "deep " : p > 0.65 ? "mid " : "") + (at === query && i === layer ? "on" : ""), style: `background: rgba(var(--hot), ${Math.min(1, p * 1.05).toFixed(2)})`,
         title: `after ${i} layers, behind ${visible(token(run, at))}: ${text} ${percent(p)}`, onclick: () => show(i, at) }, text);
       button.tabIndex = at === query && i === layer ? 0 : -1;
       return el("td", {}, button);
@@ -490,6 +507,7 @@ function comparedView() {
 // ---- The page ----
 
 function start() {
+  const view = readAddress();
   document.body.classList.toggle("pair", RUNS.length > 1);
   document.body.append(el("header", {}, RUNS.map(run => [el("h1", {}, `${run.name}: ${run.title}`), el("p", {}, `${run.class}, ${run.family}, in ${run.dtype}; ${run.ids.length} tokens` + (run.prompt < run.ids.length ? `, ${run.ids.length - run.prompt} of them generated` : "") + (run.start ? `; ${run.start.toLocaleString("en")} tokens before them were read and are not shown` : "") + "."),
     el("dl", {}, run.facts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))), run.bad ? el("p", { class: "alarm", role: "alert" }, run.bad + ".") : null]).flat()));
@@ -505,6 +523,8 @@ function start() {
   follow(() => { const run = RUNS[chosen.run], i = at(run); place.replaceChildren(`token ${i + run.start} `, written(token(run, i))); });
   if (DATA.compared) comparedView();
   for (const [id, title, about, draw] of views) section(id, title, about, draw);
+  document.getElementById(view)?.scrollIntoView();
+  if (parent !== window) addEventListener("scroll", () => parent.postMessage({ look: chosenAsText() }, "*"));
 }
 
 start();
