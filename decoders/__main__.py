@@ -852,6 +852,7 @@ def run_of(args: argparse.Namespace, path_or_id: str, prompt: str, before: Any =
     picture, spelled = None, {}
     if sight:
         spelled = {sight.processor.id_of(piece): tag for tag, piece in fuyu.TAGS.items()}
+        spelled[sight.processor.id_of(fuyu.ANSWER)] = "<answer>"
         found = sight.located(sequences[0, len(ids) :].tolist())
         picture = looking.seen_picture(sight.processor.image_processor, sight.picture, sequences[0].tolist(),
                                        model.config.image_token_id, found.places)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from decoders.__main__ import main
-from tests.browser import NoBrowser, browser
+from examples.browser import NoBrowser, browser
 
 pytestmark = pytest.mark.ecosystem
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"

@@ -197,7 +197,7 @@ def drawing(model: nn.Module, layer: int = 0, standalone: bool = True, title: st
     lines.append(f'<path class="residual" d="M{x:.0f} {y + half(last):.0f}v16" marker-end="url(#arrow)"/>')
     lines += [drawn(box, *center(box.key), standalone) for box in p.boxes]
     x = x_of(0.2)
-    label = f"{title or f.family}: layer {layer} of {len(f.layers)}"
+    label = f"{title or f.family}: one of {len(f.layers)} layers"
     first = f'<text x="{x + 14:.0f}" y="12" style="text-anchor: start">{escape(label)}, {f.C} wide</text>'
     style = f"<style>{STYLE}</style>" if standalone else ""
     return (f'<svg xmlns="http://www.w3.org/2000/svg" class="diagram" viewBox="0 0 {width} {height}" '

@@ -394,16 +394,16 @@ function pictureView(run, pane) {
     const query = at(run), T = run.ids.length, share = new Float32Array(tokens.length);
     const heads = chosen.mean ? [...Array(run.layers * run.heads).keys()] : [Math.min(chosen.layer, run.layers - 1) * run.heads + Math.min(chosen.head, run.heads - 1)];
     for (const one of heads) { const found = weights(run, Math.floor(one / run.heads), one % run.heads); tokens.forEach((key, n) => { share[n] += found[query * T + key] / heads.length; }); }
-    const most = Math.max(...share, 1e-9), [r, g, b] = [0, 90, 200];
+    const most = Math.max(...share, 1e-9);
     draw.setTransform(zoom, 0, 0, zoom, 0, 0);
     draw.imageSmoothingEnabled = false;
     draw.drawImage(image, 0, 0);
     tokens.forEach((_, n) => {
       const left = n % columns * patch, top = Math.floor(n / columns) * patch;
-      draw.fillStyle = `rgba(255, 255, 255, ${0.55 * (1 - share[n] / most)})`;
+      draw.fillStyle = `rgba(255, 255, 255, ${0.7 * (1 - share[n] / most)})`;
       draw.fillRect(left, top, patch, patch);
-      draw.lineWidth = 0.6 + 3 * share[n] / most;
-      draw.strokeStyle = `rgba(${r}, ${g}, ${b}, ${0.25 + 0.75 * share[n] / most})`;
+      draw.lineWidth = 0.4 + 1.6 * share[n] / most;
+      draw.strokeStyle = `rgba(20, 20, 20, ${0.2 + 0.8 * share[n] / most})`;
       draw.strokeRect(left + 1, top + 1, patch - 2, patch - 2);
     });
     draw.lineWidth = 2;
@@ -461,7 +461,7 @@ function drawValues(run, box, told, key, layer) {
   const parts = [el("h3", {}, `${label}: `, el("code", {}, `layers.${layer}.${stage}`)), el("p", { class: "soft" }, `${shape}: ${formula}. Lines of ${told.file} below.`)];
   if (value && query >= value.first) {
     const i = query - value.first;
-    parts.push(el("p", {}, "At ", written(token(run, query)), `: ${value.width.toLocaleString("en")} numbers, root mean square ${number(value.rms[layer][i])}, largest ${number(value.largest[layer][i])} in dimension ${value.where[layer][i]}. The first ${Math.min(32, value.width)}:`), strip(value, layer, i));
+    parts.push(el("p", {}, "At ", written(token(run, query)), `: ${value.width.toLocaleString("en")} numbers, root mean square ${number(value.rms[layer][i])}, largest ${number(value.largest[layer][i])} in dimension ${value.where[layer][i]}. The largest of each of ${Math.min(32, value.width)} equal parts:`), strip(value, layer, i));
   } else if (value) parts.push(el("p", {}, `Of so many layers values are kept for the last ${run.ids.length - value.first} tokens.`));
   else parts.push(el("p", {}, "Its values are the attention maps above, of the same layer."));
   box.replaceChildren(...parts);

@@ -37,7 +37,7 @@ MOST = 512  # tokens that a page shows
 LIKELIEST = 10  # next tokens that are listed; in the lens of a large model fewer
 WHOLE = 2**20  # attention weights that a page holds whole; beyond, of each query up to KEPT, the largest
 KEPT = 8
-STRIP = 32  # numbers of a value that are drawn
+STRIP = 32  # parts of a value that are drawn, each by its largest number
 MANY = 2**12  # tokens times layers, of which all values are told; beyond, of the last tokens
 PARTS = 2**17  # tokens times heads of all layers, whose share of a logit is told; beyond, of whole layers
 BESIDE = ("q", "k", "v", "q_normed", "k_normed", "q_rotated", "k_rotated")  # (B, n, T, D)
@@ -237,12 +237,21 @@ def values(found: Trace) -> dict[str, dict]:
         x = x[first:]
         top = x.abs().nan_to_num(math.inf, math.inf)
         most = top.amax(-1)
-        strip = (x[:, :STRIP] / most.clamp(min=1e-30)[:, None] * 127).nan_to_num(0).round().to(torch.int8)
+        strip = parted(x / most.clamp(min=1e-30)[:, None]).nan_to_num(0).clamp(-1, 1)
+        strip = (strip * 127).round().to(torch.int8)
         entry["rms"].append(rounded(x.square().mean(-1).sqrt()))
         entry["largest"].append(rounded(most))
         entry["where"].append(top.argmax(-1).tolist())
         entry["strips"].append(base64.b64encode(strip.cpu().numpy().tobytes()).decode())
     return shown
+
+
+def parted(x: Tensor) -> Tensor:
+    """(T, n) of x (T, width): the largest number of each of up to STRIP parts, with its sign."""
+    n = min(STRIP, x.shape[1])
+    size = -(-x.shape[1] // n)
+    parts = torch.nn.functional.pad(x, (0, n * size - x.shape[1])).unflatten(1, (n, size))
+    return parts.gather(2, parts.abs().argmax(2, keepdim=True))[..., 0]
 
 
 def diagrams(model: nn.Module, name: str) -> list[dict]:

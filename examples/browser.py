@@ -22,7 +22,8 @@ def browser() -> Iterator[Any]:
         try:
             opened = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
         except Error as error:
-            raise NoBrowser(f"no Chromium here (apt-get install chromium): {error.message.splitlines()[0]}") from None
+            told = error.message.splitlines()[0]
+            raise NoBrowser(f"no Chromium here (apt-get install chromium): {told}") from None
         try:
             yield opened
         finally:
