@@ -172,13 +172,18 @@ function hides(run, layer, query, key) {
   return key > query || (window !== null && key <= query - window && key !== query) || Boolean(run.padding?.[key] && key !== query);
 }
 
-function paint(canvas, run, layer, head) {
-  const T = run.ids.length, found = weights(run, layer, head), draw = canvas.getContext("2d");
-  const [from, to, none] = [rgb("--page"), rgb("--hot"), rgb("--none")];
-  canvas.width = canvas.height = T;
-  const image = draw.createImageData(T, T);
-  for (let q = 0; q < T; q++) for (let k = 0; k < T; k++) {
-    const i = q * T + k, share = Math.sqrt(found[i]), hidden = hides(run, layer, q, k);
+// One pixel a token, or with more than `most` the strongest of several.
+function paint(canvas, run, layer, head, most = Infinity) {
+  const T = run.ids.length, found = weights(run, layer, head), draw = canvas.getContext("2d"), step = Math.ceil(T / most) || 1, n = Math.ceil(T / step);
+  const [from, to, none] = [rgb("--page"), rgb("--hot"), rgb("--none")], strongest = new Float32Array(n * n);
+  for (let q = 0; q < T; q++) for (let k = 0; k <= q; k++) {
+    const i = Math.floor(q / step) * n + Math.floor(k / step);
+    if (found[q * T + k] > strongest[i]) strongest[i] = found[q * T + k];
+  }
+  canvas.width = canvas.height = n;
+  const image = draw.createImageData(n, n);
+  for (let i = 0; i < n * n; i++) {
+    const share = Math.sqrt(strongest[i]), hidden = share === 0 && hides(run, layer, Math.floor(i / n) * step, (i % n) * step);
     for (let c = 0; c < 3; c++) image.data[4 * i + c] = hidden ? none[c] : from[c] + share * (to[c] - from[c]);
     image.data[4 * i + 3] = 255;
   }
@@ -202,8 +207,10 @@ function attentionView(run, pane) {
       grid.append(button);
     }
   }
-  const repaint = () => { for (const each of canvases) paint(each[0], run, each[1], each[2]); };
-  repaint();
+  const small = each => { paint(each[0], run, each[1], each[2], 128); each[3] = true; };
+  const seen = new IntersectionObserver(found => { for (const one of found) if (one.isIntersecting) { seen.unobserve(one.target); small(canvases[one.target.dataset.place]); } });
+  canvases.forEach((each, i) => { each[0].dataset.place = i; if (canvases.length <= 144) small(each); else seen.observe(each[0]); });
+  const repaint = () => canvases.filter(each => each[3]).forEach(small);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { repaint(); choose({}); });
   const big = el("div"), arcs = el("div", { class: "scroll" }), told = el("div");
   const left = run.attention.kind === "largest" ? el("p", { class: "soft" }, `Of each query the ${run.attention.kept} largest weights are kept; on average ${percent(run.attention.lost)} is left out.`) : null;
@@ -464,7 +471,15 @@ function drawValues(run, box, told, key, layer) {
     parts.push(el("p", {}, "At ", written(token(run, query)), `: ${value.width.toLocaleString("en")} numbers, root mean square ${number(value.rms[layer][i])}, largest ${number(value.largest[layer][i])} in dimension ${value.where[layer][i]}. The largest of each of ${Math.min(32, value.width)} equal parts:`), strip(value, layer, i));
   } else if (value) parts.push(el("p", {}, `Of so many layers values are kept for the last ${run.ids.length - value.first} tokens.`));
   else parts.push(el("p", {}, "Its values are the attention maps above, of the same layer."));
+  if (key.endsWith("_turn")) parts.push(rotation(run));
   box.replaceChildren(...parts);
+}
+
+function rotation(run) {  // the pairs of dimensions that are turned, the fastest and the slowest
+  const n = run.rotary.length, shown = run.rotary.map((_, i) => i).filter(i => n <= 12 || i < 6 || i >= n - 6), stretched = run.rotary.some(row => row.factor !== 1);
+  return el("div", { class: "scroll" }, el("table", {}, el("caption", {}, `each pair of dimensions turns by its own angle from token to token` + (n > 12 ? "; the fastest and the slowest" : "")),
+    el("tr", {}, ["dimensions", "angle", "round after"].concat(stretched ? ["factor"] : []).map(text => el("th", { scope: "col", class: "soft" }, text))),
+    shown.map(i => run.rotary[i]).map(row => el("tr", {}, el("td", {}, `${row.first} and ${row.second}`), el("td", { class: "number" }, number(row.angle)), el("td", { class: "number" }, `${number(row.period)} tokens`), stretched ? el("td", { class: "number" }, number(row.factor)) : null))));
 }
 
 function strip(value, layer, i) {

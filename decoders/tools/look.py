@@ -10,6 +10,7 @@ Of a large model the largest values are kept, and the page says what was left ou
 """
 
 import base64
+import ctypes
 import io
 import json
 import math
@@ -113,10 +114,11 @@ def data(run: Run) -> tuple[dict[str, Any], Trace]:
         "next": likeliest(chances, words, run.tokenizer), "given": given(chances, ids),
         "attention": attention(found), "windows": f.windows,
         "head_numbers": {name: rounded(value) for name, value in found.heads().items()},
-        "lens": [likeliest(found.lens(i)[0].double().softmax(-1), words, run.tokenizer,
+        "lens": [likeliest(found.lens(i)[0].float().softmax(-1), words, run.tokenizer,
                            LIKELIEST if T * len(f.layers) <= MANY else 3) for i in range(len(f.layers) + 1)],
         "writers": writers(found, following), "magnitudes": magnitudes(found), "safe": found.safe(),
-        "bad": found.safe() if found.bad() else None, "values": values(found), "rotary": found.rotary()[:64],
+        "bad": found.safe() if found.bad() else None, "values": values(found),
+        "rotary": [{name: finite(value) for name, value in row.items()} for row in found.rotary()],
         "stages": {stage.name: [stage.shape, stage.formula] for stage in STAGES}, "picture": run.picture,
         "diagrams": diagrams(found.model, run.name),
     }
@@ -161,7 +163,7 @@ def likeliest(chances: Tensor, words: dict[int, str], tokenizer: Any, n: int = L
     for id in set(ids.flatten().tolist()):
         words.setdefault(id, word(tokenizer, id))
     return {"ids": ids.tolist(), "p": rounded(p),
-            "entropy": rounded(-(chances * chances.clamp(min=1e-300).log2()).sum(-1))}
+            "entropy": rounded(torch.special.entr(chances).sum(-1) / math.log(2))}
 
 
 def given(chances: Tensor, ids: Tensor) -> dict[str, list]:
@@ -187,18 +189,23 @@ def attention(found: Trace) -> dict[str, Any]:
         return {"kind": "whole", "bytes": encoded(torch.stack(layers)), **told}
     n = min(max(2, 2 * WHOLE // (L * H * T)), KEPT, T)
     kept = [w.topk(n) for w in layers]
-    keys = torch.stack([k.indices.to(torch.int16) for k in kept]).cpu()
+    keys = torch.stack([k.indices.to(torch.int16) for k in kept])
     held = torch.stack([k.values for k in kept])
     lost = 1 - held.sum(-1) - torch.stack(earlier)
     return {"kind": "largest", "kept": n, "bytes": encoded(held),
-            "keys": base64.b64encode(keys.numpy().astype("<i2").tobytes()).decode(),
+            "keys": as_text(keys),
             "lost": round(lost.clamp(min=0).mean().item(), 4), **told}
 
 
 def encoded(weights: Tensor) -> str:
     """Chances as bytes; of the square root, so that small ones can be told apart."""
-    small = (weights.clamp(0, 1).sqrt() * 255).round().to(torch.uint8)
-    return base64.b64encode(bytes(small.cpu().flatten().tolist())).decode()
+    return as_text((weights.clamp(0, 1).sqrt() * 255).round().to(torch.uint8))
+
+
+def as_text(numbers: Tensor) -> str:
+    """Their bytes, as they lie in memory, in base64."""
+    numbers = numbers.cpu().contiguous()
+    return base64.b64encode(ctypes.string_at(numbers.data_ptr(), numbers.nbytes)).decode()
 
 
 def writers(found: Trace, following: Tensor) -> dict[str, Any]:
@@ -242,7 +249,7 @@ def values(found: Trace) -> dict[str, dict]:
         entry["rms"].append(rounded(x.square().mean(-1).sqrt()))
         entry["largest"].append(rounded(most))
         entry["where"].append(top.argmax(-1).tolist())
-        entry["strips"].append(base64.b64encode(strip.cpu().numpy().tobytes()).decode())
+        entry["strips"].append(as_text(strip))
     return shown
 
 

@@ -272,6 +272,7 @@ class Trace(Mapping):
         self.model, self.ids, self.inputs, self.found = model, ids, inputs, found
         self.wanted, self.changes = wanted, changes
         self.f = Formula(model.config, {})
+        self.told: list[Magnitude] = []  # once they are computed
 
     def __getitem__(self, name: str) -> Tensor:
         return self.found[name]
@@ -355,7 +356,7 @@ class Trace(Mapping):
             far = (q - torch.arange(S, device=w.device)).to(w.dtype)  # (T, S)
             counts = (w > 0).any(1, keepdim=True).sum(-1) > 1  # (B, 1, T)
             each = {
-                "entropy": -(w * w.clamp(min=1e-300).log2()).sum(-1), "distance": (w * far).sum(-1),
+                "entropy": torch.special.entr(w).sum(-1) / math.log(2), "distance": (w * far).sum(-1),
                 "itself": (w * (far == 0)).sum(-1), "previous": (w * (far == 1)).sum(-1), "first": w[..., 0],
             }
             for name, value in each.items():
@@ -446,7 +447,9 @@ class Trace(Mapping):
 
     def magnitudes(self) -> list[Magnitude]:
         """The largest number of every stage, and of q k^T before it is scaled ("products")."""
-        rows = []
+        if self.told:
+            return self.told
+        rows = self.told
         for name, value in self.items():
             if name == "loss":
                 continue
