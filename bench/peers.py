@@ -522,16 +522,21 @@ def picture(results: dict[str, dict[str, dict]]) -> str:
                 lines.append(f'<text {at} text-anchor="middle">{error:g}</text>')
         lines.append(f'<text x="{width * n + left}" y="{top + height + 38}">error of the logits; '
                      "upwards: tokens a second after 512</text>")
-        taken: list[tuple[float, float, float]] = []  # labels: from, to, height
-        for engine, one in sorted(found.items(), key=lambda item: -item[1]["decode 512"]):
+        dots = {engine: (x(one["error"]), y(one["decode 512"])) for engine, one in found.items()}
+        taken = [(cx - 6, cx + 6, cy + 4) for cx, cy in dots.values()]  # from, to, height; then labels too
+        for engine, (cx, cy) in sorted(dots.items(), key=lambda item: item[1][1]):
             color = next(color for kin, color in KIN.items() if engine.startswith(kin))
-            cx, cy = x(one["error"]), y(one["decode 512"])
-            shift, anchor = (-9, "end") if cx > width * (n + 1) - 130 else (9, "start")
-            begin = cx + (shift if shift > 0 else shift - 7 * len(engine))
-            end, text = begin + 7 * len(engine), cy + 4
-            while any(abs(text - at) < 13 and begin < b and a < end for a, b, at in taken):
-                text += 2
-            taken.append((begin, end, text))
+            long = 7 * len(engine)
+            places = [(abs(down) + (0 if (shift > 0) == (cx < width * (n + 1) - 130) else 9), shift, down)
+                      for down in range(-60, 61, 2) for shift in (9, -9)]
+            for _, shift, down in sorted(places):  # the nearest where nothing stands
+                begin, text = cx + (shift if shift > 0 else shift - long), cy + 4 + down
+                inside = width * n + left - 30 <= begin and begin + long <= width * (n + 1) + 10
+                if inside and not any(abs(text - at) < 13 and begin < b and a < begin + long
+                                      for a, b, at in taken):
+                    break
+            anchor = "start" if shift > 0 else "end"
+            taken.append((begin, begin + long, text))
             lines.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="5" fill="{color}"/>'
                          f'<text x="{cx + shift:.0f}" y="{text:.0f}" fill="{color}" '
                          f'text-anchor="{anchor}">{engine}</text>')
