@@ -257,7 +257,8 @@ def test_mistakes_in_our_own_file_are_named_by_their_logits(own, every):
     assert len(wrong) <= 0.02 * len(known), wrong
 
 
-@some
+@pytest.mark.proof  # all of them; `make test` has some by their logits
+@pytest.mark.parametrize("every", [pytest.param(1, id="all")])
 def test_mistakes_in_a_module_are_named_with_hooks(own, every):
     wrong, known = [], plants.fitting(own.family)[:: 2 * every]
     for m in known:
@@ -323,6 +324,7 @@ def in_our_file(own, pair, only=None):
 RESULTS = ("logits", "loss")
 
 
+@pytest.mark.proof
 def test_some_pairs_are_named(own):
     for run, only in ((in_the_formula, None), (in_our_file, RESULTS)):
         pairs = pairs_of(plants.fitting(own.family), 999, 2)
@@ -339,6 +341,7 @@ def test_every_fifth_pair_in_our_own_file_is_named(own, part, only):
     assert len(wrong) <= 0.05 * len(pairs), wrong
 
 
+@pytest.mark.proof
 def test_what_only_one_case_shows_is_named_beside_a_pair(kits):
     """By logits alone: two mistakes in every case and a third with a cache; then a third that nobody knows."""
     own, known = kits["phi"], {m.name: m for m in mistakes.of("phi")}
