@@ -827,7 +827,7 @@ def run_of(args: argparse.Namespace, path_or_id: str, prompt: str, before: Any =
     family(read_config(folder))
     tokenizer, sight = None, None
     try:
-        tokenizer = before.tokenizer if before else tokenize.load(folder)
+        tokenizer = (before and before.tokenizer) or tokenize.load(folder)
     except (OSError, ValueError) as error:
         if args.image is not None or args.chat:
             raise

@@ -142,14 +142,16 @@ def gpt1_sums() -> None:
 @experiment("gpt1-norms")
 def gpt1_norms() -> None:
     """What if GPT-1's norms stood in front, where all later models have them?"""
-    def before(f: Formula) -> None:
-        def layer(x: torch.Tensor, i: int, attend: Callable) -> torch.Tensor:
-            x = x + attend(f.normed(x, "norm_1", i), i)
-            return x + f.mlp(f.normed(x, "norm_2", i), i)
+    compare("openai-gpt", {"norms in front": one_after_the_other})
 
-        f.layer = layer
 
-    compare("openai-gpt", {"norms in front": before})
+def one_after_the_other(f: Formula) -> None:
+    """The block of GPT-Neo, Phi-3 and Persimmon. Phi's two norms are one."""
+    def layer(x: torch.Tensor, i: int, attend: Callable) -> torch.Tensor:
+        x = x + attend(f.normed(x, "norm_1", i), i)
+        return x + f.mlp(f.normed(x, "norm_2", i), i)
+
+    f.layer = layer
 
 
 # ---- Phi ---------------------------------------------------------------------------------------------------
@@ -158,14 +160,7 @@ def gpt1_norms() -> None:
 @experiment("phi-parallel")
 def phi_parallel() -> None:
     """Phi's attention and MLP read the same: what if the MLP stood behind the attention?"""
-    def behind(f: Formula) -> None:
-        def layer(x: torch.Tensor, i: int, attend: Callable) -> torch.Tensor:
-            x = x + attend(f.normed(x, "norm_1", i), i)
-            return x + f.mlp(f.normed(x, "norm_1", i), i)
-
-        f.layer = layer
-
-    compare("phi", {"one after the other": behind})
+    compare("phi", {"one after the other": one_after_the_other})
 
 
 @experiment("phi-rotary")

@@ -142,6 +142,13 @@ def test_the_last_tokens_of_a_long_text(family):
     assert [len(row) for row in shown["writers"]["values"]] == [8] * len(shown["writers"]["names"])
 
 
+def test_a_mask_cannot_be_cut():
+    """It was silently left away."""
+    ids, mask = inputs(101, padded=True)
+    with pytest.raises(ValueError, match="--last cannot cut a text with attention_mask"):
+        look.data(look.Run(PHI.model(), ids[0], last=8, inputs={"attention_mask": mask[:1]}))
+
+
 def test_windows_and_padding_are_told():
     _, mask = inputs(101, padded=True)
     model, (ids, _) = GPT_NEO.model(), inputs(101)
@@ -278,7 +285,7 @@ def test_a_picture_and_its_places(tmp_path, capsys):
     shown = content(page.read_text())["runs"][0]
     picture = shown["picture"]
     assert (picture["width"], picture["height"], picture["patch"], picture["columns"]) == (150, 120, 30, 5)
-    assert len(picture["tokens"]) == 20 and all(shown["ids"][i] == shown["image_token"] for i in picture["tokens"])
+    assert len(picture["tokens"]) == 20 and all(shown["ids"][i] == read_config(folder)["image_token_id"] for i in picture["tokens"])
     assert len(picture["places"]) == 1 and len(picture["places"][0]) == 4
     assert shown["title"] == "where is the red circle?" and "<box>" in shown["words"].values()
     png = base64.b64decode(picture["source"].removeprefix("data:image/png;base64,"))
@@ -327,6 +334,8 @@ def test_a_folder_without_a_tokenizer_shows_ids(tmp_path, capsys):
     status, told = run(str(folder), "12 5 7", "-o", str(page), "--max-new-tokens", "2", capsys=capsys)
     shown = content(page.read_text())["runs"][0]
     assert status == 0 and "tokens are shown as ids" in told and shown["ids"][:3] == [12, 5, 7] and shown["words"]["12"] == " 12"
+    status, _ = run(str(folder), "12 5 7", "--with", "12 5 8", "-o", str(page), capsys=capsys)
+    assert status == 0 and [one["ids"][2] for one in content(page.read_text())["runs"]] == [7, 8]
     status, told = run(str(folder), "hello", "-o", str(page), capsys=capsys)
     assert status == 2 and 'give ids, as in "12 5 7"' in told
     status, told = run(str(folder), "12 5000", "-o", str(page), capsys=capsys)

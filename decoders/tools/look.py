@@ -73,8 +73,8 @@ def traced(run: Run) -> tuple[Trace, int]:
     start = T - check_length(T, run.last)
     if not start:
         return trace(run.model, ids, **run.inputs), 0
-    if run.picture:
-        raise ValueError("--last cannot cut a text that begins with a picture")
+    if run.inputs:  # a picture, a mask: they belong to the whole text
+        raise ValueError(f"--last cannot cut a text with {', '.join(run.inputs)}")
     past = None
     for part in ids[:, :start].split(256, 1):  # bounded memory
         past = run.model(input_ids=part, past_key_values=past, use_cache=True,
@@ -102,7 +102,6 @@ def data(run: Run) -> tuple[dict[str, Any], Trace]:
     following = ids.roll(-1).clone()
     following[-1] = logits[-1].argmax()
     mask = run.inputs.get("attention_mask")
-    config = found.model.config
     shown = {
         "name": run.name or type(found.model).__name__, "family": f.family, "title": titled(run)[:160],
         "class": type(found.model).__name__, "dtype": str(found["logits"].dtype).removeprefix("torch."),
@@ -110,7 +109,6 @@ def data(run: Run) -> tuple[dict[str, Any], Trace]:
         "ids": ids.tolist(), "start": start,
         "prompt": (T + start if run.prompt is None else run.prompt) - start,
         "padding": None if mask is None else (mask[0, -T:] == 0).tolist(), "words": words,
-        "image_token": getattr(config, "image_token_id", None) if run.picture else None,
         "next": likeliest(chances, words, run.tokenizer), "given": given(chances, ids),
         "attention": attention(found), "windows": f.windows,
         "head_numbers": {name: rounded(value) for name, value in found.heads().items()},

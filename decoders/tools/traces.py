@@ -112,12 +112,12 @@ class Taps:
 
     def tap_attention(self, i: int, start: str) -> None:
         attention = self.model.get_submodule(self.f.module("o", i).rpartition(".")[0])
-        own, before = attention.attend, dict(vars(attention))
+        own, before = attention.attend, vars(attention).get("attend")  # none of its own: the class's
         vars(attention)["attend"] = lambda *args, **kwargs: self.attend(start, own, *args, **kwargs)
 
         def restore() -> None:
             vars(attention).pop("attend")
-            vars(attention).update({"attend": before["attend"]} if "attend" in before else {})
+            vars(attention).update({"attend": before} if before else {})
 
         self.undo.callback(restore)
 
