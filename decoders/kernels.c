@@ -15,7 +15,8 @@
 #define INLINE static inline __attribute__((always_inline))
 enum { FLOAT32, BFLOAT16, FLOAT16, INT8, INT4 };  // what a number is stored as
 enum { BLOCK = 64, NEAR = 1024 };  // outputs, and 4 bytes of inputs, that stay near while all rows of x pass
-enum { AHEAD = 6144 };  // bytes of weights that are asked for before they are needed, into the next rows
+enum { AHEAD = 8192 };  // bytes of weights that are asked for before they are needed, into the next rows
+#define ASK(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)  // into the second cache: x needs the first for itself
 enum { MANY = 36 };  // rows of whole numbers from which it pays to lay weights out anew
 
 // ---- Numbers ------------------------------------------------------------------------------------------------
@@ -95,7 +96,7 @@ INLINE float one_row(const void *x, const void *w, int kind, int pairs, long K) 
     long k = 0;
     for (; k + 8 * step <= K; k += 8 * step)
         UNROLL for (int u = 0; u < 8; u++) {
-            _mm_prefetch((const char *)w + (k + u * step) * size_of(kind) + AHEAD, _MM_HINT_T0);
+            ASK((const char *)w + (k + u * step) * size_of(kind) + AHEAD);
             sum[u] = product(sum[u], w, kind, pairs, x, k + u * step, step);
         }
     for (; k < K; k += step) sum[0] = product(sum[0], w, kind, pairs, x, k, K - k);
@@ -112,7 +113,7 @@ INLINE void few_rows(int M, int R, const char *x, const char *w, int kind, int p
         UNROLL for (int r = 0; r < R; r++) sum[m][r] = _mm512_setzero_ps();
     long k = 0;
     for (; k + step <= K; k += step) {
-        UNROLL for (int r = 0; r < R; r++) _mm_prefetch(w + ((R + r) * stride + k) * size, _MM_HINT_T0);
+        UNROLL for (int r = 0; r < R; r++) ASK(w + ((R + r) * stride + k) * size);
         UNROLL for (int m = 0; m < M; m++)
             UNROLL for (int r = 0; r < R; r++)
                 sum[m][r] = product(sum[m][r], w + r * stride * size, kind, pairs, x + m * K * (pairs ? 2 : 4), k, step);
@@ -411,7 +412,7 @@ INLINE int32_t one_whole_row(const uint8_t *x, const int8_t *w, long inputs) {
     for (; k + 256 <= inputs; k += 256)
         UNROLL for (int u = 0; u < 4; u++) {
             __m512i v = _mm512_loadu_si512(w + k + u * 64);
-            _mm_prefetch(w + k + u * 64 + AHEAD, _MM_HINT_T0);
+            ASK(w + k + u * 64 + AHEAD);
             sum[u] = _mm512_dpbusd_epi32(sum[u], _mm512_loadu_si512(x + k + u * 64), v);
             own[u] = _mm512_dpbusd_epi32(own[u], ones, v);
         }
@@ -433,7 +434,7 @@ INLINE void whole_rows(int M, int R, const uint8_t *x, long K, const int8_t *w, 
         __m512i v[4];
         UNROLL for (int r = 0; r < R; r++) {
             v[r] = signed_bytes(w + r * inputs + k, inputs - k);
-            _mm_prefetch(w + (r + R) * inputs + k, _MM_HINT_T0);
+            ASK(w + (r + R) * inputs + k);
         }
         UNROLL for (int m = 0; m < M; m++) {
             __m512i u = _mm512_loadu_si512(x + m * K + k);
@@ -491,61 +492,51 @@ void int8_rows(const int8_t *w, const float *scale, void *to, int kind, long N, 
 // the lower half. 128 of them are 16 lanes of 8: lane i has the inputs 8 i to 8 i + 7, four lanes a group.
 
 // One row of x in that order, 128 at a time: [8][16] in float32, or [4][16] pairs i and i + 4 in bfloat16
-// (`pairs`), and behind them, in float32, the sum of each group in the first of its four lanes.
-static void in_lanes(const void *x, int kind, int pairs, long inputs, char *to) {
+// (`pairs`); and the sum of each group.
+static void in_lanes(const void *x, int kind, int pairs, long inputs, char *to, float *sums) {
     const __m512i every_eighth = _mm512_slli_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), 3);
     for (long block = 0; block * 128 < inputs; block++) {
-        float row[128] = {0}, sums[16] = {0};
+        float row[128] = {0};
         for (long k = block * 128; k < inputs && k < block * 128 + 128; k += 16)
             _mm512_storeu_ps(row + k - block * 128, load(x, kind, k, first(inputs - k)));
         for (int g = 0; g < 4; g++)
-            sums[g * 4] = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_loadu_ps(row + g * 32), _mm512_loadu_ps(row + g * 32 + 16)));
+            *sums++ = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_loadu_ps(row + g * 32), _mm512_loadu_ps(row + g * 32 + 16)));
         for (int j = 0; j < 8 && !pairs; j++, to += 64) _mm512_storeu_ps(to, _mm512_i32gather_ps(every_eighth, row + j, 4));
         for (int j = 0; j < 4 && pairs; j++)
             for (int i = 0; i < 128; i += 32, to += 16) {
                 __m512i fours = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(row + i + 16), _mm512_loadu_ps(row + i));
                 _mm_storeu_si128((__m128i *)to, _mm512_cvtepi64_epi16(_mm512_srli_epi64(fours, 16 * j)));
             }
-        memcpy(to, sums, 64), to += 64;
     }
 }
 
-// R rows with one of x. Numbers of 4 bits become floats by a table: of 16 in float32, and in bfloat16 of the
-// same 16 twice, since that takes 5 bits, of which the highest is the next number's.
-INLINE void nibbles(int R, int pairs, const char *x, long blocks, const uint8_t *w, const uint16_t *scale, const uint8_t *zero, float *out) {
+// One row of w with one of x, straight through memory. Numbers of 4 bits become floats by a table: of 16 in
+// float32, and in bfloat16 of the same 16 twice, since that takes 5 bits, of which the highest is the next
+// number's. What the zeros take away is a product of its own, of the sums of the groups.
+INLINE float nibbles(int pairs, const char *x, const float *sums, long blocks, const uint8_t *w, const uint16_t *scale, const uint8_t *zero) {
     const __m512 value = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     const __m512i value_twice = (__m512i)_mm512_cvtne2ps_pbh(value, value);
-    const long size = pairs ? 256 : 512;
-    const __m512i group = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
-    __m512 sum[4];
-    UNROLL for (int r = 0; r < R; r++) sum[r] = _mm512_setzero_ps();
-    for (long b = 0; b < blocks; b++, x += size + 64) {
-        __m512i q[4];
-        __m512 part[4];
-        UNROLL for (int r = 0; r < R; r++) {
-            int32_t zeros;
-            memcpy(&zeros, zero + (r * blocks + b) * 4, 4);
-            __m512 z = _mm512_castps128_ps512(_mm_cvtepi32_ps(_mm_cvtepu8_epi32(_mm_cvtsi32_si128(zeros))));
-            q[r] = _mm512_loadu_si512(w + (r * blocks + b) * 64);
-            _mm_prefetch(w + ((R + r) * blocks + b) * 64, _MM_HINT_T0);
-            part[r] = _mm512_fnmadd_ps(_mm512_permutexvar_ps(group, z), _mm512_loadu_ps(x + size), _mm512_setzero_ps());
-        }
-        UNROLL for (int j = 0; j < 4 && pairs; j++)
-            UNROLL for (int r = 0; r < R; r++) {
-                __m512i v = _mm512_permutexvar_epi16(_mm512_srli_epi16(q[r], 4 * j), value_twice);
-                part[r] = _mm512_dpbf16_ps(part[r], (__m512bh)v, (__m512bh)_mm512_loadu_si512(x + j * 64));
+    __m512 sum = _mm512_setzero_ps();
+    for (long b = 0; b < blocks; b += 4) {  // 16 groups
+        __mmask16 m = first(4 * (blocks - b));
+        __m512 s = load(scale, FLOAT16, b * 4, m), z = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(m, zero + b * 4)));
+        sum = _mm512_fnmadd_ps(_mm512_mul_ps(s, z), load(sums, FLOAT32, b * 4, m), sum);
+        __m512i group = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+        for (long c = b; c < b + 4 && c < blocks; c++, x += pairs ? 256 : 512) {
+            __m512 part = _mm512_setzero_ps();
+            __m512i q = _mm512_loadu_si512(w + c * 64);
+            ASK(w + c * 64 + AHEAD);
+            UNROLL for (int j = 0; j < 4 && pairs; j++) {
+                __m512i v = _mm512_permutexvar_epi16(_mm512_srli_epi16(q, 4 * j), value_twice);
+                part = _mm512_dpbf16_ps(part, (__m512bh)v, (__m512bh)_mm512_loadu_si512(x + j * 64));
             }
-        UNROLL for (int j = 0; j < 8 && !pairs; j++)
-            UNROLL for (int r = 0; r < R; r++) {
-                __m512 v = _mm512_permutexvar_ps(_mm512_srli_epi32(q[r], 4 * j), value);
-                part[r] = _mm512_fmadd_ps(v, _mm512_loadu_ps(x + j * 64), part[r]);
-            }
-        UNROLL for (int r = 0; r < R; r++) {
-            __m512 s = _mm512_castps128_ps512(_mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)(scale + (r * blocks + b) * 4))));
-            sum[r] = _mm512_fmadd_ps(_mm512_permutexvar_ps(group, s), part[r], sum[r]);
+            UNROLL for (int j = 0; j < 8 && !pairs; j++)
+                part = _mm512_fmadd_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(q, 4 * j), value), _mm512_loadu_ps(x + j * 64), part);
+            sum = _mm512_fmadd_ps(_mm512_permutexvar_ps(group, s), part, sum);
+            group = _mm512_add_epi32(group, _mm512_set1_epi32(4));
         }
     }
-    UNROLL for (int r = 0; r < R; r++) out[r] = _mm512_reduce_add_ps(sum[r]);
+    return _mm512_reduce_add_ps(sum);
 }
 
 void int4_rows(const uint8_t *w, const uint16_t *scale, const uint8_t *zero, void *to, int kind, long N, long inputs, int threads) {
@@ -557,22 +548,13 @@ void int4_rows(const uint8_t *w, const uint16_t *scale, const uint8_t *zero, voi
 
 INLINE void one_int4_row(int pairs, const void *x, const uint8_t *w, const uint16_t *scale, const uint8_t *zero,
                          long inputs, const Result *to, int threads) {
-    const long blocks = (inputs + 127) / 128;
-    char *lanes = aligned_alloc(64, blocks * (pairs ? 320 : 576));
-    in_lanes(x, to->kind, pairs, inputs, lanes);
-#pragma omp parallel num_threads(threads)
-    {
-#pragma omp for schedule(static)
-        for (long n = 0; n < to->N; n += 4) {
-            int R = to->N - n < 4 ? (int)(to->N - n) : 4;
-            const uint8_t *q = w + n * blocks * 64, *z = zero + n * blocks * 4;
-            const uint16_t *s = scale + n * blocks * 4;
-            float out[4];
-            if (R == 4) nibbles(4, pairs, lanes, blocks, q, s, z, out);
-            else for (int r = 0; r < R; r++) nibbles(1, pairs, lanes, blocks, q + r * blocks * 64, s + r * blocks * 4, z + r * blocks * 4, out + r);
-            for (int r = 0; r < R; r++) finish(to, 0, n + r, out[r]);
-        }
-    }
+    const long blocks = (inputs + 127) / 128, size = pairs ? 256 : 512;
+    char *lanes = aligned_alloc(64, blocks * (size + 64));
+    float *sums = (float *)(lanes + blocks * size);
+    in_lanes(x, to->kind, pairs, inputs, lanes, sums);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long n = 0; n < to->N; n++)
+        finish(to, 0, n, nibbles(pairs, lanes, sums, blocks, w + n * blocks * 64, scale + n * blocks * 4, zero + n * blocks * 4));
     free(lanes);
 }
 
