@@ -651,6 +651,27 @@ void to_int4(const void *w, int kind, long stride, uint8_t *q, uint16_t *scale, 
         }
 }
 
+// ---- Norm ----------------------------------------------------------------------------------------------------
+
+// Each row of x (M, C) / sqrt(mean(x^2) + eps), as x is stored, and only then times w (C).
+void rms_norm(const void *x, const void *w, void *y, int kind, float eps, long M, long C, int threads) {
+#pragma omp parallel for num_threads(M < 8 ? 1 : threads) schedule(static)
+    for (long m = 0; m < M; m++) {
+        const char *row = (const char *)x + m * C * size_of(kind);
+        char *to = (char *)y + m * C * size_of(kind);
+        __m512 sum = _mm512_setzero_ps();
+        for (long i = 0; i < C; i += 16) {
+            __m512 v = load(row, kind, i, first(C - i));
+            sum = _mm512_fmadd_ps(v, v, sum);
+        }
+        __m512 part = _mm512_set1_ps(1.f / sqrtf(_mm512_reduce_add_ps(sum) / C + eps));
+        for (long i = 0; i < C; i += 16) {
+            store(to, kind, i, first(C - i), _mm512_mul_ps(load(row, kind, i, first(C - i)), part));
+            store(to, kind, i, first(C - i), _mm512_mul_ps(load(to, kind, i, first(C - i)), load(w, kind, i, first(C - i))));
+        }
+    }
+}
+
 // ---- Attention of one query ---------------------------------------------------------------------------------
 // q, y: (B, K G, D); k, v: (B, K, S, D) with D side by side; bias: NULL or float32 (B or 1, H or 1, S).
 

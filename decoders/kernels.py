@@ -6,10 +6,11 @@ under a loaded model.
     kernels.quantize(model, "int4")     # for good: a third of the memory, and half the time of a step
     kernels.error(model, ids, "int4")   # what that costs
 
-`prepare` gives each `nn.Linear`, GPT-1's `Conv1D` and each attention module another way to compute the same,
-for inference on a CPU. Wherever PyTorch has to see the plain operations (autograd, autocast, forward AD,
-torch.func, a compiler, export, tracing, tensor subclasses, dispatch modes, other devices) it gets them: there
-a prepared model does exactly what a plain one does. No global setting is touched: threads may share a model.
+`prepare` gives each `nn.Linear`, GPT-1's `Conv1D`, Phi-3's `RMSNorm` and each attention module another way to
+compute the same, for inference on a CPU. Wherever PyTorch has to see the plain operations (autograd, forward
+AD, autocast, torch.func, a compiler, export, tracing, tensor subclasses, dispatch modes, other devices) it
+gets them: there a prepared model does exactly what a plain one does. No global setting is touched: threads
+may share a model.
 
 - 16 bits, up to 16 rows, and attention of one query: `kernels.c`, which reads memory about as fast as it can
   be read, where it can be compiled (`native.py`). Elsewhere:
@@ -137,7 +138,16 @@ def turned_forward(self: nn.Module, x: Tensor) -> Tensor:
     return linear(x, self.weight.t(), self.bias)
 
 
-turned_forward.__name__ = "forward"
+def normed_forward(self: nn.Module, x: Tensor) -> Tensor:
+    """Of a prepared RMSNorm: one pass over each row, where PyTorch's operators make six."""
+    weight = self.weight
+    if is_followed() or not is_simple(x, weight) or x.shape[-1:] != weight.shape or x.dtype not in QUERIES:
+        return type(self).forward(self, x)
+    lib = native.library()
+    return native.rms_norm(lib, x, weight, self.eps) if lib else type(self).forward(self, x)
+
+
+turned_forward.__name__ = normed_forward.__name__ = "forward"
 
 # ---- Attention ---------------------------------------------------------------------------------------------
 
@@ -314,18 +324,20 @@ class Quantized(nn.Module):
             raise ValueError(f"weights of {self.kind} have no gradient: load the model without quantize")
         if x.shape[-1] != self.in_features:
             raise ValueError(f"a layer of {self.in_features} inputs got {x.shape[-1]}")
-        simple = not is_traced() and is_simple(x) and self.qweight.is_cpu and x.dtype in QUERIES
+        # out of the dictionaries, since finding them by `self.` takes longer than a small product
+        bits, bias = tuple(self._buffers.values()), self._parameters.get("bias")
+        simple = not is_traced() and is_simple(x) and bits[0].is_cpu and x.dtype in QUERIES
         lib = native.library() if simple and x.numel() else None
-        bias = None if self.bias is None else self.bias.to(x.dtype)
+        bias = bias if bias is None or bias.dtype is x.dtype else bias.to(x.dtype)
         if self.kind == "int8":
             return self.whole_product(lib, x, bias)
         rows = x.numel() // self.in_features
         if lib and x.dtype is torch.bfloat16 and rows > 5:
-            return native.bfloat16_product(lib, x, bias, *self.buffers())
+            return native.bfloat16_product(lib, x, bias, *bits)
         if lib and rows <= 2 * FEW:
             if self.kind == "int4":
-                return native.int4_product(lib, x, self.qweight, self.scale, self.zero, bias)
-            return native.product_of_rows(lib, x, self.qweight, self.scale, bias)
+                return native.int4_product(lib, x, *bits, bias)
+            return native.product_of_rows(lib, x, *bits, bias)
         step = max(1, CHUNK // self.in_features)
         starts = range(0, self.out_features, step)
         parts = [F.linear(x, self.whole(x.dtype, slice(n, n + step))) for n in starts]
@@ -335,7 +347,7 @@ class Quantized(nn.Module):
     def whole_product(self, lib: ctypes.CDLL | None, x: Tensor, bias: Tensor | None) -> Tensor:
         """Of whole numbers: each row of x rounded to 127 steps on either side of 0."""
         if lib and self.in_features <= LONGEST:
-            return native.int8_product(lib, x, self.qweight, self.scale, bias)
+            return native.int8_product(lib, x, *self._buffers.values(), bias)
         wide = x.float()
         scale = wide.abs().amax(-1, keepdim=True) / 127
         q = (wide / torch.where(scale > 0, scale, 1)).round().view(-1, self.in_features)
@@ -486,6 +498,8 @@ def prepare(model: nn.Module) -> nn.Module:
             module.forward = MethodType(forward, module)
         elif type(module).__name__ == "Conv1D":
             module.forward = MethodType(turned_forward, module)
+        elif type(module).__name__ == "RMSNorm":
+            module.forward = MethodType(normed_forward, module)
         elif hasattr(type(module), "attend"):
             module.attend = partial(attention, type(module).attend, window)
     return model
@@ -494,7 +508,8 @@ def prepare(model: nn.Module) -> nn.Module:
 def plain(model: nn.Module) -> nn.Module:
     """Take back what `prepare` did, in place."""
     for module in model.modules():
-        if getattr(vars(module).get("forward"), "__func__", None) in (forward, turned_forward):
+        own = getattr(vars(module).get("forward"), "__func__", None)
+        if own in (forward, turned_forward, normed_forward):
             del module.forward
         vars(module).pop("attend", None)
     return model

@@ -35,6 +35,7 @@ ARGUMENTS = {
     "bfloat16_product": (p, p, i, p, p, p, p, n, n, n, n, i),
     "int8_rows": (p, p, p, i, n, n, i),
     "int4_rows": (p, p, p, p, i, n, n, i),
+    "rms_norm": (p, p, p, i, f, n, n, i),
     "to_int8": (p, i, n, p, p, n, n, i),
     "to_int4": (p, i, n, p, p, p, n, n, i),
     "one_query": (p, p, p, p, n, n, p, i, f, n, n, n, n, n, n, n, n, n, n, n, i),
@@ -176,6 +177,15 @@ def to_int4(lib: Library, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q, scale, zero
 
 
+def rms_norm(lib: Library, x: Tensor, w: Tensor, eps: float) -> Tensor:
+    """x (..., C) / sqrt(mean(x^2) + eps), rounded, times w (C,) of the same dtype."""
+    x, w = x.contiguous(), w.contiguous()
+    y = torch.empty_like(x)
+    lib.rms_norm(pointer(x), pointer(w), pointer(y), KINDS[x.dtype], eps, x.numel() // len(w), len(w),
+                 torch.get_num_threads())
+    return y
+
+
 def one_query(lib: Library, q: Tensor, k: Tensor, v: Tensor, bias: Maybe, scale: float) -> Tensor:
     """(B, H, 1, D) of q alike; k, v (B, K, S, D), their rows whole; bias (B or 1, H or 1, 1, S)."""
     (B, H, _, D), (K, S) = q.shape, k.shape[1:3]
@@ -214,6 +224,9 @@ def gives_the_right_numbers(lib: Library) -> bool:
             return False
         found = [int4_rows(lib, *four, 150, dtype), int8_rows(lib, a.to(torch.int8), ones, dtype)]
         if not all(torch.equal(w, a.to(dtype)) for w in found):
+            return False
+        w, twos = a[0].to(dtype), (2 - 4 * (x % 2)).to(dtype)
+        if not torch.equal(rms_norm(lib, twos, w, 0.0), twos / 2 * w):
             return False
         k = torch.zeros(2, 2, rows + 3, 150, dtype=dtype)
         bias = torch.full((2, 1, 1, rows + 3), -torch.inf)

@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from decoders import kernels, native
+from decoders import kernels, native, phi3
 from tests.families import PADDED, inputs
 
 CLOSE = {"atol": 2e-5, "rtol": 0}
@@ -120,6 +120,26 @@ def test_one_query_equals_the_formula(dtype, H, K, S, D):
     k = k.clone()
     k[0, 0, S // 2, 0] = torch.nan
     assert kernels.attention(None, None, q, k, v, None, 0.3)[0][0, 0].isnan().all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("size", [(1, 1, 48), (3, 7, 45), (12, 130), (2, 0, 16), (16,)], ids=str)
+def test_the_norm_equals_the_model_files_own(dtype, size):
+    """As near to the truth as the plain one; rows that are none, turned ones and NaN included."""
+    norm = phi3.RMSNorm(size[-1], 1e-5).to(dtype)
+    norm.weight.copy_(1 + 0.3 * torch.randn(size[-1]))
+    prepared, x = kernels.prepare(copy.deepcopy(norm)), (3 * torch.randn(size)).to(dtype)
+    turned = x.mT.contiguous().mT if x.dim() > 1 else x
+    exact, plain, found = copy.deepcopy(norm).double()(x.double()), norm(x), prepared(turned)
+    assert found.dtype == dtype and found.shape == x.shape
+    if x.numel():
+        off = (found - exact).abs().max()
+        assert off <= (plain - exact).abs().max() + 1e-6
+        x.view(-1, size[-1])[0, 0] = torch.nan
+        assert prepared(x).view(-1, size[-1])[0].isnan().all()
+    with torch.enable_grad():
+        torch.testing.assert_close(prepared(x.requires_grad_()), norm(x), atol=0, rtol=0, equal_nan=True)
 
 
 def test_a_library_that_is_wrong_or_cannot_be_made_is_not_used(monkeypatch, tmp_path):

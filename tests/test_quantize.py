@@ -24,7 +24,7 @@ from tests.folders import safetensors_whole, weights_of, write_config
 
 KINDS = tuple(kernels.KINDS)
 kinds = pytest.mark.parametrize("kind", KINDS)
-SIZES = [(1, 32, 7), (2, 45, 67), (3, 128, 64), (5, 130, 33), (9, 45, 67), (17, 200, 130), (49, 64, 65), (40, 4201, 70)]  # rows, inputs, outputs
+SIZES = [(1, 32, 7), (1, 513, 9), (1, 1300, 70), (2, 45, 67), (3, 128, 64), (5, 130, 33), (9, 45, 67), (17, 200, 130), (49, 64, 65), (40, 4201, 70)]  # rows, inputs, outputs
 
 
 @pytest.fixture
@@ -73,6 +73,18 @@ def test_a_layer_computes_its_formula(way, kind, size, dtype):
     assert found.dtype == dtype and found.shape == (rows, outputs)
     bound = {torch.bfloat16: 8e-3, torch.float16: 1e-3}.get(dtype, 2e-6) * expected.abs().max()
     assert (found - expected).abs().max() <= bound
+
+
+@torch.no_grad()
+@kinds
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_numbers_that_have_one_sign_lose_nothing(way, kind, dtype):
+    """What the zeros of 4 bits take away is then large beside what stays."""
+    _, own = layer(kind, 3000, 50)
+    x = (1 + 0.01 * torch.randn(1, 3000)).to(dtype)
+    bound = {torch.bfloat16: 4e-3, torch.float32: 2e-5}[dtype]
+    expected = wanted(x, own)
+    assert (own(x) - expected).abs().max() <= bound * expected.abs().max()
 
 
 @torch.no_grad()
