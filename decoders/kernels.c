@@ -655,7 +655,7 @@ void to_int4(const void *w, int kind, long stride, uint8_t *q, uint16_t *scale, 
 
 // Each row of x (M, C) / sqrt(mean(x^2) + eps), as x is stored, and only then times w (C).
 void rms_norm(const void *x, const void *w, void *y, int kind, float eps, long M, long C, int threads) {
-#pragma omp parallel for num_threads(M < 8 ? 1 : threads) schedule(static)
+#pragma omp parallel for num_threads(threads) schedule(static)
     for (long m = 0; m < M; m++) {
         const char *row = (const char *)x + m * C * size_of(kind);
         char *to = (char *)y + m * C * size_of(kind);
