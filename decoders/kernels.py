@@ -12,8 +12,8 @@ AD, autocast, torch.func, a compiler, export, tracing, tensor subclasses, dispat
 gets them: there a prepared model does exactly what a plain one does. No global setting is touched: threads
 may share a model.
 
-- 16 bits, up to 16 rows, and attention of one query: `kernels.c`, which reads memory about as fast as it can
-  be read, where it can be compiled (`native.py`). Elsewhere:
+- up to 16 rows, and attention of one query: `kernels.c`, which reads memory about as fast as it can be read,
+  where it can be compiled (`native.py`). Elsewhere:
 - bfloat16, one row: PyTorch's own row kernel takes two thirds of the time of oneDNN's, which `F.linear`
   calls. No operator leads to it as long as oneDNN is on, and that switch is process-wide. So the kernel is
   taken out of libtorch by its name, which states its argument types, and believed only after it has given the
@@ -44,7 +44,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from decoders import native
 
-FEW = 16  # rows of 16 bits up to which `kernels.c` is faster than oneDNN
+FEW = 16  # rows up to which `kernels.c` is faster than oneDNN
+SERVED = (torch.float32, torch.bfloat16, torch.float16)  # which it takes
 
 # ---- When to leave everything to PyTorch -------------------------------------------------------------------
 
@@ -79,11 +80,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     given = (x, weight) if bias is None else (x, weight, bias)
     if is_followed() or not is_simple(*given) or x.dim() == 0 or x.shape[-1] != weight.shape[1]:
         return F.linear(x, weight, bias)
+    rows = x.numel() // x.shape[-1] if x.shape[-1] else 0
+    few = 1 <= rows <= FEW and weight.stride(1) == 1 and x.dtype in SERVED
+    if few and (lib := native.library()):
+        return native.product_of_rows(lib, x, weight, None, bias)
     if x.dtype is torch.float32 and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    rows = x.numel() // x.shape[-1] if x.shape[-1] else 0
-    if x.dtype.itemsize == 2 and 1 <= rows <= FEW and weight.stride(1) == 1 and (lib := native.library()):
-        return native.product_of_rows(lib, x, weight, None, bias)
     if x.dtype is torch.bfloat16 and rows == 1 and weight.stride(1) == 1 and row_kernel():
         y = row_product(x, weight)
         return y if bias is None else y.add_(bias)
@@ -141,7 +143,7 @@ def turned_forward(self: nn.Module, x: Tensor) -> Tensor:
 def normed_forward(self: nn.Module, x: Tensor) -> Tensor:
     """Of a prepared RMSNorm: one pass over each row, where PyTorch's operators make six."""
     weight = self.weight
-    if is_followed() or not is_simple(x, weight) or x.shape[-1:] != weight.shape or x.dtype not in QUERIES:
+    if is_followed() or not is_simple(x, weight) or x.shape[-1:] != weight.shape or x.dtype not in SERVED:
         return type(self).forward(self, x)
     lib = native.library()
     return native.rms_norm(lib, x, weight, self.eps) if lib else type(self).forward(self, x)
@@ -152,16 +154,13 @@ turned_forward.__name__ = normed_forward.__name__ = "forward"
 # ---- Attention ---------------------------------------------------------------------------------------------
 
 
-QUERIES = (torch.float32, torch.bfloat16, torch.float16)
-
-
 def attention(plain: Callable, window: int | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None,
               scale: float, dropout: float = 0.0, whole: bool = False, head_mask: Tensor | None = None):
     """As `plain`, the model file's own: one query by `kernels.c` or by the formula, heads that share keys as
     rows of one product, a window in blocks."""
     (B, H, T, D), K = q.shape, k.shape[1]
     if not (whole or dropout or is_followed()) and is_simple(q, k, v):
-        native_serves = T == 1 and q.dtype in QUERIES and k.stride(3) == v.stride(3) == 1
+        native_serves = T == 1 and q.dtype in SERVED and k.stride(3) == v.stride(3) == 1
         if native_serves and (lib := native.library()):
             return native.one_query(lib, q, k, v, bias, scale), None
         if T == 1 and q.dtype.itemsize == 2:
@@ -295,7 +294,7 @@ class Quantized(nn.Module):
     def fill(self, w: Tensor, device: str | torch.device = "cpu") -> "Quantized":
         """Take over w (out, in), in place."""
         w = w.detach()
-        if is_simple(w) and w.dtype in QUERIES and (lib := native.library()):
+        if is_simple(w) and w.dtype in SERVED and (lib := native.library()):
             w = w if w.stride(1) == 1 else w.contiguous()
             made = (native.to_int4 if self.kind == "int4" else native.to_int8)(lib, w)
         else:
@@ -309,7 +308,7 @@ class Quantized(nn.Module):
     def whole(self, dtype: torch.dtype = torch.float32, rows: slice = slice(None)) -> Tensor:
         """(rows, in): what the bits stand for."""
         q, scale = self.qweight[rows], self.scale[rows]
-        simple = q.is_cpu and dtype in QUERIES and not is_traced()
+        simple = q.is_cpu and dtype in SERVED and not is_traced()
         lib = native.library() if simple else None
         if self.kind != "int4":
             return native.int8_rows(lib, q, scale, dtype) if lib else (q * scale[:, None]).to(dtype)
@@ -326,7 +325,7 @@ class Quantized(nn.Module):
             raise ValueError(f"a layer of {self.in_features} inputs got {x.shape[-1]}")
         # out of the dictionaries, since finding them by `self.` takes longer than a small product
         bits, bias = tuple(self._buffers.values()), self._parameters.get("bias")
-        simple = not is_traced() and is_simple(x) and bits[0].is_cpu and x.dtype in QUERIES
+        simple = not is_traced() and is_simple(x) and bits[0].is_cpu and x.dtype in SERVED
         lib = native.library() if simple and x.numel() else None
         bias = bias if bias is None or bias.dtype is x.dtype else bias.to(x.dtype)
         if self.kind == "int8":
