@@ -21,7 +21,7 @@ run: .venv/run
 test: .venv/test
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not ecosystem and not proof and not pairs"
 
-# Every mistake that compare knows, planted into our files and named by it.
+# Every mistake that compare knows, planted into our files and named by it; and what draws thousands of texts.
 proof: .venv/test
 	$(BIN)/python -m pytest -n auto --dist worksteal -m proof
 
