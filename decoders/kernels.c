@@ -1,9 +1,9 @@
-// Products of few rows, products with weights of 8 and 4 bits, attention of one query: for x86 with AVX-512's
+// Products of few rows, products with weights of 8 and 4 bits, a norm, attention of one query: for x86 with AVX-512's
 // bfloat16 and VNNI instructions. `kernels.py` compiles this file where it can, believes it only after it has
 // given the right numbers, and does without it where it cannot.
 //
-// All of these read each weight once. What decides is how fast memory is read: several rows of weights at a
-// time, straight through.
+// All of these read each weight once. What decides is how fast memory is read: straight through, one row of
+// weights after the other, and each asked for in time.
 
 #include <immintrin.h>
 #include <math.h>
@@ -510,33 +510,37 @@ static void in_lanes(const void *x, int kind, int pairs, long inputs, char *to, 
     }
 }
 
-// One row of w with one of x, straight through memory. Numbers of 4 bits become floats by a table: of 16 in
+// One row of w, straight through memory, with M of x. Numbers of 4 bits become floats by a table: of 16 in
 // float32, and in bfloat16 of the same 16 twice, since that takes 5 bits, of which the highest is the next
 // number's. What the zeros take away is a product of its own, of the sums of the groups.
-INLINE float nibbles(int pairs, const char *x, const float *sums, long blocks, const uint8_t *w, const uint16_t *scale, const uint8_t *zero) {
+INLINE void nibbles(int M, int pairs, const char *x, const float *sums, long blocks, const uint8_t *w, const uint16_t *scale, const uint8_t *zero, float *out) {
     const __m512 value = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     const __m512i value_twice = (__m512i)_mm512_cvtne2ps_pbh(value, value);
-    __m512 sum = _mm512_setzero_ps();
+    const long size = pairs ? 256 : 512;
+    __m512 sum[6], part[6];
+    UNROLL for (int m = 0; m < M; m++) sum[m] = _mm512_setzero_ps();
     for (long b = 0; b < blocks; b += 4) {  // 16 groups
-        __mmask16 m = first(4 * (blocks - b));
-        __m512 s = load(scale, FLOAT16, b * 4, m), z = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(m, zero + b * 4)));
-        sum = _mm512_fnmadd_ps(_mm512_mul_ps(s, z), load(sums, FLOAT32, b * 4, m), sum);
+        __mmask16 some = first(4 * (blocks - b));
+        __m512 s = load(scale, FLOAT16, b * 4, some), z = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(some, zero + b * 4)));
+        UNROLL for (int m = 0; m < M; m++) sum[m] = _mm512_fnmadd_ps(_mm512_mul_ps(s, z), load(sums, FLOAT32, (m * blocks + b) * 4, some), sum[m]);
         __m512i group = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
-        for (long c = b; c < b + 4 && c < blocks; c++, x += pairs ? 256 : 512) {
-            __m512 part = _mm512_setzero_ps();
+        for (long c = b; c < b + 4 && c < blocks; c++) {
             __m512i q = _mm512_loadu_si512(w + c * 64);
             ASK(w + c * 64 + AHEAD);
+            UNROLL for (int m = 0; m < M; m++) part[m] = _mm512_setzero_ps();
             UNROLL for (int j = 0; j < 4 && pairs; j++) {
                 __m512i v = _mm512_permutexvar_epi16(_mm512_srli_epi16(q, 4 * j), value_twice);
-                part = _mm512_dpbf16_ps(part, (__m512bh)v, (__m512bh)_mm512_loadu_si512(x + j * 64));
+                UNROLL for (int m = 0; m < M; m++) part[m] = _mm512_dpbf16_ps(part[m], (__m512bh)v, (__m512bh)_mm512_loadu_si512(x + (m * blocks + c) * size + j * 64));
             }
-            UNROLL for (int j = 0; j < 8 && !pairs; j++)
-                part = _mm512_fmadd_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(q, 4 * j), value), _mm512_loadu_ps(x + j * 64), part);
-            sum = _mm512_fmadd_ps(_mm512_permutexvar_ps(group, s), part, sum);
+            UNROLL for (int j = 0; j < 8 && !pairs; j++) {
+                __m512 v = _mm512_permutexvar_ps(_mm512_srli_epi32(q, 4 * j), value);
+                UNROLL for (int m = 0; m < M; m++) part[m] = _mm512_fmadd_ps(v, _mm512_loadu_ps(x + (m * blocks + c) * size + j * 64), part[m]);
+            }
+            UNROLL for (int m = 0; m < M; m++) sum[m] = _mm512_fmadd_ps(_mm512_permutexvar_ps(group, s), part[m], sum[m]);
             group = _mm512_add_epi32(group, _mm512_set1_epi32(4));
         }
     }
-    return _mm512_reduce_add_ps(sum);
+    UNROLL for (int m = 0; m < M; m++) out[m] = _mm512_reduce_add_ps(sum[m]);
 }
 
 void int4_rows(const uint8_t *w, const uint16_t *scale, const uint8_t *zero, void *to, int kind, long N, long inputs, int threads) {
@@ -546,45 +550,34 @@ void int4_rows(const uint8_t *w, const uint16_t *scale, const uint8_t *zero, voi
         int4_row(w + n * blocks * 64, scale + n * blocks * 4, zero + n * blocks * 4, (char *)to + n * inputs * size_of(kind), kind, inputs);
 }
 
-INLINE void one_int4_row(int pairs, const void *x, const uint8_t *w, const uint16_t *scale, const uint8_t *zero,
-                         long inputs, const Result *to, int threads) {
-    const long blocks = (inputs + 127) / 128, size = pairs ? 256 : 512;
-    char *lanes = aligned_alloc(64, blocks * (size + 64));
-    float *sums = (float *)(lanes + blocks * size);
-    in_lanes(x, to->kind, pairs, inputs, lanes, sums);
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (long n = 0; n < to->N; n++)
-        finish(to, 0, n, nibbles(pairs, lanes, sums, blocks, w + n * blocks * 64, scale + n * blocks * 4, zero + n * blocks * 4));
-    free(lanes);
-}
-
-// Several rows of x share what 4 rows of w become: bfloat16 for bfloat16, else float32.
-static void few_int4_rows(const void *x, const uint8_t *w, const uint16_t *scale, const uint8_t *zero, long inputs,
-                          const Result *to, int threads) {
-    const long blocks = (inputs + 127) / 128;
-    const int pairs = to->kind == BFLOAT16, whole = pairs ? BFLOAT16 : FLOAT32;
-    float *wide = pairs ? 0 : widened(x, to->kind, to->M * inputs);
+INLINE void nibbles_of(int pairs, const void *x, const uint8_t *w, const uint16_t *scale, const uint8_t *zero, long inputs,
+                       const Result *to, int threads) {
+    const long blocks = (inputs + 127) / 128, size = blocks * (pairs ? 256 : 512);
+    char *lanes = aligned_alloc(64, to->M * (size + blocks * 64));
+    float *sums = (float *)(lanes + to->M * size);
 #pragma omp parallel num_threads(threads)
     {
-        char *own = aligned_alloc(64, (inputs + 16) * 16);
 #pragma omp for schedule(static)
-        for (long n = 0; n < to->N; n += 4) {
-            for (long r = n; r < n + 4 && r < to->N; r++)
-                int4_row(w + r * blocks * 64, scale + r * blocks * 4, zero + r * blocks * 4, own + (r - n) * inputs * size_of(whole), whole, inputs);
-            (pairs ? panel_of_pairs : panel_of_floats)(pairs ? x : wide, own, inputs, inputs, to, n);
-        }
-        free(own);
+        for (long m = 0; m < to->M; m++)
+            in_lanes((const char *)x + m * inputs * size_of(to->kind), to->kind, pairs, inputs, lanes + m * size, sums + m * blocks * 4);
+#pragma omp for schedule(static)
+        for (long n = 0; n < to->N; n++)
+            for (long m = 0; m < to->M; m += 6) {
+                int few = to->M - m < 6 ? (int)(to->M - m) : 6;
+                float out[6];
+                OF_CONSTANT(few, nibbles, pairs, lanes + m * size, sums + m * blocks * 4, blocks, w + n * blocks * 64, scale + n * blocks * 4, zero + n * blocks * 4, out)
+                for (int i = 0; i < few; i++) finish(to, m + i, n, out[i]);
+            }
     }
-    free(wide);
+    free(lanes);
 }
 
 // Rows of w are whole blocks of 128 inputs, filled up with scales of 0.
 void int4_product(const void *x, const uint8_t *w, const uint16_t *scale, const uint8_t *zero, const void *bias,
                   void *y, int kind, long M, long N, long inputs, int threads) {
     Result to = {0, bias, y, kind, M, N};
-    if (M > 1) few_int4_rows(x, w, scale, zero, inputs, &to, threads);
-    else if (kind == BFLOAT16) one_int4_row(1, x, w, scale, zero, inputs, &to, threads);
-    else one_int4_row(0, x, w, scale, zero, inputs, &to, threads);
+    if (kind == BFLOAT16) nibbles_of(1, x, w, scale, zero, inputs, &to, threads);
+    else nibbles_of(0, x, w, scale, zero, inputs, &to, threads);
 }
 
 // ---- Many rows of bfloat16 ------------------------------------------------------------------------------------
