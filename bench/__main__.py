@@ -443,8 +443,9 @@ def main() -> None:
         if args.family in (None, family):
             for row in measure(rounds, layers):
                 after = read_speed()  # of a shared machine: what neighbours leave changes within minutes
-                result["rows"].append({"family": family, "read_speed": (before + after) / 2, **row})
-                print(table({**result, "rows": result["rows"][-1:]}).splitlines()[-1], file=sys.stderr, flush=True)
+                row = {"family": family, "read_speed": (before + after) / 2, **row}
+                print(table({**result, "rows": [row]}).splitlines()[-1], file=sys.stderr, flush=True)
+                result["rows"].append(row)
                 before = after
         else:
             result["rows"] += [row for row in earlier["rows"] if row["family"] == family]
