@@ -1,6 +1,6 @@
-// Products of few rows, products with weights of 8 and 4 bits, a norm, attention of one query: for x86 with AVX-512's
-// bfloat16 and VNNI instructions. `kernels.py` compiles this file where it can, believes it only after it has
-// given the right numbers, and does without it where it cannot.
+// Products of few rows, products with weights of 8 and 4 bits, a norm, attention of one query: for x86 with
+// AVX-512's bfloat16 and VNNI instructions. `native.py` compiles this file where it can, believes it only after
+// it has given the right numbers, and does without it where it cannot.
 //
 // All of these read each weight once. What decides is how fast memory is read: straight through, one row of
 // weights after the other, and each asked for in time.

@@ -143,9 +143,8 @@ def turned_forward(self: nn.Module, x: Tensor) -> Tensor:
 def normed_forward(self: nn.Module, x: Tensor) -> Tensor:
     """Of a prepared RMSNorm: one pass over each row, where PyTorch's operators make six."""
     weight = self.weight
-    if is_followed() or not is_simple(x, weight) or x.shape[-1:] != weight.shape or x.dtype not in SERVED:
-        return type(self).forward(self, x)
-    lib = native.library()
+    serves = is_simple(x, weight) and x.shape[-1:] == weight.shape and x.dtype in SERVED
+    lib = native.library() if serves and not is_followed() else None
     return native.rms_norm(lib, x, weight, self.eps) if lib else type(self).forward(self, x)
 
 
