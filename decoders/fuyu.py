@@ -584,7 +584,7 @@ def attention(q, k, v, bias, scale, dropout=0.0, whole=False, head_mask=None) ->
 
 
 class PersimmonAttention(nn.Module):
-    attend = staticmethod(attention)
+    attend, turn = staticmethod(attention), staticmethod(rotate)
 
     def __init__(self, config: PersimmonConfig, layer: int):
         super().__init__()
@@ -601,7 +601,7 @@ class PersimmonAttention(nn.Module):
     def forward(self, x: Tensor, bias: Tensor | None, tables: tuple, cache: KVCache | None, whole: bool):
         q, k, v = self.query_key_value(x).unflatten(-1, (-1, 3, self.D)).unbind(3)  # (B, T, H, D)
         q, k, v = (part.transpose(1, 2) for part in (self.q_layernorm(q), self.k_layernorm(k), v))
-        q, k = rotate(q, *tables), rotate(k, *tables)  # (B, H, T, D)
+        q, k = self.turn(q, *tables), self.turn(k, *tables)  # (B, H, T, D)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, H, S, D)
         dropout = self.attention_dropout if self.training else 0.0

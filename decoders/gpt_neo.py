@@ -195,11 +195,12 @@ class GPTNeoSelfAttention(nn.Module):
         self.attention_dropout = config.attention_dropout
         self.resid_dropout = nn.Dropout(config.resid_dropout)
 
+    def project(self, x: Tensor) -> list[Tensor]:
+        return [proj(x) for proj in (self.q_proj, self.k_proj, self.v_proj)]
+
     def forward(self, x: Tensor, bias: Maybe, cache: KVCache | None, head_mask: Maybe, whole: bool):
-        q, k, v = (
-            proj(x).unflatten(-1, (-1, self.D)).transpose(1, 2)  # (B, H, T, D)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = (part.unflatten(-1, (-1, self.D)) for part in self.project(x))
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, K, S, D)
         if bias is not None:  # a decoding step reads its window only

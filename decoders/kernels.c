@@ -1,5 +1,5 @@
-// Products of few rows, products with weights of 8 and 4 bits, a norm, attention of one query: for x86 with
-// AVX-512's bfloat16 and VNNI instructions. `native.py` compiles this file where it can, believes it only after
+// Products of few rows, products with weights of 8 and 4 bits, a norm, the rotation, attention of one query: for x86
+// with AVX-512's bfloat16 and VNNI instructions. `native.py` compiles this file where it can, believes it only after
 // it has given the right numbers, and does without it where it cannot.
 //
 // All of these read each weight once. What decides is how fast memory is read: straight through, one row of
@@ -136,9 +136,18 @@ INLINE void few_rows(int M, int R, const char *x, const char *w, int kind, int p
     default: F(6, __VA_ARGS__); \
     }
 
+// One of several that read the same x, as those of q, k and v do: each stays where it is.
+typedef struct {
+    const void *w, *scale;  // scale: float32; float16 of 4 bits; or NULL
+    const uint8_t *zero;    // of 4 bits
+    const void *bias;       // of the kind of y, or NULL
+    void *y;                // (M, N)
+    long N, stride;         // stride: numbers from one row of w to the next
+} Layer;
+
 typedef struct {
     const float *scale;  // or NULL
-    const void *bias;    // of the kind of y, or NULL
+    const void *bias;
     void *y;
     int kind;
     long M, N;
@@ -179,22 +188,25 @@ static float *widened(const void *x, int kind, long count) {
     return wide;
 }
 
-INLINE void rows_of(const void *x, const char *w, int kind, int pairs, long K, long stride, const Result *to, int threads) {
+INLINE void rows_of(const void *x, const Layer *layer, int count, int kind, int pairs, long M, long K, int out_kind, int threads) {
     const int whole = pairs ? BFLOAT16 : FLOAT32;
-    if (to->M == 1) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-        for (long n = 0; n < to->N; n++) finish(to, 0, n, one_row(x, w + n * stride * size_of(kind), kind, pairs, K));
-        return;
-    }
 #pragma omp parallel num_threads(threads)
     {
-        char *own = kind == whole ? 0 : aligned_alloc(64, (K + 16) * 16);  // 4 rows of w as x is
-#pragma omp for schedule(static)
-        for (long n = 0; n < to->N; n += 4) {
-            const char *some = w + n * stride * size_of(kind);
-            for (long r = 0; own && r < 4 && n + r < to->N; r++)
-                for (long k = 0; k < K; k += 16) store(own, whole, r * K + k, first(K - k), load(some, kind, r * stride + k, first(K - k)));
-            (pairs ? panel_of_pairs : panel_of_floats)(x, own ? own : some, K, own ? K : stride, to, n);
+        char *own = M == 1 || kind == whole ? 0 : aligned_alloc(64, (K + 16) * 16);  // 4 rows of w as x is
+        for (int i = 0; i < count; i++) {
+            const Result to = {layer[i].scale, layer[i].bias, layer[i].y, out_kind, M, layer[i].N};
+            const long stride = layer[i].stride, step = M == 1 ? 1 : 4;
+#pragma omp for schedule(static) nowait
+            for (long n = 0; n < to.N; n += step) {
+                const char *some = (const char *)layer[i].w + n * stride * size_of(kind);
+                if (M == 1) {
+                    finish(&to, 0, n, one_row(x, some, kind, pairs, K));
+                    continue;
+                }
+                for (long r = 0; own && r < 4 && n + r < to.N; r++)
+                    for (long k = 0; k < K; k += 16) store(own, whole, r * K + k, first(K - k), load(some, kind, r * stride + k, first(K - k)));
+                (pairs ? panel_of_pairs : panel_of_floats)(x, own ? own : some, K, own ? K : stride, &to, n);
+            }
         }
         free(own);
     }
@@ -202,17 +214,15 @@ INLINE void rows_of(const void *x, const char *w, int kind, int pairs, long K, l
 
 // x (M, K) and y (M, N) are of `out_kind`, w (N, K) of `kind`. Several rows of x share what 4 rows of w become:
 // bfloat16 for bfloat16, which holds 8 bits exactly, else float32.
-void rows(const void *x, const void *w, int kind, const float *scale, const void *bias, void *y, int out_kind,
-          long M, long N, long K, long stride, int threads) {
-    Result to = {scale, bias, y, out_kind, M, N};
+void rows(const void *x, const Layer *layer, int count, int kind, int out_kind, long M, long K, int threads) {
     int pairs = out_kind == BFLOAT16 && (kind == BFLOAT16 || (kind == INT8 && M > 1));
     float *wide = pairs ? 0 : widened(x, out_kind, M * K);
-    if (pairs && kind == INT8) rows_of(x, w, INT8, 1, K, stride, &to, threads);
-    else if (pairs) rows_of(x, w, BFLOAT16, 1, K, stride, &to, threads);
-    else if (kind == INT8) rows_of(wide, w, INT8, 0, K, stride, &to, threads);
-    else if (kind == FLOAT16) rows_of(wide, w, FLOAT16, 0, K, stride, &to, threads);
-    else if (kind == BFLOAT16) rows_of(wide, w, BFLOAT16, 0, K, stride, &to, threads);
-    else rows_of(wide, w, FLOAT32, 0, K, stride, &to, threads);
+    if (pairs && kind == INT8) rows_of(x, layer, count, INT8, 1, M, K, BFLOAT16, threads);
+    else if (pairs) rows_of(x, layer, count, BFLOAT16, 1, M, K, BFLOAT16, threads);
+    else if (kind == INT8) rows_of(wide, layer, count, INT8, 0, M, K, out_kind, threads);
+    else if (kind == FLOAT16) rows_of(wide, layer, count, FLOAT16, 0, M, K, out_kind, threads);
+    else if (kind == BFLOAT16) rows_of(wide, layer, count, BFLOAT16, 0, M, K, out_kind, threads);
+    else rows_of(wide, layer, count, FLOAT32, 0, M, K, out_kind, threads);
     free(wide);
 }
 
@@ -460,20 +470,24 @@ static void some_whole_rows(const uint8_t *x, const float *sx, long K, const int
     }
 }
 
-void int8_product(const void *x, const int8_t *w, const float *scale, const void *bias, void *y, int kind, long M,
-                  long N, long inputs, int threads) {
+void int8_product(const void *x, const Layer *layer, int count, int kind, long M, long inputs, int threads) {
     const long K = (inputs + 63) / 64 * 64;
-    Result to = {scale, bias, y, kind, M, N};
     uint8_t *q = aligned_alloc(64, M * K);
     float *sx = malloc(M * sizeof(float));
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
         for (long m = 0; m < M; m++) sx[m] = whole_numbers(x, kind, m * inputs, inputs, K, q + m * K);
-#pragma omp for schedule(static)
-        for (long n = 0; n < (M < MANY ? N : 0); n += BLOCK) some_whole_rows(q, sx, K, w, inputs, &to, n);
+        for (int i = 0; i < count; i++) {
+            const Result to = {layer[i].scale, layer[i].bias, layer[i].y, kind, M, layer[i].N};
+#pragma omp for schedule(static) nowait
+            for (long n = 0; n < (M < MANY ? to.N : 0); n += BLOCK) some_whole_rows(q, sx, K, layer[i].w, inputs, &to, n);
+        }
     }
-    if (M >= MANY) many_rows(1, (char *)q, K, sx, &(Weights){w, 0, 0, INT8, inputs, inputs}, &to, threads);
+    for (int i = 0; i < (M < MANY ? 0 : count); i++) {
+        const Result to = {layer[i].scale, layer[i].bias, layer[i].y, kind, M, layer[i].N};
+        many_rows(1, (char *)q, K, sx, &(Weights){layer[i].w, 0, 0, INT8, inputs, inputs}, &to, threads);
+    }
     free(q), free(sx);
 }
 
@@ -550,34 +564,37 @@ void int4_rows(const uint8_t *w, const uint16_t *scale, const uint8_t *zero, voi
         int4_row(w + n * blocks * 64, scale + n * blocks * 4, zero + n * blocks * 4, (char *)to + n * inputs * size_of(kind), kind, inputs);
 }
 
-INLINE void nibbles_of(int pairs, const void *x, const uint8_t *w, const uint16_t *scale, const uint8_t *zero, long inputs,
-                       const Result *to, int threads) {
+INLINE void nibbles_of(int pairs, const void *x, const Layer *layer, int count, int kind, long M, long inputs, int threads) {
     const long blocks = (inputs + 127) / 128, size = blocks * (pairs ? 256 : 512);
-    char *lanes = aligned_alloc(64, to->M * (size + blocks * 64));
-    float *sums = (float *)(lanes + to->M * size);
+    char *lanes = aligned_alloc(64, M * (size + blocks * 64));
+    float *sums = (float *)(lanes + M * size);
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
-        for (long m = 0; m < to->M; m++)
-            in_lanes((const char *)x + m * inputs * size_of(to->kind), to->kind, pairs, inputs, lanes + m * size, sums + m * blocks * 4);
-#pragma omp for schedule(static)
-        for (long n = 0; n < to->N; n++)
-            for (long m = 0; m < to->M; m += 6) {
-                int few = to->M - m < 6 ? (int)(to->M - m) : 6;
-                float out[6];
-                OF_CONSTANT(few, nibbles, pairs, lanes + m * size, sums + m * blocks * 4, blocks, w + n * blocks * 64, scale + n * blocks * 4, zero + n * blocks * 4, out)
-                for (int i = 0; i < few; i++) finish(to, m + i, n, out[i]);
+        for (long m = 0; m < M; m++)
+            in_lanes((const char *)x + m * inputs * size_of(kind), kind, pairs, inputs, lanes + m * size, sums + m * blocks * 4);
+        for (int i = 0; i < count; i++) {
+            const Result to = {0, layer[i].bias, layer[i].y, kind, M, layer[i].N};
+#pragma omp for schedule(static) nowait
+            for (long n = 0; n < to.N; n++) {
+                const uint8_t *w = (const uint8_t *)layer[i].w + n * blocks * 64, *zero = layer[i].zero + n * blocks * 4;
+                const uint16_t *scale = (const uint16_t *)layer[i].scale + n * blocks * 4;
+                for (long m = 0; m < M; m += 6) {
+                    int few = M - m < 6 ? (int)(M - m) : 6;
+                    float out[6];
+                    OF_CONSTANT(few, nibbles, pairs, lanes + m * size, sums + m * blocks * 4, blocks, w, scale, zero, out)
+                    for (int r = 0; r < few; r++) finish(&to, m + r, n, out[r]);
+                }
             }
+        }
     }
     free(lanes);
 }
 
 // Rows of w are whole blocks of 128 inputs, filled up with scales of 0.
-void int4_product(const void *x, const uint8_t *w, const uint16_t *scale, const uint8_t *zero, const void *bias,
-                  void *y, int kind, long M, long N, long inputs, int threads) {
-    Result to = {0, bias, y, kind, M, N};
-    if (kind == BFLOAT16) nibbles_of(1, x, w, scale, zero, inputs, &to, threads);
-    else nibbles_of(0, x, w, scale, zero, inputs, &to, threads);
+void int4_product(const void *x, const Layer *layer, int count, int kind, long M, long inputs, int threads) {
+    if (kind == BFLOAT16) nibbles_of(1, x, layer, count, kind, M, inputs, threads);
+    else nibbles_of(0, x, layer, count, kind, M, inputs, threads);
 }
 
 // ---- Many rows of bfloat16 ------------------------------------------------------------------------------------
@@ -662,6 +679,54 @@ void rms_norm(const void *x, const void *w, void *y, int kind, float eps, long M
             store(to, kind, i, first(C - i), _mm512_mul_ps(load(row, kind, i, first(C - i)), part));
             store(to, kind, i, first(C - i), _mm512_mul_ps(load(to, kind, i, first(C - i)), load(w, kind, i, first(C - i))));
         }
+    }
+}
+
+// ---- Rotation ------------------------------------------------------------------------------------------------
+
+INLINE __m512 rounded(__m512 v, int kind) {
+    if (kind == FLOAT16) return _mm512_cvtph_ps(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    if (kind == BFLOAT16)
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v)), 16));
+    return v;
+}
+
+// Told to round, the compiler makes no single operation of a product and a sum.
+#define TIMES(a, b) rounded(_mm512_mul_round_ps(a, b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), kind)
+
+// One row of D: of its first R, number i pairs with i + R / 2. Rounded after each step, as PyTorch's operators do.
+INLINE void turn_row(const char *x, const char *cosine, const char *sine, char *y, int kind, long D, long R) {
+    const long half = R / 2, size = size_of(kind);
+    for (long i = 0; i < half; i += 16) {
+        __mmask16 m = first(half - i);
+        __m512 a = load(x, kind, i, m), b = load(x, kind, half + i, m), minus = _mm512_xor_ps(b, _mm512_set1_ps(-0.f));
+        store(y, kind, i, m, _mm512_add_ps(TIMES(a, load(cosine, kind, i, m)), TIMES(minus, load(sine, kind, i, m))));
+        store(y, kind, half + i, m, _mm512_add_ps(TIMES(b, load(cosine, kind, half + i, m)), TIMES(a, load(sine, kind, half + i, m))));
+    }
+    memcpy(y + R * size, x + R * size, (D - R) * size);
+}
+
+static void turn(const char *x, const char *cosine, const char *sine, char *y, int kind, long D, long R) {
+    if (kind == BFLOAT16) turn_row(x, cosine, sine, y, BFLOAT16, D, R);
+    else if (kind == FLOAT16) turn_row(x, cosine, sine, y, FLOAT16, D, R);
+    else turn_row(x, cosine, sine, y, FLOAT32, D, R);
+}
+
+// x (B, H, T, D), these numbers apart and D side by side; y whole; tables (B or 1, T, R), `tables_batch` 0 for 1.
+void rotate(const char *x, const char *cosine, const char *sine, char *y, int kind, long B, long H, long T, long D, long R,
+            long x_batch, long x_head, long x_row, long tables_batch, int threads) {
+    const long size = size_of(kind), heads = B * H;
+    if (T == 1) {  // less work than waking a thread
+        for (long h = 0; h < heads; h++) {
+            long at = h / H * tables_batch * size;
+            turn(x + (h / H * x_batch + h % H * x_head) * size, cosine + at, sine + at, y + h * D * size, kind, D, R);
+        }
+        return;
+    }
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long r = 0; r < heads * T; r++) {
+        long b = r / (H * T), h = r / T % H, t = r % T, at = (b * tables_batch + t * R) * size;
+        turn(x + (b * x_batch + h * x_head + t * x_row) * size, cosine + at, sine + at, y + r * D * size, kind, D, R);
     }
 }
 

@@ -6,14 +6,14 @@ under a loaded model.
     kernels.quantize(model, "int4")     # for good: a third of the memory, and half the time of a step
     kernels.error(model, ids, "int4")   # what that costs
 
-`prepare` gives each `nn.Linear`, GPT-1's `Conv1D`, Phi-3's `RMSNorm` and each attention module another way to
-compute the same, for inference on a CPU. Wherever PyTorch has to see the plain operations (autograd, forward
-AD, autocast, torch.func, a compiler, export, tracing, tensor subclasses, dispatch modes, other devices) it
-gets them: there a prepared model does exactly what a plain one does. No global setting is touched: threads
-may share a model.
+`prepare` gives each `nn.Linear`, GPT-1's `Conv1D`, Phi-3's `RMSNorm`, and what an attention module calls
+`project`, `turn` and `attend`, another way to compute the same, for inference on a CPU. Wherever PyTorch
+has to see the plain operations (autograd, forward AD, autocast, torch.func, a compiler, export, tracing,
+tensor subclasses, dispatch modes, other devices) it gets them: there a prepared model does exactly what a
+plain one does. No global setting is touched: threads may share a model.
 
-- up to 16 rows, and attention of one query: `kernels.c`, which reads memory about as fast as it can be read,
-  where it can be compiled (`native.py`). Elsewhere:
+- up to 16 rows, q, k and v at once, the rotation, and attention of one query: `kernels.c`, which reads memory
+  about as fast as it can be read, where it can be compiled (`native.py`). Elsewhere:
 - bfloat16, one row: PyTorch's own row kernel takes two thirds of the time of oneDNN's, which `F.linear`
   calls. No operator leads to it as long as oneDNN is on, and that switch is process-wide. So the kernel is
   taken out of libtorch by its name, which states its argument types, and believed only after it has given the
@@ -77,19 +77,27 @@ def is_simple(*tensors: Tensor) -> bool:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear` by the kernel that reads the weights fastest. x (..., in), weight (out, in), bias (out,)."""
-    given = (x, weight) if bias is None else (x, weight, bias)
-    if is_followed() or not is_simple(*given) or x.dim() == 0 or x.shape[-1] != weight.shape[1]:
+    if is_followed() or not fits(x, weight, bias):
         return F.linear(x, weight, bias)
-    rows = x.numel() // x.shape[-1] if x.shape[-1] else 0
-    few = 1 <= rows <= FEW and weight.stride(1) == 1 and x.dtype in SERVED
-    if few and (lib := native.library()):
-        return native.product_of_rows(lib, x, weight, None, bias)
+    if is_few(x, weight) and (lib := native.library()):
+        return native.product_of_rows(lib, x, (weight, None, None, bias))[0]
     if x.dtype is torch.float32 and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    if x.dtype is torch.bfloat16 and rows == 1 and weight.stride(1) == 1 and row_kernel():
+    one_row = x.numel() == weight.shape[1] > 0 and weight.stride(1) == 1
+    if x.dtype is torch.bfloat16 and one_row and row_kernel():
         y = row_product(x, weight)
         return y if bias is None else y.add_(bias)
     return F.linear(x, weight, bias)
+
+
+def fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    simple = is_simple(x, weight) if bias is None else is_simple(x, weight, bias)
+    return simple and x.dim() > 0 and x.shape[-1] == weight.shape[1]
+
+
+def is_few(x: Tensor, weight: Tensor) -> bool:
+    """Whether `kernels.c` takes this product, and is the fastest way."""
+    return 0 < x.numel() <= FEW * weight.shape[1] and weight.stride(1) == 1 and x.dtype in SERVED
 
 
 def row_product(x: Tensor, weight: Tensor) -> Tensor:
@@ -150,7 +158,48 @@ def normed_forward(self: nn.Module, x: Tensor) -> Tensor:
 
 turned_forward.__name__ = normed_forward.__name__ = "forward"
 
+
+def project(self: nn.Module, x: Tensor) -> list[Tensor]:
+    """Of a prepared attention whose q, k and v are layers of their own: one call for the three, which stay
+    where they are."""
+    layers = self.q_proj, self.k_proj, self.v_proj
+    watched = is_followed() or nn.modules.module._has_any_global_hook()
+    lib = None if watched else native.library()
+    found = [native_product(layer, x) for layer in layers] if lib else [None]
+    if all(found) and len({(product, stored[0].dtype) for product, stored in found}) == 1:
+        return found[0][0](lib, x, *(stored for _, stored in found))
+    return [layer(x) for layer in layers]
+
+
+def native_product(layer: nn.Module, x: Tensor) -> tuple[Callable, native.Layer] | None:
+    """What takes x with this layer, and what of the layer. None where `kernels.c` is not the fastest way,
+    somebody looks into the layer, or it is somebody else's."""
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        return None
+    if type(layer) is Quantized and "forward" not in vars(layer) and layer.serves(x):
+        return PRODUCTS[layer.kind], layer.stored(x.dtype)
+    if type(layer) is nn.Linear and runs(layer, forward):
+        weight, bias = layer._parameters["weight"], layer._parameters["bias"]
+        if fits(x, weight, bias) and is_few(x, weight):
+            return native.product_of_rows, (weight, None, None, bias)
+    return None
+
+
+def runs(module: nn.Module, ours: Callable) -> bool:
+    """Whether `prepare` has put `ours` there, and nobody anything since."""
+    return getattr(vars(module).get("forward"), "__func__", None) is ours
+
 # ---- Attention ---------------------------------------------------------------------------------------------
+
+
+def rotation(plain: Callable, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """As `plain`, the model file's own, bit for bit: one operation, where PyTorch's operators make seven."""
+    alike = x.dim() == 4 and cos.shape == sin.shape and cos.shape[1:3] == (1, x.shape[2]) and x.stride(3) == 1
+    turns = alike and cos.shape[0] in (1, x.shape[0]) and cos.shape[3] <= x.shape[3] and cos.shape[3] % 2 == 0
+    serves = turns and not is_followed() and is_simple(x, cos, sin) and x.dtype in SERVED
+    lib = native.library() if serves else None
+    return native.rotate(lib, x, cos, sin) if lib else plain(x, cos, sin)
+
 
 
 def attention(plain: Callable, window: int | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None,
@@ -240,6 +289,9 @@ KINDS = {
 }
 
 
+PRODUCTS = dict(zip(KINDS, (native.int8_product, native.product_of_rows, native.int4_product), strict=True))
+
+
 class Quantized(nn.Module):
     """A linear layer of 8 or 4 bits: `qweight` and `scale` (out,), or for 4 bits `qweight` with two numbers a
     byte, the first in the lower half, `scale` in float16 and `zero`, for 32 inputs each; rows are filled up
@@ -317,35 +369,43 @@ class Quantized(nn.Module):
         w = (pairs.float() - self.zero[rows, :, None].float()) * scale[..., None].float()
         return w.flatten(1)[:, : self.in_features].to(dtype)
 
+    def stored(self, dtype: torch.dtype) -> native.Layer:
+        """Bits, scale, zero and bias. Out of the dictionaries: finding them by `self.` takes longer than a
+        small product."""
+        bits, bias = self._buffers, self._parameters.get("bias")
+        bias = bias if bias is None or bias.dtype is dtype else bias.to(dtype)
+        return bits["qweight"], bits["scale"], bits.get("zero"), bias
+
+    def serves(self, x: Tensor) -> bool:
+        """Whether one of `PRODUCTS` takes x, and is the fastest way."""
+        simple = is_simple(x) and x.dtype in SERVED and x.shape[-1] == self.in_features and x.numel()
+        if not simple or not self._buffers["qweight"].is_cpu:
+            return False
+        if self.kind == "int8":
+            return self.in_features <= LONGEST
+        return x.numel() <= self.in_features * (5 if x.dtype is torch.bfloat16 else 2 * FEW)
+
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"weights of {self.kind} have no gradient: load the model without quantize")
         if x.shape[-1] != self.in_features:
             raise ValueError(f"a layer of {self.in_features} inputs got {x.shape[-1]}")
-        # out of the dictionaries, since finding them by `self.` takes longer than a small product
-        bits, bias = tuple(self._buffers.values()), self._parameters.get("bias")
-        simple = not is_traced() and is_simple(x) and bits[0].is_cpu and x.dtype in SERVED
-        lib = native.library() if simple and x.numel() else None
-        bias = bias if bias is None or bias.dtype is x.dtype else bias.to(x.dtype)
+        q, scale, zero, bias = self.stored(x.dtype)
+        lib = None if is_traced() else native.library()
+        if lib and self.serves(x):
+            return PRODUCTS[self.kind](lib, x, (q, scale, zero, bias))[0]
         if self.kind == "int8":
-            return self.whole_product(lib, x, bias)
-        rows = x.numel() // self.in_features
-        if lib and x.dtype is torch.bfloat16 and rows > 5:
-            return native.bfloat16_product(lib, x, bias, *bits)
-        if lib and rows <= 2 * FEW:
-            if self.kind == "int4":
-                return native.int4_product(lib, x, *bits, bias)
-            return native.product_of_rows(lib, x, *bits, bias)
+            return self.whole_product(x, bias)
+        if lib and x.numel() and x.dtype is torch.bfloat16 and q.is_cpu and is_simple(x):
+            return native.bfloat16_product(lib, x, bias, q, scale, zero)
         step = max(1, CHUNK // self.in_features)
         starts = range(0, self.out_features, step)
         parts = [F.linear(x, self.whole(x.dtype, slice(n, n + step))) for n in starts]
         y = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         return y if bias is None else y + bias
 
-    def whole_product(self, lib: ctypes.CDLL | None, x: Tensor, bias: Tensor | None) -> Tensor:
+    def whole_product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Of whole numbers: each row of x rounded to 127 steps on either side of 0."""
-        if lib and self.in_features <= LONGEST:
-            return native.int8_product(lib, x, *self._buffers.values(), bias)
         wide = x.float()
         scale = wide.abs().amax(-1, keepdim=True) / 127
         q = (wide / torch.where(scale > 0, scale, 1)).round().view(-1, self.in_features)
@@ -500,14 +560,19 @@ def prepare(model: nn.Module) -> nn.Module:
             module.forward = MethodType(normed_forward, module)
         elif hasattr(type(module), "attend"):
             module.attend = partial(attention, type(module).attend, window)
+            if hasattr(type(module), "turn"):
+                module.turn = partial(rotation, type(module).turn)
+            if hasattr(type(module), "project"):
+                module.project = MethodType(project, module)
     return model
 
 
 def plain(model: nn.Module) -> nn.Module:
     """Take back what `prepare` did, in place."""
     for module in model.modules():
-        own = getattr(vars(module).get("forward"), "__func__", None)
-        if own in (forward, turned_forward, normed_forward):
+        if any(runs(module, ours) for ours in (forward, turned_forward, normed_forward)):
             del module.forward
-        vars(module).pop("attend", None)
+        if hasattr(type(module), "attend"):
+            for name in ("project", "turn", "attend"):
+                vars(module).pop(name, None)
     return model

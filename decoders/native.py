@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -23,19 +24,21 @@ from torch import Tensor
 
 Library = ctypes.CDLL
 Maybe = Tensor | None
+Layer = tuple[Tensor, Maybe, Maybe, Maybe]  # weights (N, ...), scale, zero, bias
 SOURCE = Path(__file__).parent / "kernels.c"
 NEEDED = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni"}
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 INT4 = 4
 p, i, n, f = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_float
 ARGUMENTS = {
-    "rows": (p, p, i, p, p, p, i, n, n, n, n, i),
-    "int8_product": (p, p, p, p, p, i, n, n, n, i),
-    "int4_product": (p, p, p, p, p, p, i, n, n, n, i),
+    "rows": (p, p, i, i, i, n, n, i),
+    "int8_product": (p, p, i, i, n, n, i),
+    "int4_product": (p, p, i, i, n, n, i),
     "bfloat16_product": (p, p, i, p, p, p, p, n, n, n, n, i),
     "int8_rows": (p, p, p, i, n, n, i),
     "int4_rows": (p, p, p, p, i, n, n, i),
     "rms_norm": (p, p, p, i, f, n, n, i),
+    "rotate": (p, p, p, p, i, n, n, n, n, n, n, n, n, n, i),
     "to_int8": (p, i, n, p, p, n, n, i),
     "to_int4": (p, i, n, p, p, p, n, n, i),
     "one_query": (p, p, p, p, n, n, p, i, f, n, n, n, n, n, n, n, n, n, n, n, i),
@@ -110,28 +113,38 @@ def pointer(t: Tensor | None) -> int | None:
     return None if t is None else t.data_ptr()
 
 
-def product_of_rows(lib: Library, x: Tensor, w: Tensor, scale: Maybe, bias: Maybe) -> Tensor:
-    """(..., N): x (..., K) with w (N, K) of 16 or 8 bits, whose rows may be apart; scale float32 (N,)."""
-    x, y = x.contiguous(), x.new_empty(*x.shape[:-1], w.shape[0])
-    lib.rows(pointer(x), pointer(w), KINDS[w.dtype], pointer(scale), pointer(bias), pointer(y),
-             KINDS[x.dtype], x.numel() // x.shape[-1], *w.shape, w.stride(0), torch.get_num_threads())
-    return y
+def results(x: Tensor, layers: Sequence[Layer]) -> tuple[list[Tensor], ctypes.Array]:
+    """Room for the (..., N) of each layer, and what `kernels.c` calls a Layer, one after the other."""
+    ys = [x.new_empty(*x.shape[:-1], w.shape[0]) for w, *_ in layers]
+    told = []
+    for (w, scale, zero, bias), y in zip(layers, ys, strict=True):
+        told += [*map(pointer, (w, scale, zero, bias, y)), w.shape[0], w.stride(0)]
+    return ys, (p * len(told))(*told)
 
 
-def int8_product(lib: Library, x: Tensor, q: Tensor, scale: Tensor, bias: Maybe) -> Tensor:
-    """(..., N): each row of x rounded to 8 bits, with q int8 (N, K)."""
-    x, y = x.contiguous(), x.new_empty(*x.shape[:-1], q.shape[0])
-    lib.int8_product(pointer(x), pointer(q), pointer(scale), pointer(bias), pointer(y), KINDS[x.dtype],
-                     x.numel() // x.shape[-1], *q.shape, torch.get_num_threads())
-    return y
+def product_of_rows(lib: Library, x: Tensor, *layers: Layer) -> list[Tensor]:
+    """(..., N) each: x (..., K) with w (N, K) of one dtype, whose rows may be apart; scale float32 (N,)."""
+    x, (ys, told) = x.contiguous(), results(x, layers)
+    kind = KINDS[layers[0][0].dtype]
+    lib.rows(pointer(x), told, len(ys), kind, KINDS[x.dtype], x.numel() // x.shape[-1], x.shape[-1],
+             torch.get_num_threads())
+    return ys
 
 
-def int4_product(lib: Library, x: Tensor, q: Tensor, scale: Tensor, zero: Tensor, bias: Maybe) -> Tensor:
-    """(..., N): x (..., K) with q uint8 (N, K / 2), scale and zero (N, K / 32), these rows filled up."""
-    x, y = x.contiguous(), x.new_empty(*x.shape[:-1], q.shape[0])
-    lib.int4_product(pointer(x), pointer(q), pointer(scale), pointer(zero), pointer(bias), pointer(y),
-                     KINDS[x.dtype], x.numel() // x.shape[-1], len(q), x.shape[-1], torch.get_num_threads())
-    return y
+def int8_product(lib: Library, x: Tensor, *layers: Layer) -> list[Tensor]:
+    """(..., N) each: each row of x rounded to 8 bits, with w int8 (N, K)."""
+    x, (ys, told) = x.contiguous(), results(x, layers)
+    lib.int8_product(pointer(x), told, len(ys), KINDS[x.dtype], x.numel() // x.shape[-1], x.shape[-1],
+                     torch.get_num_threads())
+    return ys
+
+
+def int4_product(lib: Library, x: Tensor, *layers: Layer) -> list[Tensor]:
+    """(..., N) each: x (..., K) with w uint8 (N, K / 2), scale and zero (N, K / 32), these rows filled up."""
+    x, (ys, told) = x.contiguous(), results(x, layers)
+    lib.int4_product(pointer(x), told, len(ys), KINDS[x.dtype], x.numel() // x.shape[-1], x.shape[-1],
+                     torch.get_num_threads())
+    return ys
 
 
 def bfloat16_product(lib: Library, x: Tensor, bias: Maybe, q: Tensor, scale: Tensor,
@@ -186,6 +199,15 @@ def rms_norm(lib: Library, x: Tensor, w: Tensor, eps: float) -> Tensor:
     return y
 
 
+def rotate(lib: Library, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (B, H, T, D), each row whole, by tables (B or 1, 1, T, R) alike."""
+    T, R, y = x.shape[2], cos.shape[3], x.new_empty(x.shape)
+    cos, sin = cos.contiguous(), sin.contiguous()
+    lib.rotate(pointer(x), pointer(cos), pointer(sin), pointer(y), KINDS[x.dtype], *x.shape, R,
+               *x.stride()[:3], 0 if cos.shape[0] == 1 else T * R, torch.get_num_threads())
+    return y
+
+
 def one_query(lib: Library, q: Tensor, k: Tensor, v: Tensor, bias: Maybe, scale: float) -> Tensor:
     """(B, H, 1, D) of q alike; k, v (B, K, S, D), their rows whole; bias (B or 1, H or 1, 1, S)."""
     (B, H, _, D), (K, S) = q.shape, k.shape[1:3]
@@ -210,13 +232,14 @@ def gives_the_right_numbers(lib: Library) -> bool:
         x = (torch.arange(rows * 150).view(rows, 150) * 5 % 7 - 3).float()
         x[:, 0], ones = 127, torch.ones(70)
         wanted = x @ a.t()
-        found = [product_of_rows(lib, x.to(dtype), a.to(kind), ones, None) for kind in KINDS]
-        found.append(int8_product(lib, x.to(dtype), a.to(torch.int8), ones, None))
+        found = [y for kind in KINDS
+                 for y in product_of_rows(lib, x.to(dtype), *[(a.to(kind), ones, None, None)] * 2)]
+        found += int8_product(lib, x.to(dtype), *[(a.to(torch.int8), ones, None, None)] * 2)
         q = torch.zeros(70, 256, dtype=torch.uint8)
         q[:, :150] = (a + 5).to(torch.uint8)
         zero = torch.full((70, 8), 5, dtype=torch.uint8)
         four = q[:, ::2] | q[:, 1::2] << 4, torch.ones(70, 8).half(), zero
-        found.append(int4_product(lib, x.to(dtype), *four, None))
+        found += int4_product(lib, x.to(dtype), *[(*four, None)] * 2)
         if dtype is torch.bfloat16:
             found.append(bfloat16_product(lib, x.to(dtype), None, a.to(torch.int8), ones))
             found.append(bfloat16_product(lib, x.to(dtype), None, *four))
@@ -227,6 +250,12 @@ def gives_the_right_numbers(lib: Library) -> bool:
             return False
         w, twos = a[0].to(dtype), (2 - 4 * (x % 2)).to(dtype)
         if not torch.equal(rms_norm(lib, twos, w, 0.0), twos / 2 * w):
+            return False
+        heads, (cos, sin) = x.to(dtype).view(1, rows, 3, 50).transpose(1, 2), a[:2, None, None, :34].to(dtype)
+        (one, two), passed = heads[..., :34].chunk(2, -1), heads[..., 34:]
+        wanted = torch.cat([one, two], -1) * cos + torch.cat([-two, one], -1) * sin
+        found = rotate(lib, heads, cos[None].expand(1, 1, rows, 34), sin[None].expand(1, 1, rows, 34))
+        if not torch.equal(found, torch.cat([wanted, passed], -1)):
             return False
         k = torch.zeros(2, 2, rows + 3, 150, dtype=dtype)
         bias = torch.full((2, 1, 1, rows + 3), -torch.inf)

@@ -213,7 +213,7 @@ def attention(q, k, v, bias, scale, dropout=0.0, whole=False, head_mask=None) ->
 
 
 class PhiAttention(nn.Module):
-    attend = staticmethod(attention)
+    attend, turn = staticmethod(attention), staticmethod(rotate)
 
     def __init__(self, config: PhiConfig, layer: int):
         super().__init__()
@@ -229,11 +229,14 @@ class PhiAttention(nn.Module):
             self.q_layernorm = nn.LayerNorm(self.D, eps=config.layer_norm_eps)
             self.k_layernorm = nn.LayerNorm(self.D, eps=config.layer_norm_eps)
 
+    def project(self, x: Tensor) -> list[Tensor]:
+        return [proj(x) for proj in (self.q_proj, self.k_proj, self.v_proj)]
+
     def forward(self, x: Tensor, bias: Tensor | None, tables: tuple, cache: KVCache | None, whole: bool):
-        q, k, v = (proj(x).unflatten(-1, (-1, self.D)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (part.unflatten(-1, (-1, self.D)) for part in self.project(x))
         q = self.q_layernorm(q).transpose(1, 2)  # (B, H, T, D)
         k, v = self.k_layernorm(k).transpose(1, 2), v.transpose(1, 2)  # (B, K, T, D)
-        q, k = rotate(q, *tables), rotate(k, *tables)
+        q, k = self.turn(q, *tables), self.turn(k, *tables)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, K, S, D)
         dropout = self.attention_dropout if self.training else 0.0

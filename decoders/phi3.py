@@ -293,7 +293,7 @@ def attention(q, k, v, bias, scale, dropout=0.0, whole=False, head_mask=None) ->
 
 
 class Phi3Attention(nn.Module):
-    attend = staticmethod(attention)
+    attend, turn = staticmethod(attention), staticmethod(rotate)
 
     def __init__(self, config: Phi3Config, layer: int):
         super().__init__()
@@ -308,7 +308,7 @@ class Phi3Attention(nn.Module):
             part.unflatten(-1, (-1, self.D)).transpose(1, 2)  # (B, H, T, D), (B, K, T, D) twice
             for part in self.qkv_proj(x).split(self.parts, dim=-1)
         )
-        q, k = rotate(q, *tables), rotate(k, *tables)
+        q, k = self.turn(q, *tables), self.turn(k, *tables)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, K, S, D)
         if bias is not None:  # a decoding step reads its window only

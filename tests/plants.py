@@ -163,7 +163,8 @@ def first_weights(state: dict, f: Formula) -> dict:
 
 
 def rotation(body: str) -> str:
-    return f"\n\ndef rotate(x, cos, sin):\n    R = cos.shape[-1]\n    {body}\n"
+    attention = "next(c for name, c in list(globals().items()) if name.endswith('Attention'))"
+    return f"\n\ndef rotate(x, cos, sin):\n    R = cos.shape[-1]\n    {body}\n\n\n{attention}.turn = staticmethod(rotate)\n"
 
 
 PLACES = r"(places = torch\.arange\(past, past \+ T, device=x\.device\)) if position_ids is None else position_ids"
@@ -208,8 +209,8 @@ PLANTS |= {
     "attention: no window": Plant(config=lambda d: fields(sliding_window=None, window_size=90)(d)),
     "attention: every layer is local": kinds(lambda old: ["local"] * len(old)),
     "attention: global and local layers swapped": kinds(lambda old: [{"global": "local", "local": "global"}[k] for k in old]),
-    "attention: q and k swapped": Plant((r"q, k, v = (\(\n|self\.query)", r"k, q, v = \1")),
-    "attention: k and v swapped": Plant((r"q, k, v = (\(\n|self\.query)", r"q, v, k = \1"), not_in="phi"),
+    "attention: q and k swapped": Plant((r"q, k, v = (\(\n|self\.query|q\.transpose)", r"k, q, v = \1")),
+    "attention: k and v swapped": Plant((r"q, k, v = (\(\n|self\.query|q\.transpose)", r"q, v, k = \1"), not_in="phi"),
     "attention: the joint matrix cut head by head": rows(head_by_head),
     "attention: the joint matrix cut into thirds": rows(thirds),
     "attention: a head takes every H-th dimension": Plant(state=tensors(every_nth).state, not_in="persimmon fuyu"),
@@ -227,7 +228,7 @@ PLANTS |= {
     "attention: q normed, k not": Plant((r"self\.k_layernorm\(k\)", "k")),
     "attention: heads normed after the rotation": Plant(
         (r"self\.q_layernorm\(q\), self\.k_layernorm\(k\)", "q, k"),
-        (r"rotate\(q, \*tables\), rotate\(k, \*tables\)", "self.q_layernorm(rotate(q, *tables)), self.k_layernorm(rotate(k, *tables))")),
+        (r"self\.turn\(q, \*tables\), self\.turn\(k, \*tables\)", "self.q_layernorm(self.turn(q, *tables)), self.k_layernorm(self.turn(k, *tables))")),
     "bias of q missing": zero("q"), "bias of v missing": zero("v"), "bias of q, k and v missing": zero("joint"),
     "bias of attention's output missing": zero("o"), "bias of the MLP's first product missing": zero("up"),
     "bias of the MLP's last product missing": zero("down"), "bias of the logits missing": zero("head"),
@@ -276,9 +277,9 @@ PLANTS |= {
         "a, b = x[..., :R:2], x[..., 1:R:2]\n    c, s = cos[..., : R // 2], sin[..., : R // 2]\n    return torch.cat([torch.stack([a * c - b * s, b * c + a * s], -1).flatten(-2), x[..., R:]], -1)")),
     "rotary: tables of neighbours, rotation of halves": Plant((r"torch\.cat\(\[angles, angles\], dim=-1\)", "angles.repeat_interleave(2, -1)")),
     "rotary: turned the other way": Plant((r"torch\.cat\(\[-second, first\], dim=-1\)", "torch.cat([second, -first], dim=-1)")),
-    "rotary: only q is turned": Plant((r"rotate\(k, \*tables\)", "k")),
-    "rotary: only k is turned": Plant((r"rotate\(q, \*tables\)", "q")),
-    "rotary: v is turned too": Plant((r"(q, k = rotate\(q, \*tables\), rotate\(k, \*tables\).*)", r"\1\n        v = rotate(v, *tables)")),
+    "rotary: only q is turned": Plant((r"self\.turn\(k, \*tables\)", "k")),
+    "rotary: only k is turned": Plant((r"self\.turn\(q, \*tables\)", "q")),
+    "rotary: v is turned too": Plant((r"(q, k = self\.turn\(q, \*tables\), self\.turn\(k, \*tables\).*)", r"\1\n        v = self.turn(v, *tables)")),
     "rotary: the last dimensions of a head are turned": Plant(behind=rotation(
         "n = x.shape[-1] - R\n    turned = x[..., n:]\n    first, second = turned.chunk(2, -1)\n    return torch.cat([x[..., :n], turned * cos + torch.cat([-second, first], -1) * sin], -1)")),
     "rotary: all dimensions of a head are turned": Plant(config=fields(partial_rotary_factor=1.0)),

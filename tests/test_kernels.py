@@ -6,11 +6,16 @@ import threading
 
 import pytest
 import torch
+import torch.nn as nn
 
-from decoders import kernels, native, phi3
+from decoders import gpt_neo, kernels, native, phi, phi3
 from tests.families import PADDED, inputs
 
 CLOSE = {"atol": 2e-5, "rtol": 0}
+PHI = phi.PhiConfig(vocab_size=11, hidden_size=48, intermediate_size=8, num_hidden_layers=1, num_attention_heads=4,
+                    num_key_value_heads=2, initializer_range=1.0)
+NEO = gpt_neo.GPTNeoConfig(vocab_size=11, hidden_size=48, num_layers=1, num_heads=4, initializer_range=1.0,
+                           attention_types=[[["global"], 1]])
 
 
 @torch.no_grad()
@@ -140,6 +145,81 @@ def test_the_norm_equals_the_model_files_own(dtype, size):
         assert prepared(x).view(-1, size[-1])[0].isnan().all()
     with torch.enable_grad():
         torch.testing.assert_close(prepared(x.requires_grad_()), norm(x), atol=0, rtol=0, equal_nan=True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize(("B", "H", "T", "D", "R"), [(1, 4, 1, 80, 32), (3, 2, 1, 100, 26), (2, 3, 37, 24, 24), (1, 2, 5, 66, 2)])
+def test_the_rotation_is_the_model_files_own_bit_for_bit(dtype, B, H, T, D, R):
+    """Views as the projections give them, tables of one row or of each."""
+    joint = torch.randn(B, T, H, 3, D).to(dtype)
+    for x in (joint[:, :, :, 1].transpose(1, 2), joint.flatten(3)[..., :D].transpose(1, 2).contiguous()):
+        for rows in (1, B):
+            angles = torch.randn(rows, 1, T, R)
+            tables = angles.cos().to(dtype), angles.sin().to(dtype)
+            found = kernels.rotation(phi.rotate, x, *tables)
+            assert torch.equal(found, phi.rotate(x, *tables)) and found.is_contiguous()
+    broken = joint[:, :, :, 0].transpose(1, 2).clone()
+    broken[0, 0, 0, 0], broken[0, 0, 0, D - 1] = torch.nan, torch.inf
+    torch.testing.assert_close(kernels.rotation(phi.rotate, broken, *tables), phi.rotate(broken, *tables),
+                               atol=0, rtol=0, equal_nan=True)
+    with torch.enable_grad():
+        x = x.clone().requires_grad_()
+        kernels.rotation(phi.rotate, x, *tables).sum().backward()
+    assert x.grad is not None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", [None, *kernels.KINDS])
+@pytest.mark.parametrize("rows", [1, 2, 5, 7, 40])
+def test_one_call_for_q_k_and_v_gives_what_three_give(dtype, kind, rows, monkeypatch):
+    """Bit for bit, with fewer heads of keys than of queries, with biases and without."""
+    most = {None: kernels.FEW, "int8": 99}.get(kind, 5 if dtype == torch.bfloat16 else 2 * kernels.FEW)
+    for config, model_class in ((PHI, phi.PhiForCausalLM), (NEO, gpt_neo.GPTNeoForCausalLM)):
+        model = model_class(config).to(dtype).eval()
+        model = kernels.prepare(kernels.quantize(model, kind) if kind else model)
+        attention = next(m for m in model.modules() if hasattr(m, "project"))
+        x = torch.randn(1, rows, 48).to(dtype)
+        expected = [layer(x) for layer in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        with monkeypatch.context() as patch:
+            calls = count_calls(patch, type(attention.q_proj))
+            for found, one in zip(attention.project(x), expected, strict=True):
+                assert torch.equal(found, one)
+        assert len(calls) == (0 if native.library() and rows <= most else 3)
+        assert [len(part) for part in attention.project(x[:0])] == [0, 0, 0]
+
+
+def count_calls(patch: pytest.MonkeyPatch, layer: type) -> list:
+    calls = []
+    patch.setattr(layer, "__call__", lambda self, x: calls.append(self) or nn.Module.__call__(self, x))
+    return calls
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [None, "int8"])
+def test_who_looks_into_q_k_or_v_sees_each_of_them(kind, monkeypatch):
+    """Hooks of a layer and of all, a layer in another's place, a `forward` that somebody has put there."""
+    model = phi.PhiForCausalLM(PHI).eval()
+    kernels.prepare(kernels.quantize(model, kind) if kind else model)
+    attention, x = model.model.layers[0].self_attn, torch.randn(1, 1, 48)
+    q, k, v = attention.project(x)
+    twice = [lambda layer: layer.register_forward_hook(lambda module, args, y: 2 * y),
+             lambda layer: layer.register_forward_pre_hook(lambda module, args: (2 * args[0],))]
+    for hook in twice if kind is None else twice[:1]:  # 8 bits round the doubled input alike, and biases stay
+        handle = hook(attention.k_proj)
+        assert torch.equal(attention.project(x)[1], attention.k_proj(x)) and not torch.equal(attention.k_proj(x), k)
+        handle.remove()
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, args, y: seen.append(module))
+    attention.project(x)
+    handle.remove()
+    assert seen == [attention.q_proj, attention.k_proj, attention.v_proj]
+    monkeypatch.setattr(attention.v_proj, "forward", lambda x: torch.zeros(1))
+    assert attention.project(x)[2].shape == (1,)
+    monkeypatch.undo()
+    attention.v_proj = nn.Sequential(attention.v_proj, nn.Tanh())
+    assert torch.equal(attention.project(x)[2], v.tanh()) and torch.equal(attention.project(x)[0], q)
 
 
 def test_a_library_that_is_wrong_or_cannot_be_made_is_not_used(monkeypatch, tmp_path):
