@@ -226,6 +226,62 @@ void rows(const void *x, const Layer *layer, int count, int kind, int out_kind, 
     free(wide);
 }
 
+// R inputs of M rows of x, 16 outputs a time: sum[m, n] += x[m, k] w[k, n], for `count` outputs.
+INLINE void some_inputs(int M, int R, const float *x, long K, const char *w, int kind, long stride, long count, float *sum, long room) {
+    __m512 u[6][4];
+    UNROLL for (int m = 0; m < M; m++)
+        UNROLL for (int r = 0; r < R; r++) u[m][r] = _mm512_set1_ps(x[m * K + r]);
+    for (long n = 0; n < count; n += 16) {
+        const __mmask16 mask = first(count - n);
+        __m512 v[4];
+        UNROLL for (int r = 0; r < R; r++) {
+            ASK(w + ((R + r) * stride + n) * size_of(kind));
+            v[r] = load(w, kind, r * stride + n, mask);
+        }
+        UNROLL for (int m = 0; m < M; m++) {
+            __m512 now = _mm512_load_ps(sum + m * room + n);
+            UNROLL for (int r = 0; r < R; r++) now = _mm512_fmadd_ps(u[m][r], v[r], now);
+            _mm512_store_ps(sum + m * room + n, now);
+        }
+    }
+}
+
+INLINE void columns_of(const float *x, const char *w, int kind, long K, long stride, const Result *to, int threads) {
+    const long room = ((to->N + threads - 1) / threads + 15) / 16 * 16;  // outputs of a thread
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long n = 0; n < to->N; n += room) {
+        const long count = to->N - n < room ? to->N - n : room;
+        float *sum = aligned_alloc(64, to->M * room * 4);
+        memset(sum, 0, to->M * room * 4);
+        for (long k = 0; k < K; k += 4) {
+            const char *some = w + (k * stride + n) * size_of(kind);
+            for (long m = 0; m < to->M; m += 6) {
+                int few = to->M - m < 6 ? (int)(to->M - m) : 6;
+                if (K - k >= 4) { OF_CONSTANT(few, some_inputs, 4, x + m * K + k, K, some, kind, stride, count, sum + m * room, room) }
+                else for (long r = 0; r < K - k; r++)
+                    OF_CONSTANT(few, some_inputs, 1, x + m * K + k + r, K, some + r * stride * size_of(kind), kind, stride, count, sum + m * room, room)
+            }
+        }
+        for (long m = 0; m < to->M; m++)
+            for (long i = 0; i < count; i += 16) {
+                __m512 v = _mm512_load_ps(sum + m * room + i);
+                if (to->bias) v = _mm512_add_ps(v, load(to->bias, to->kind, n + i, first(count - i)));
+                store(to->y, to->kind, m * to->N + n + i, first(count - i), v);
+            }
+        free(sum);
+    }
+}
+
+// The same with w stored [K, N], as GPT-1's is, x, w and y of one kind.
+void columns(const void *x, const void *w, const void *bias, void *y, int kind, long M, long N, long K, long stride, int threads) {
+    Result to = {0, bias, y, kind, M, N};
+    float *wide = widened(x, kind, M * K);
+    if (kind == BFLOAT16) columns_of(wide, w, BFLOAT16, K, stride, &to, threads);
+    else if (kind == FLOAT16) columns_of(wide, w, FLOAT16, K, stride, &to, threads);
+    else columns_of(wide, w, FLOAT32, K, stride, &to, threads);
+    free(wide);
+}
+
 // A row of 4 bits as numbers of `kind`. Of each group a table says what its 16 numbers stand for; in 16 bits it
 // holds them twice, since it is looked up with 5 bits.
 INLINE void int4_row(const uint8_t *w, const uint16_t *scale, const uint8_t *zero, void *to, int kind, long inputs) {

@@ -80,6 +80,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if is_followed() or not fits(x, weight, bias):
         return F.linear(x, weight, bias)
     if is_few(x, weight) and (lib := native.library()):
+        if weight.stride(1) != 1:
+            return native.product_of_columns(lib, x, weight, bias)
         return native.product_of_rows(lib, x, (weight, None, None, bias))[0]
     if x.dtype is torch.float32 and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -97,7 +99,7 @@ def fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 def is_few(x: Tensor, weight: Tensor) -> bool:
     """Whether `kernels.c` takes this product, and is the fastest way."""
-    return 0 < x.numel() <= FEW * weight.shape[1] and weight.stride(1) == 1 and x.dtype in SERVED
+    return 0 < x.numel() <= FEW * weight.shape[1] and 1 in weight.stride() and x.dtype in SERVED
 
 
 def row_product(x: Tensor, weight: Tensor) -> Tensor:
@@ -180,7 +182,7 @@ def native_product(layer: nn.Module, x: Tensor) -> tuple[Callable, native.Layer]
         return PRODUCTS[layer.kind], layer.stored(x.dtype)
     if type(layer) is nn.Linear and runs(layer, forward):
         weight, bias = layer._parameters["weight"], layer._parameters["bias"]
-        if fits(x, weight, bias) and is_few(x, weight):
+        if fits(x, weight, bias) and is_few(x, weight) and weight.stride(1) == 1:
             return native.product_of_rows, (weight, None, None, bias)
     return None
 

@@ -32,6 +32,7 @@ INT4 = 4
 p, i, n, f = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_float
 ARGUMENTS = {
     "rows": (p, p, i, i, i, n, n, i),
+    "columns": (p, p, p, p, i, n, n, n, n, i),
     "int8_product": (p, p, i, i, n, n, i),
     "int4_product": (p, p, i, i, n, n, i),
     "bfloat16_product": (p, p, i, p, p, p, p, n, n, n, n, i),
@@ -129,6 +130,14 @@ def product_of_rows(lib: Library, x: Tensor, *layers: Layer) -> list[Tensor]:
     lib.rows(pointer(x), told, len(ys), kind, KINDS[x.dtype], x.numel() // x.shape[-1], x.shape[-1],
              torch.get_num_threads())
     return ys
+
+
+def product_of_columns(lib: Library, x: Tensor, w: Tensor, bias: Maybe) -> Tensor:
+    """(..., N): x (..., K) with w (N, K) alike, which is stored turned: each column whole."""
+    x, y = x.contiguous(), x.new_empty(*x.shape[:-1], w.shape[0])
+    lib.columns(pointer(x), pointer(w), pointer(bias), pointer(y), KINDS[x.dtype], x.numel() // x.shape[-1],
+                *w.shape, w.stride(1), torch.get_num_threads())
+    return y
 
 
 def int8_product(lib: Library, x: Tensor, *layers: Layer) -> list[Tensor]:
@@ -234,6 +243,7 @@ def gives_the_right_numbers(lib: Library) -> bool:
         wanted = x @ a.t()
         found = [y for kind in KINDS
                  for y in product_of_rows(lib, x.to(dtype), *[(a.to(kind), ones, None, None)] * 2)]
+        found.append(product_of_columns(lib, x.to(dtype), a.t().contiguous().t().to(dtype), None))
         found += int8_product(lib, x.to(dtype), *[(a.to(torch.int8), ones, None, None)] * 2)
         q = torch.zeros(70, 256, dtype=torch.uint8)
         q[:, :150] = (a + 5).to(torch.uint8)
