@@ -75,7 +75,7 @@ INLINE __m512 power_of_e(__m512 x) {
 }
 
 // ---- A few rows ---------------------------------------------------------------------------------------------
-// y[m, n] = scale[n] * sum over k of x[m, k] w[n, k] + bias[n]; w is stored row by row, `stride` numbers apart.
+// y[m, n] = sum over k of x[m, k] w[n, k] + bias[n]; w is stored row by row, `stride` numbers apart.
 // bfloat16 with bfloat16 (`pairs`): two products and a sum in one instruction; else x is float32.
 
 INLINE __m512 product(__m512 sum, const void *w, int kind, int pairs, const void *x, long i, long left) {
@@ -194,7 +194,7 @@ INLINE void rows_of(const void *x, const Layer *layer, int count, int kind, int 
     {
         char *own = M == 1 || kind == whole ? 0 : aligned_alloc(64, (K + 16) * 16);  // 4 rows of w as x is
         for (int i = 0; i < count; i++) {
-            const Result to = {layer[i].scale, layer[i].bias, layer[i].y, out_kind, M, layer[i].N};
+            const Result to = {0, layer[i].bias, layer[i].y, out_kind, M, layer[i].N};
             const long stride = layer[i].stride, step = M == 1 ? 1 : 4;
 #pragma omp for schedule(static) nowait
             for (long n = 0; n < to.N; n += step) {
@@ -212,17 +212,12 @@ INLINE void rows_of(const void *x, const Layer *layer, int count, int kind, int 
     }
 }
 
-// x (M, K) and y (M, N) are of `out_kind`, w (N, K) of `kind`. Several rows of x share what 4 rows of w become:
-// bfloat16 for bfloat16, which holds 8 bits exactly, else float32.
-void rows(const void *x, const Layer *layer, int count, int kind, int out_kind, long M, long K, int threads) {
-    int pairs = out_kind == BFLOAT16 && (kind == BFLOAT16 || (kind == INT8 && M > 1));
-    float *wide = pairs ? 0 : widened(x, out_kind, M * K);
-    if (pairs && kind == INT8) rows_of(x, layer, count, INT8, 1, M, K, BFLOAT16, threads);
-    else if (pairs) rows_of(x, layer, count, BFLOAT16, 1, M, K, BFLOAT16, threads);
-    else if (kind == INT8) rows_of(wide, layer, count, INT8, 0, M, K, out_kind, threads);
-    else if (kind == FLOAT16) rows_of(wide, layer, count, FLOAT16, 0, M, K, out_kind, threads);
-    else if (kind == BFLOAT16) rows_of(wide, layer, count, BFLOAT16, 0, M, K, out_kind, threads);
-    else rows_of(wide, layer, count, FLOAT32, 0, M, K, out_kind, threads);
+// x (M, K), y (M, N) and w (N, K) are of one kind. Several rows of x in float16 share what 4 rows of w become: float32.
+void rows(const void *x, const Layer *layer, int count, int kind, long M, long K, int threads) {
+    float *wide = kind == BFLOAT16 ? 0 : widened(x, kind, M * K);
+    if (kind == BFLOAT16) rows_of(x, layer, count, BFLOAT16, 1, M, K, BFLOAT16, threads);
+    else if (kind == FLOAT16) rows_of(wide, layer, count, FLOAT16, 0, M, K, FLOAT16, threads);
+    else rows_of(wide, layer, count, FLOAT32, 0, M, K, FLOAT32, threads);
     free(wide);
 }
 
@@ -450,15 +445,20 @@ INLINE void many_rows(int whole, const char *x, long stride, const float *sx, co
 // depends on another. The instruction multiplies unsigned by signed: x is moved up by 128, and 128 times the sum
 // of w's row taken off again.
 
-// One row of x: its scale, NaN if one number is, its whole numbers as unsigned bytes. `K` is rounded up to 64.
-static float whole_numbers(const void *x, int kind, long start, long inputs, long K, uint8_t *q) {
+// The largest of |x|, NaN if one number is.
+INLINE float largest(const void *x, int kind, long start, long inputs) {
     __m512 top = _mm512_setzero_ps();
     __mmask16 none = 0;
     for (long k = 0; k < inputs; k += 16) {
         __m512 v = load(x, kind, start + k, first(inputs - k));
         top = _mm512_max_ps(top, _mm512_abs_ps(v)), none |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
     }
-    float scale = none ? NAN : _mm512_reduce_max_ps(top) / 127.f;
+    return none ? NAN : _mm512_reduce_max_ps(top);
+}
+
+// One row of x: its scale, its whole numbers as unsigned bytes. `K` is rounded up to 64.
+static float whole_numbers(const void *x, int kind, long start, long inputs, long K, uint8_t *q) {
+    float scale = largest(x, kind, start, inputs) / 127.f;
     __m512 one = _mm512_set1_ps(scale > 0 ? scale : 1.f);
     memset(q + K - 64, 128, 64);
     for (long k = 0; k < inputs; k += 16) {
@@ -543,6 +543,59 @@ void int8_product(const void *x, const Layer *layer, int count, int kind, long M
     for (int i = 0; i < (M < MANY ? 0 : count); i++) {
         const Result to = {layer[i].scale, layer[i].bias, layer[i].y, kind, M, layer[i].N};
         many_rows(1, (char *)q, K, sx, &(Weights){layer[i].w, 0, 0, INT8, inputs, inputs}, &to, threads);
+    }
+    free(q), free(sx);
+}
+
+// The same without rounding x to 8 bits: it becomes whole numbers of 24 bits in three digits of 8, [3][K]. So the sums
+// are exact, and no weight has to be made a float. The scale is a power of two, which costs x no bit.
+static float digits(const void *x, int kind, long start, long inputs, long K, uint8_t *q) {
+    const float top = largest(x, kind, start, inputs);
+    int above;  // the power of two that is
+    frexpf(top, &above);
+    above = above < -100 ? -100 : above;
+    const __m512 ones = _mm512_set1_ps(ldexpf(1, 23 - above));
+    for (long k = 0; k < inputs; k += 16) {
+        __m512i n = _mm512_cvtps_epi32(_mm512_mul_ps(load(x, kind, start + k, first(inputs - k)), ones));
+        n = _mm512_add_epi32(_mm512_min_epi32(n, _mm512_set1_epi32((1 << 23) - 1)), _mm512_set1_epi32(1 << 23));
+        for (int i = 0; i < 3; i++, n = _mm512_srli_epi32(n, 8)) store_bytes(q + i * K + k, first(inputs - k), _mm512_cvtepi32_epi8(n));
+    }
+    return isfinite(top) ? ldexpf(1, above - 23) : NAN;
+}
+
+INLINE double row_of_digits(const uint8_t *x, long K, const int8_t *w, long inputs) {
+    const __m512i ones = _mm512_set1_epi8(1);
+    __m512i sum[4][2];  // of each digit, and of w's row
+    UNROLL for (int i = 0; i < 4; i++) sum[i][0] = sum[i][1] = _mm512_setzero_si512();
+    for (long k = 0; k < inputs; k += 128)
+        UNROLL for (int u = 0; u < 2; u++) {
+            const long at = k + u * 64;
+            if (at >= inputs) break;
+            __m512i v = signed_bytes(w + at, inputs - at);
+            ASK(w + at + AHEAD);
+            UNROLL for (int i = 0; i < 3; i++) sum[i][u] = _mm512_dpbusd_epi32(sum[i][u], _mm512_loadu_si512(x + i * K + at), v);
+            sum[3][u] = _mm512_dpbusd_epi32(sum[3][u], ones, v);
+        }
+    double all[4];
+    UNROLL for (int i = 0; i < 4; i++) all[i] = _mm512_reduce_add_epi32(_mm512_add_epi32(sum[i][0], sum[i][1]));
+    return all[0] + 256 * all[1] + 65536 * all[2] - 8388608 * all[3];
+}
+
+void int8_product_of_digits(const void *x, const Layer *layer, int count, int kind, long M, long inputs, int threads) {
+    const long K = (inputs + 63) / 64 * 64;
+    uint8_t *q = aligned_alloc(64, 3 * M * K);
+    float *sx = malloc(M * sizeof(float));
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (long m = 0; m < M; m++) sx[m] = digits(x, kind, m * inputs, inputs, K, q + 3 * m * K);
+        for (int i = 0; i < count; i++) {
+            const Result to = {layer[i].scale, layer[i].bias, layer[i].y, kind, M, layer[i].N};
+#pragma omp for schedule(static) nowait
+            for (long n = 0; n < to.N; n++)
+                for (long m = 0; m < M; m++)
+                    finish(&to, m, n, row_of_digits(q + 3 * m * K, K, (const int8_t *)layer[i].w + n * inputs, inputs) * sx[m]);
+        }
     }
     free(q), free(sx);
 }

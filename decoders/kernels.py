@@ -168,7 +168,7 @@ def project(self: nn.Module, x: Tensor) -> list[Tensor]:
     watched = is_followed() or nn.modules.module._has_any_global_hook()
     lib = None if watched else native.library()
     found = [native_product(layer, x) for layer in layers] if lib else [None]
-    if all(found) and len({(product, stored[0].dtype) for product, stored in found}) == 1:
+    if all(found) and len({product for product, _ in found}) == 1:
         return found[0][0](lib, x, *(stored for _, stored in found))
     return [layer(x) for layer in layers]
 
@@ -286,12 +286,13 @@ LONGEST = 2**16  # inputs whose products of 255 by 127 add up to less than 2**31
 VERSION = 1  # of the bits in a folder: another reader is needed where it changes
 KINDS = {
     "int8": "a scale for each row of the weight; x is rounded to 8 bits too, each row with its own scale",
-    "int8-weights": "a scale for each row of the weight; x stays as it is",
+    "int8-weights": "a scale for each row of the weight; x stays as it is, up to its 24th bit",
     "int4": "a scale and a zero for each 32 inputs of the weight; x stays as it is",
 }
 
 
-PRODUCTS = dict(zip(KINDS, (native.int8_product, native.product_of_rows, native.int4_product), strict=True))
+PRODUCTS = {"int8": native.int8_product, "int8-weights": native.int8_product_of_digits,
+            "int4": native.int4_product}
 
 
 class Quantized(nn.Module):
@@ -383,9 +384,10 @@ class Quantized(nn.Module):
         simple = is_simple(x) and x.dtype in SERVED and x.shape[-1] == self.in_features and x.numel()
         if not simple or not self._buffers["qweight"].is_cpu:
             return False
-        if self.kind == "int8":
-            return self.in_features <= LONGEST
-        return x.numel() <= self.in_features * (5 if x.dtype is torch.bfloat16 else 2 * FEW)
+        if self.kind != "int4" and self.in_features > LONGEST:
+            return False
+        rows = 5 if x.dtype is torch.bfloat16 else 2 * FEW
+        return self.kind == "int8" or x.numel() <= rows * self.in_features
 
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad and torch.is_grad_enabled():

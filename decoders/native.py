@@ -14,7 +14,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -31,9 +31,10 @@ KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 INT4 = 4
 p, i, n, f = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_float
 ARGUMENTS = {
-    "rows": (p, p, i, i, i, n, n, i),
+    "rows": (p, p, i, i, n, n, i),
     "columns": (p, p, p, p, i, n, n, n, n, i),
     "int8_product": (p, p, i, i, n, n, i),
+    "int8_product_of_digits": (p, p, i, i, n, n, i),
     "int4_product": (p, p, i, i, n, n, i),
     "bfloat16_product": (p, p, i, p, p, p, p, n, n, n, n, i),
     "int8_rows": (p, p, p, i, n, n, i),
@@ -124,10 +125,13 @@ def results(x: Tensor, layers: Sequence[Layer]) -> tuple[list[Tensor], ctypes.Ar
 
 
 def product_of_rows(lib: Library, x: Tensor, *layers: Layer) -> list[Tensor]:
-    """(..., N) each: x (..., K) with w (N, K) of one dtype, whose rows may be apart; scale float32 (N,)."""
+    """(..., N) each: x (..., K) with w (N, K) alike, whose rows may be apart."""
+    return product(lib.rows, x, layers)
+
+
+def product(function: Callable, x: Tensor, layers: Sequence[Layer]) -> list[Tensor]:
     x, (ys, told) = x.contiguous(), results(x, layers)
-    kind = KINDS[layers[0][0].dtype]
-    lib.rows(pointer(x), told, len(ys), kind, KINDS[x.dtype], x.numel() // x.shape[-1], x.shape[-1],
+    function(pointer(x), told, len(ys), KINDS[x.dtype], x.numel() // x.shape[-1], x.shape[-1],
              torch.get_num_threads())
     return ys
 
@@ -142,18 +146,17 @@ def product_of_columns(lib: Library, x: Tensor, w: Tensor, bias: Maybe) -> Tenso
 
 def int8_product(lib: Library, x: Tensor, *layers: Layer) -> list[Tensor]:
     """(..., N) each: each row of x rounded to 8 bits, with w int8 (N, K)."""
-    x, (ys, told) = x.contiguous(), results(x, layers)
-    lib.int8_product(pointer(x), told, len(ys), KINDS[x.dtype], x.numel() // x.shape[-1], x.shape[-1],
-                     torch.get_num_threads())
-    return ys
+    return product(lib.int8_product, x, layers)
+
+
+def int8_product_of_digits(lib: Library, x: Tensor, *layers: Layer) -> list[Tensor]:
+    """(..., N) each: each row of x rounded to 24 bits, with w int8 (N, K)."""
+    return product(lib.int8_product_of_digits, x, layers)
 
 
 def int4_product(lib: Library, x: Tensor, *layers: Layer) -> list[Tensor]:
     """(..., N) each: x (..., K) with w uint8 (N, K / 2), scale and zero (N, K / 32), these rows filled up."""
-    x, (ys, told) = x.contiguous(), results(x, layers)
-    lib.int4_product(pointer(x), told, len(ys), KINDS[x.dtype], x.numel() // x.shape[-1], x.shape[-1],
-                     torch.get_num_threads())
-    return ys
+    return product(lib.int4_product, x, layers)
 
 
 def bfloat16_product(lib: Library, x: Tensor, bias: Maybe, q: Tensor, scale: Tensor,
@@ -241,10 +244,10 @@ def gives_the_right_numbers(lib: Library) -> bool:
         x = (torch.arange(rows * 150).view(rows, 150) * 5 % 7 - 3).float()
         x[:, 0], ones = 127, torch.ones(70)
         wanted = x @ a.t()
-        found = [y for kind in KINDS
-                 for y in product_of_rows(lib, x.to(dtype), *[(a.to(kind), ones, None, None)] * 2)]
+        found = product_of_rows(lib, x.to(dtype), *[(a.to(dtype), None, None, None)] * 2)
         found.append(product_of_columns(lib, x.to(dtype), a.t().contiguous().t().to(dtype), None))
-        found += int8_product(lib, x.to(dtype), *[(a.to(torch.int8), ones, None, None)] * 2)
+        for product_of_bytes in (int8_product, int8_product_of_digits):
+            found += product_of_bytes(lib, x.to(dtype), *[(a.to(torch.int8), ones, None, None)] * 2)
         q = torch.zeros(70, 256, dtype=torch.uint8)
         q[:, :150] = (a + 5).to(torch.uint8)
         zero = torch.full((70, 8), 5, dtype=torch.uint8)

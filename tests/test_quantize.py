@@ -88,6 +88,26 @@ def test_numbers_that_have_one_sign_lose_nothing(way, kind, dtype):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("largest", [1e-6, 1.0, 0.99999997, 2.0, 3e4, 1e-30, 1e30])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_inputs_of_very_different_sizes_keep_24_bits(dtype, largest, rows):
+    """Of the largest one, as float32 sums do: one number of a row may be thousands of times the others."""
+    if native.library() is None:
+        pytest.skip("kernels.c cannot be compiled here")
+    if largest > torch.finfo(dtype).max or largest < torch.finfo(dtype).tiny:
+        pytest.skip(f"{dtype} has no such number")
+    _, own = layer("int8-weights", 1000, 33)
+    own.bias.zero_()
+    x = largest * torch.randn(rows, 1000).clamp(-1, 1) * torch.logspace(-6, 0, 1000)
+    x[:, 77], x[0, 78] = largest, -largest
+    x = x.to(dtype)
+    expected = x.double() @ own.whole().double().t()
+    bound = 2.0**-23 * x.abs().max() * own.whole().abs().sum(1) + torch.finfo(dtype).eps * expected.abs()
+    assert ((own(x) - expected).abs() <= bound).all()
+
+
+@torch.no_grad()
 @kinds
 def test_bits_are_as_near_as_they_can_be(kind):
     linear, own = layer(kind, 96, 40)
