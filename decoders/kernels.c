@@ -854,17 +854,34 @@ INLINE void weigh(int C, const float *w, const void *v, int kind, long S, long r
     UNROLL for (int c = 0; c < C; c++) store(sum, FLOAT32, d + 16 * c, first(D - d - 16 * c), now[c]);
 }
 
-// G heads that share S keys k and values v. q is float32, or bfloat16 where k is.
-INLINE void some_heads(const void *q, const char *k, const char *v, const float *bias, long bias_head, void *y, int kind, float scale,
+// The sum of each of four.
+INLINE __m128 four_sums(__m512 a, __m512 b, __m512 c, __m512 d) {
+    __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    __m512 all = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xEE));
+    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
+
+// G heads that share S keys k and values v. q is float32, or bfloat16 where k is. `next`: the keys that are read after.
+INLINE void some_heads(const void *q, const char *k, const char *v, const char *next, const float *bias, long bias_head, void *y, int kind, float scale,
                        long G, long S, long D, long k_row, long v_row, float *scores, float *sum) {
     const int pairs = kind == BFLOAT16, size = size_of(kind);
     const long step = pairs ? 32 : 16, bytes = D * size;
-    for (long s = 0; s < S; s++) {
-        for (long i = 0; i < bytes; i += 64) _mm_prefetch(k + (s + 32) * k_row * size + i, _MM_HINT_T0);
+    for (long s = 0; s < S; s += 4) {
+        const int some = S - s < 4 ? (int)(S - s) : 4;
+        for (long r = s + AHEAD / bytes; r < s + AHEAD / bytes + 4; r++)  // behind the keys come the values
+            for (long i = 0; i < bytes; i += 64) ASK((r < S ? k + r * k_row * size : v + (r - S) * v_row * size) + i);
         for (long g = 0; g < G; g++) {
-            __m512 dot = _mm512_setzero_ps();
-            for (long d = 0; d < D; d += step) dot = product(dot, k + s * k_row * size, kind, pairs, (const char *)q + g * D * (pairs ? 2 : 4), d, D - d);
-            scores[g * S + s] = _mm512_reduce_add_ps(dot) * scale + (bias ? bias[g * bias_head + s] : 0.f);
+            __m512 dot[4];
+            UNROLL for (int r = 0; r < 4; r++) dot[r] = _mm512_setzero_ps();
+            for (long d = 0; d < D; d += step)
+                UNROLL for (int r = 0; r < 4; r++)
+                    dot[r] = product(dot[r], k + (s + (r < some ? r : 0)) * k_row * size, kind, pairs, (const char *)q + g * D * (pairs ? 2 : 4), d, D - d);
+            __m128 sums = _mm_mul_ps(four_sums(dot[0], dot[1], dot[2], dot[3]), _mm_set1_ps(scale));
+            const __mmask8 mask = (1 << some) - 1;
+            if (bias) sums = _mm_add_ps(sums, _mm_maskz_loadu_ps(mask, bias + g * bias_head + s));
+            _mm_mask_storeu_ps(scores + g * S + s, mask, sums);
         }
     }
     for (long g = 0; g < G; g++) {
@@ -883,8 +900,8 @@ INLINE void some_heads(const void *q, const char *k, const char *v, const float 
     memset(sum, 0, G * D * sizeof(float));
     for (long s = 0; s < S; s += TILE) {
         long some = S - s < TILE ? S - s : TILE;
-        for (long i = 0; i < some; i++)
-            for (long j = 0; j < bytes; j += 64) _mm_prefetch(v + (s + TILE + i) * v_row * size + j, _MM_HINT_T1);
+        for (long r = s + TILE; r < s + 2 * TILE; r++)
+            for (long i = 0; i < bytes; i += 64) ASK((r < S ? v + r * v_row * size : next + (r - S) * k_row * size) + i);
         for (long g = 0; g < G; g++)
             for (long d = 0; d < D; d += 96) {
                 int C = D - d < 96 ? (int)((D - d + 15) / 16) : 6;
@@ -909,10 +926,11 @@ void one_query(const void *q, const void *k, const void *v, const float *bias, l
             const char *keys = (const char *)k + (b * k_batch + n * k_head) * size, *values = (const char *)v + (b * v_batch + n * v_head) * size;
             const float *row = bias ? bias + b * bias_batch + n * G * bias_head : 0;
             char *to = (char *)y + h * G * D * size;
+            const char *next = keys + k_head * size;
             for (long i = 0; i < G * D; i += 16) store(wide, FLOAT32, i, first(G * D - i), load(own, kind, i, first(G * D - i)));
-            if (kind == BFLOAT16) some_heads(own, keys, values, row, bias_head, to, BFLOAT16, scale, G, S, D, k_row, v_row, scores, sum);
-            else if (kind == FLOAT16) some_heads(wide, keys, values, row, bias_head, to, FLOAT16, scale, G, S, D, k_row, v_row, scores, sum);
-            else some_heads(wide, keys, values, row, bias_head, to, FLOAT32, scale, G, S, D, k_row, v_row, scores, sum);
+            if (kind == BFLOAT16) some_heads(own, keys, values, next, row, bias_head, to, BFLOAT16, scale, G, S, D, k_row, v_row, scores, sum);
+            else if (kind == FLOAT16) some_heads(wide, keys, values, next, row, bias_head, to, FLOAT16, scale, G, S, D, k_row, v_row, scores, sum);
+            else some_heads(wide, keys, values, next, row, bias_head, to, FLOAT32, scale, G, S, D, k_row, v_row, scores, sum);
         }
         free(sum);
     }
