@@ -44,6 +44,13 @@ ENGINES = {  # name -> (environment, what this module's child does, with what)
     "OpenVINO int4": ("openvino", "openvino", "int4"),
 }
 
+SPEEDS = "decode 512", "decode 1900", "prefill"
+BITS = {  # what is compared -> ours, and the peers
+    "16 bits": ("ours bfloat16", "BF16$|bfloat16$"),
+    "8 bits": ("ours int8", "int8$|Q8_0$"),
+    "4 bits": ("ours int4", "int4$|Q4_0$|Q4_K_M$"),
+}
+
 # ---- The same weights for all ------------------------------------------------------------------------------
 
 
@@ -472,22 +479,34 @@ def measured(name: str, engines: list[str], rounds: int, threads: int, folder: P
 
 
 def medians(found: dict[str, list[dict]]) -> dict[str, dict]:
-    """Of each engine, in the order of ENGINES."""
+    """Of each engine, in the order of ENGINES, with the number of its runs."""
     return {engine: {key: value if isinstance(value, str) else statistics.median(one[key] for one in runs)
-                     for key, value in runs[0].items()}
+                     for key, value in runs[0].items()} | {"runs": len(runs)}
             for engine, runs in sorted(found.items(), key=lambda item: list(ENGINES).index(item[0]))}
 
 
 def table(name: str, found: dict[str, dict]) -> list[str]:
     ours = found["ours bfloat16"]
-    lines = [f"| {name} | decode at 512 | at 1,900 | prefill of 512 | to the first token | memory | error |",
-             "|---|---|---|---|---|---|---|"]
+    lines = [f"| {name} | decode at 512 | at 1,900 | prefill of 512 | to the first token | memory | error "
+             "| runs |", "|---|---|---|---|---|---|---|---|"]
     for engine, one in found.items():
         cells = [f"{one[key]:.3g} tok/s ({one[key] / ours[key]:.2f})"
-                 for key in ("decode 512", "decode 1900", "prefill")]
+                 for key in SPEEDS]
         cells += [f"{one['first']:.1f} s", f"{one['memory'] / 1e9:.2f} GB", f"{one['error']:.3f}"]
+        cells.append(str(one["runs"]))
         version = f" {one['version']}" if "version" in one else ""
         lines.append(f"| {engine}{version} | {' | '.join(cells)} |")
+    return lines
+
+
+def against_the_best(found: dict[str, dict]) -> list[str]:
+    """Ours over the fastest engine of as many bits, each figure by itself."""
+    lines = ["| ours, of the best peer's | decode at 512 | at 1,900 | prefill of 512 |", "|---|---|---|---|"]
+    for told, (own, pattern) in BITS.items():
+        peers = [one for engine, one in found.items() if re.search(pattern, engine) and "ours" not in engine]
+        if own in found and peers:
+            ratios = [found[own][key] / max(one[key] for one in peers) for key in SPEEDS]
+            lines.append(f"| {told} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |")
     return lines
 
 
@@ -569,7 +588,8 @@ def main() -> None:
                 if args.keep is not None:
                     args.keep.write_text(json.dumps(runs))
     results = {name: medians(found) for name, found in runs.items()}
-    lines = [line for name, found in results.items() for line in (*table(name, found), "")]
+    lines = [line for name, found in results.items()
+             for line in (*table(name, found), "", *against_the_best(found), "")]
     text = "\n".join(lines)
     print(text)
     if args.write:
