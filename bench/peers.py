@@ -490,10 +490,8 @@ def table(name: str, found: dict[str, dict]) -> list[str]:
     lines = [f"| {name} | decode at 512 | at 1,900 | prefill of 512 | to the first token | memory | error "
              "| runs |", "|---|---|---|---|---|---|---|---|"]
     for engine, one in found.items():
-        cells = [f"{one[key]:.3g} tok/s ({one[key] / ours[key]:.2f})"
-                 for key in SPEEDS]
-        cells += [f"{one['first']:.1f} s", f"{one['memory'] / 1e9:.2f} GB", f"{one['error']:.3f}"]
-        cells.append(str(one["runs"]))
+        cells = [f"{one[key]:.3g} tok/s ({one[key] / ours[key]:.2f})" for key in SPEEDS]
+        cells += [f"{one['first']:.1f} s", f"{one['memory'] / 1e9:.2f} GB", f"{one['error']:.3f}", f"{one['runs']}"]
         version = f" {one['version']}" if "version" in one else ""
         lines.append(f"| {engine}{version} | {' | '.join(cells)} |")
     return lines

@@ -195,7 +195,7 @@ def runs(module: nn.Module, ours: Callable) -> bool:
 
 
 def rotation(plain: Callable, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """As `plain`, the model file's own, bit for bit: one operation, where PyTorch's operators make seven."""
+    """As `plain`, the model file's own, bit for bit: one operation, where PyTorch's operators are six."""
     alike = x.dim() == 4 and cos.shape == sin.shape and cos.shape[1:3] == (1, x.shape[2]) and x.stride(3) == 1
     turns = alike and cos.shape[0] in (1, x.shape[0]) and cos.shape[3] <= x.shape[3] and cos.shape[3] % 2 == 0
     serves = turns and not is_followed() and is_simple(x, cos, sin) and x.dtype in SERVED
