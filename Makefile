@@ -44,6 +44,7 @@ bench: .venv/test
 # Style.
 lint: .venv/test
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 # Forget the environment and the caches.
 clean:

@@ -39,8 +39,15 @@ BEGIN, END = "<!-- benchmark: python -m bench --write -->", "<!-- end of benchma
 TOKENIZER = Path(__file__).parent.parent / "checkpoints" / "tiny-gpt-neo"  # any: its ids fit every vocabulary
 
 # EleutherAI/gpt-neo-1.3B
-CONFIG = {"vocab_size": 50257, "hidden_size": 2048, "num_layers": 24, "num_heads": 16, "window_size": 256,
-          "max_position_embeddings": 2048, "attention_types": [[["global", "local"], 12]]}
+CONFIG = {
+    "vocab_size": 50257,
+    "hidden_size": 2048,
+    "num_layers": 24,
+    "num_heads": 16,
+    "window_size": 256,
+    "max_position_embeddings": 2048,
+    "attention_types": [[["global", "local"], 12]],
+}
 
 FIRST_TOKEN = {
     "ours": """
@@ -60,14 +67,18 @@ print(model.generate(**ids, max_new_tokens=1, do_sample=False)[0, -1].item())
 """,
 }
 LOAD = {
-    "ours": ("from decoders import gpt_neo, weights; import torch",
-             "model = weights.load(gpt_neo.GPTNeoForCausalLM, {folder!r})"),
-    "theirs": ("from transformers import GPTNeoForCausalLM; import torch",
-               "model = GPTNeoForCausalLM.from_pretrained({folder!r}, dtype='auto')"),
+    "ours": (
+        "from decoders import gpt_neo, weights; import torch",
+        "model = weights.load(gpt_neo.GPTNeoForCausalLM, {folder!r})",
+    ),
+    "theirs": (
+        "from transformers import GPTNeoForCausalLM; import torch",
+        "model = GPTNeoForCausalLM.from_pretrained({folder!r}, dtype='auto')",
+    ),
 }
 MEASURED_LOAD = """
 import time, torch
-from decoders.__main__ import peak_memory
+from decoders.cli.main import peak_memory
 torch_alone = peak_memory()
 {imports}
 start = time.perf_counter()
@@ -106,8 +117,12 @@ def seconds(run: Callable[[], object]) -> Callable[[], float]:
 
 def python(code: str) -> str:
     """What a fresh Python prints."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error",
-                   "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     if found.returncode:
         raise SystemExit(f"a benchmark process failed:\n{found.stderr}")
@@ -197,8 +212,9 @@ def folder_rows(folder: Path, rounds: int) -> Iterator[dict]:
     """A fresh process, loading, memory."""
     places = {"folder": str(folder), "tokenizer": str(TOKENIZER)}
     size = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
-    a, b, ratio = alternate(*(seconds(lambda code=code: python(code.format(**places)))
-                              for code in FIRST_TOKEN.values()), rounds)
+    a, b, ratio = alternate(
+        *(seconds(lambda code=code: python(code.format(**places))) for code in FIRST_TOKEN.values()), rounds
+    )
     yield {"row": "fresh process to its first token", "unit": "s", "ours": a, "theirs": b, "ratio": ratio}
 
     measured: dict[str, list] = {"ours": [], "theirs": []}
@@ -206,12 +222,17 @@ def folder_rows(folder: Path, rounds: int) -> Iterator[dict]:
         for name, (imports, load) in LOAD.items():
             code = MEASURED_LOAD.format(imports=imports, load=load.format(**places))
             measured[name].append([float(x) for x in python(code).split()])
-    columns = {name: [statistics.median(column) for column in zip(*runs, strict=True)]
-               for name, runs in measured.items()}
-    for i, (row, unit, scale) in enumerate([
-        ("loading a folder", "s", 1), ("loading and one token", "s", 1),
-        ("peak memory of that, above PyTorch", "x checkpoint", size),
-    ]):
+    columns = {
+        name: [statistics.median(column) for column in zip(*runs, strict=True)]
+        for name, runs in measured.items()
+    }
+    for i, (row, unit, scale) in enumerate(
+        [
+            ("loading a folder", "s", 1),
+            ("loading and one token", "s", 1),
+            ("peak memory of that, above PyTorch", "x checkpoint", size),
+        ]
+    ):
         a, b = columns["ours"][i] / scale, columns["theirs"][i] / scale
         yield {"row": row, "unit": unit, "ours": a, "theirs": b, "ratio": b / a}
 
@@ -226,14 +247,25 @@ def forward_rows(folder: Path, small: Path, rounds: int, layers: int) -> Iterato
                 read = sum(p.nbytes for n, p in pair[0].named_parameters() if "wpe" not in n)
                 for context in (128, 512, 1900):
                     a, b, ratio = decode_row(pair, batch, context, rounds)
-                    yield {"row": f"decode at {context}, {name}", "unit": "tok/s", "ours": a, "theirs": b,
-                           "ratio": ratio, "GB/s": a / batch * read / 1e9}
+                    yield {
+                        "row": f"decode at {context}, {name}",
+                        "unit": "tok/s",
+                        "ours": a,
+                        "theirs": b,
+                        "ratio": ratio,
+                        "GB/s": a / batch * read / 1e9,
+                    }
                 for length in (512, 1900) if batch == 1 else ():
                     ids = torch.randint(0, 50257, (1, length))
                     runs = (seconds(lambda m=m, i=ids: m(i, logits_to_keep=1, use_cache=True)) for m in pair)
                     a, b, ratio = alternate(*runs, max(2, rounds // 2))
-                    yield {"row": f"prefill of {length}, {name}", "unit": "tok/s", "ours": length / a,
-                           "theirs": length / b, "ratio": ratio}
+                    yield {
+                        "row": f"prefill of {length}, {name}",
+                        "unit": "tok/s",
+                        "ours": length / a,
+                        "theirs": length / b,
+                        "ratio": ratio,
+                    }
                 del pair
 
 
@@ -248,8 +280,19 @@ def openai_gpt_rows(rounds: int, layers: int) -> Iterator[dict]:
     texts = []
     a, b, ratio = alternate(
         seconds(lambda: texts.append(ours.generate(ids, max_new_tokens=200, eos_token_id=None))),
-        seconds(lambda: texts.append(theirs.generate(ids, max_new_tokens=200, do_sample=False, pad_token_id=0,
-                                                     attention_mask=torch.ones_like(ids)))), 1)
+        seconds(
+            lambda: texts.append(
+                theirs.generate(
+                    ids,
+                    max_new_tokens=200,
+                    do_sample=False,
+                    pad_token_id=0,
+                    attention_mask=torch.ones_like(ids),
+                )
+            )
+        ),
+        1,
+    )
     if texts[0].tolist() != texts[1].tolist():
         raise SystemExit("GPT-1: the two generate different texts")
     row = "GPT-1, float32: 200 tokens after 256"
@@ -285,24 +328,39 @@ def best(found: dict[str, Pair], row: str, unit: str = "tok/s", **extra) -> dict
     """The row against the faster of Transformers' two attentions."""
     name = min(found, key=lambda name: found[name][2])
     a, b, ratio = found[name]
-    return {"row": f"{row}, bfloat16, against {name}", "unit": unit, "ours": a, "theirs": b, "ratio": ratio,
-            **{key: value(a) for key, value in extra.items()}}
+    return {
+        "row": f"{row}, bfloat16, against {name}",
+        "unit": unit,
+        "ours": a,
+        "theirs": b,
+        "ratio": ratio,
+        **{key: value(a) for key, value in extra.items()},
+    }
 
 
-def half_rows(name: str, ours: torch.nn.Module, theirs: dict, contexts: tuple, lengths: tuple,
-              rounds: int) -> Iterator[dict]:
+def half_rows(
+    name: str, ours: torch.nn.Module, theirs: dict, contexts: tuple, lengths: tuple, rounds: int
+) -> Iterator[dict]:
     """Decoding and prefill in bfloat16, against the faster of Transformers' two attentions."""
     read = sum(p.nbytes for n, p in ours.named_parameters() if "embed_tokens" not in n)
     for context in contexts:
         found = {key: decode_row((ours, model), 1, context, rounds) for key, model in theirs.items()}
-        yield best(found, f"{name}: decode at {context}",
-                   **{"GB/s": lambda a: a * read / 1e9, "bare": lambda a: a / bare_products(ours)})
+        yield best(
+            found,
+            f"{name}: decode at {context}",
+            **{"GB/s": lambda a: a * read / 1e9, "bare": lambda a: a / bare_products(ours)},
+        )
     for length in lengths:
         ids = torch.randint(0, ours.config.vocab_size, (1, length))
         found = {}
         for key, model in theirs.items():
-            a, b, ratio = alternate(*(seconds(lambda m=m, ids=ids: m(ids, logits_to_keep=1, use_cache=True))
-                                      for m in (ours, model)), max(2, rounds // 2))
+            a, b, ratio = alternate(
+                *(
+                    seconds(lambda m=m, ids=ids: m(ids, logits_to_keep=1, use_cache=True))
+                    for m in (ours, model)
+                ),
+                max(2, rounds // 2),
+            )
             found[key] = length / a, length / b, ratio
         yield best(found, f"{name}: prefill of {length}")
 
@@ -335,7 +393,7 @@ def phi3_rows(rounds: int, layers: int) -> Iterator[dict]:
 
 LOSS = """
 import torch
-from decoders.__main__ import peak_memory
+from decoders.cli.main import peak_memory
 {imports}
 torch.manual_seed(0)
 with torch.device("meta"):
@@ -352,11 +410,18 @@ with torch.no_grad():
 print(peak_memory() - before, loss.item())
 """
 LOSS_OF = {
-    "ours": {"imports": "from decoders import persimmon", "keep": ", logits_to_keep=1", "rope": "",
-             "model": "persimmon.PersimmonForCausalLM(persimmon.PersimmonConfig(num_hidden_layers=LAYERS))"},
-    "theirs": {"imports": "from transformers import PersimmonConfig, PersimmonForCausalLM", "keep": "",
-               "model": "PersimmonForCausalLM(PersimmonConfig(num_hidden_layers=LAYERS, rope_theta=25000))",
-               "rope": "model.model.rotary_emb = type(model.model.rotary_emb)(model.config)"},
+    "ours": {
+        "imports": "from decoders import persimmon",
+        "keep": ", logits_to_keep=1",
+        "rope": "",
+        "model": "persimmon.PersimmonForCausalLM(persimmon.PersimmonConfig(num_hidden_layers=LAYERS))",
+    },
+    "theirs": {
+        "imports": "from transformers import PersimmonConfig, PersimmonForCausalLM",
+        "keep": "",
+        "model": "PersimmonForCausalLM(PersimmonConfig(num_hidden_layers=LAYERS, rope_theta=25000))",
+        "rope": "model.model.rotary_emb = type(model.model.rotary_emb)(model.config)",
+    },
 }
 
 
@@ -372,20 +437,32 @@ def persimmon_rows(rounds: int, layers: int) -> Iterator[dict]:
     (a, loss), (b, other) = found.values()
     if not abs(loss - other) < 0.05 * other:  # the same spread of random weights, drawn in another order
         raise SystemExit(f"Persimmon: losses of {loss} and {other}")
-    yield {"row": "Persimmon, 4 layers: memory for the loss of 2,048 tokens", "unit": "GB", "ours": a / 1e9,
-           "theirs": b / 1e9, "ratio": b / a}
+    yield {
+        "row": "Persimmon, 4 layers: memory for the loss of 2,048 tokens",
+        "unit": "GB",
+        "ours": a / 1e9,
+        "theirs": b / 1e9,
+        "ratio": b / a,
+    }
     with torch.device("meta"):
         ours = persimmon.PersimmonForCausalLM(persimmon.PersimmonConfig(num_hidden_layers=layers))
     ours = ours.to(torch.bfloat16).to_empty(device="cpu").init_weights().eval()
     kernels.prepare(ours)
     with torch.no_grad():
-        theirs = attentions(ours, PersimmonForCausalLM,
-                            PersimmonConfig(num_hidden_layers=layers, rope_theta=25000.0))
+        theirs = attentions(
+            ours, PersimmonForCausalLM, PersimmonConfig(num_hidden_layers=layers, rope_theta=25000.0)
+        )
         yield from half_rows("Persimmon, 4 layers", ours, theirs, (512, 1900), (512, 1900), rounds)
 
 
-FAMILIES = {"gpt_neo": gpt_neo_rows, "openai-gpt": openai_gpt_rows, "phi": phi_rows, "phi3": phi3_rows,
-            "persimmon": persimmon_rows, "decoding": partial(decoding_rows, alternate, every)}
+FAMILIES = {
+    "gpt_neo": gpt_neo_rows,
+    "openai-gpt": openai_gpt_rows,
+    "phi": phi_rows,
+    "phi3": phi3_rows,
+    "persimmon": persimmon_rows,
+    "decoding": partial(decoding_rows, alternate, every),
+}
 
 
 def machine() -> str:
@@ -401,8 +478,10 @@ def table(result: dict) -> str:
     """Markdown. A ratio above 1 means that ours is faster, or smaller."""
     lines = [
         f"{result['machine']}; reads {result['read_speed']:.0f} GB/s at best; PyTorch {result['torch']}, "
-        f"Transformers {result['transformers']}; {result['model']}.", "",
-        "| | ours | Transformers | ratio | of the memory bandwidth |", "|---|---|---|---|---|",
+        f"Transformers {result['transformers']}; {result['model']}.",
+        "",
+        "| | ours | Transformers | ratio | of the memory bandwidth |",
+        "|---|---|---|---|---|",
     ]
     for row in result["rows"]:
         read = row.get("read_speed", result["read_speed"])  # before and after it
@@ -431,8 +510,11 @@ def main() -> None:
 
     transformers.logging.set_verbosity_error()
     result = {
-        "machine": machine(), "read_speed": read_speed(), "torch": torch.__version__,
-        "transformers": transformers.__version__, "model": f"gpt-neo-1.3B's width, {layers} layers",
+        "machine": machine(),
+        "read_speed": read_speed(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "model": f"gpt-neo-1.3B's width, {layers} layers",
         "rows": [],
     }
     earlier = json.loads(RESULTS.read_text()) if args.family and RESULTS.exists() else {"rows": []}

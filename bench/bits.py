@@ -1,6 +1,6 @@
 """What 8 and 4 bits cost in exactness: the six tiny checkpoints on texts that they were not trained on.
 
-    python -m bench.bits --write        # the table of docs/speed.md
+python -m bench.bits --write        # the table of docs/speed.md
 """
 
 import argparse
@@ -18,8 +18,10 @@ TEXTS = 48
 
 
 def rows() -> list[str]:
-    lines = [f"| checkpoint | perplexity, float32 | {' | '.join(kernels.KINDS)} |",
-             "|---|---|" + "---|" * len(kernels.KINDS)]
+    lines = [
+        f"| checkpoint | perplexity, float32 | {' | '.join(kernels.KINDS)} |",
+        "|---|---|" + "---|" * len(kernels.KINDS),
+    ]
     for name, recipe in train_tiny.RECIPES.items():
         folder = ROOT / "checkpoints" / f"tiny-{name.replace('_', '-')}"
         model = weights.load(recipe.model_class, folder, dtype=torch.float32)
@@ -27,8 +29,10 @@ def rows() -> list[str]:
         texts = list(islice(recipe.texts(train_tiny.HELD_OUT_SEED), TEXTS))
         ids, labels, inputs = (recipe.rows or train_tiny.plain_rows)(tokenizer, texts)
         costs = [kernels.error(model, ids, kind, labels=labels, **inputs) for kind in kernels.KINDS]
-        cells = [f"{cost.perplexity:.4f} ({cost.perplexity / cost.before - 1:+.2%}), logits {cost.logits:.4f}"
-                 for cost in costs]
+        cells = [
+            f"{cost.perplexity:.4f} ({cost.perplexity / cost.before - 1:+.2%}), logits {cost.logits:.4f}"
+            for cost in costs
+        ]
         lines.append(f"| {folder.name} | {costs[0].before:.4f} | {' | '.join(cells)} |")
     return lines
 

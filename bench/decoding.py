@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from decoders import gpt_neo, kernels, phi3
-from decoders.tools import generation
+from decoders import decoding, gpt_neo, kernels, phi3
 
 NEW = 33  # new tokens; those after the first are counted
 
@@ -61,7 +60,7 @@ def rows(name: str, ours, theirs, alternate: Callable, rounds: int) -> Iterator[
 
     def call(model, ids, options) -> Callable[[int], object]:
         if model is ours:
-            return lambda new: generation.generate(ours, ids, max_new_tokens=new, **common, **options)
+            return lambda new: decoding.generate(ours, ids, max_new_tokens=new, **common, **options)
         mask = torch.ones_like(ids)
         return lambda new: theirs.generate(ids, attention_mask=mask, max_new_tokens=new, **common, **options)
 

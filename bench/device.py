@@ -16,10 +16,9 @@ from functools import partial
 
 import torch
 
-from decoders import FAMILIES, kernels, model_class
+from decoders import FAMILIES, decoding, kernels, model_class
+from decoders.compare.kit import SMALL, redraw
 from decoders.formats.config import cache_shape, modern
-from decoders.tools import generation
-from decoders.tools.kit import SMALL, redraw
 
 PROMPT, NEW, WARM = 512, 64, 8  # tokens
 
@@ -107,7 +106,7 @@ def engines(kind: str, config: dict, device: str) -> Iterator[tuple[str, torch.n
         return model.to(torch.bfloat16).to_empty(device=device).init_weights().eval()
 
     def ours(model: torch.nn.Module, compiled: bool, ids: torch.Tensor, n: int) -> None:
-        generation.generate(model, ids, max_new_tokens=n, eos_token_id=None, compiled=compiled)
+        decoding.generate(model, ids, max_new_tokens=n, eos_token_id=None, compiled=compiled)
 
     for bits in (None, "int8", "int4"):
         model = kernels.prepare(fresh() if bits is None else kernels.quantize(fresh(), bits))
@@ -120,8 +119,13 @@ def engines(kind: str, config: dict, device: str) -> Iterator[tuple[str, torch.n
     for compiled in (False, True):
         more = {"cache_implementation": "static"} if compiled else {}
         told = f"Transformers {transformers.__version__} bfloat16{', compiled' if compiled else ''}"
-        yield told, theirs, lambda ids, n, more=more: theirs.generate(
-            ids, max_new_tokens=n, min_new_tokens=n, do_sample=False, pad_token_id=0, **more)
+        yield (
+            told,
+            theirs,
+            lambda ids, n, more=more: theirs.generate(
+                ids, max_new_tokens=n, min_new_tokens=n, do_sample=False, pad_token_id=0, **more
+            ),
+        )
 
 
 def size_of(model: torch.nn.Module) -> int:

@@ -179,8 +179,14 @@ def ctranslate2_folder(folder: Path, kind: str) -> Path:
         turned = int(config["partial_rotary_factor"] * head)
         own = {"parallel_residual": True, "shared_layer_norm": True, "rotary_dim": turned}
     spec = transformer_spec.TransformerDecoderModelSpec.from_config(
-        layers, heads, pre_norm=True, activation=kinds.GELUTanh if phi else kinds.SWISH,
-        rotary_interleave=False, num_heads_kv=config["num_key_value_heads"], **own)
+        layers,
+        heads,
+        pre_norm=True,
+        activation=kinds.GELUTanh if phi else kinds.SWISH,
+        rotary_interleave=False,
+        num_heads_kv=config["num_key_value_heads"],
+        **own,
+    )
 
     def put(to: object, name: str, *parts: str, rows: slice = slice(None)) -> None:
         import numpy
@@ -229,8 +235,9 @@ class Llama:
         import llama_cpp
 
         file = gguf(folder, kind)
-        self.model = llama_cpp.Llama(str(file), n_ctx=2048, n_batch=512, n_threads=threads,
-                                     n_threads_batch=threads, verbose=False)
+        self.model = llama_cpp.Llama(
+            str(file), n_ctx=2048, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False
+        )
         self.extra = {"version": llama_cpp.__version__}
 
     def read(self, ids: list[int]) -> list[float]:
@@ -399,7 +406,8 @@ def openvino_folder(folder: Path, kind: str) -> Path:
         bits = {"int8": {"bits": 8}, "int4": {"bits": 4, "group_size": 32, "ratio": 1.0}}[kind]
         config = OVWeightQuantizationConfig(**bits)
         OVModelForCausalLM.from_pretrained(
-            folder, export=True, compile=False, quantization_config=config).save_pretrained(made)
+            folder, export=True, compile=False, quantization_config=config
+        ).save_pretrained(made)
     return made
 
 
@@ -455,8 +463,9 @@ def python_of(environment: str) -> Path | None:
     return own if own.exists() else None
 
 
-def measured(name: str, engines: list[str], rounds: int, threads: int, folder: Path,
-             found: dict[str, list[dict]]) -> Iterator[None]:
+def measured(
+    name: str, engines: list[str], rounds: int, threads: int, folder: Path, found: dict[str, list[dict]]
+) -> Iterator[None]:
     """Every engine once per round, what it did added to `found`; pauses after each."""
     if rounds:
         prepare(name, folder)
@@ -480,18 +489,31 @@ def measured(name: str, engines: list[str], rounds: int, threads: int, folder: P
 
 def medians(found: dict[str, list[dict]]) -> dict[str, dict]:
     """Of each engine, in the order of ENGINES, with the number of its runs."""
-    return {engine: {key: value if isinstance(value, str) else statistics.median(one[key] for one in runs)
-                     for key, value in runs[0].items()} | {"runs": len(runs)}
-            for engine, runs in sorted(found.items(), key=lambda item: list(ENGINES).index(item[0]))}
+    return {
+        engine: {
+            key: value if isinstance(value, str) else statistics.median(one[key] for one in runs)
+            for key, value in runs[0].items()
+        }
+        | {"runs": len(runs)}
+        for engine, runs in sorted(found.items(), key=lambda item: list(ENGINES).index(item[0]))
+    }
 
 
 def table(name: str, found: dict[str, dict]) -> list[str]:
     ours = found["ours bfloat16"]
-    lines = [f"| {name} | decode at 512 | at 1,900 | prefill of 512 | to the first token | memory | error "
-             "| runs |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        f"| {name} | decode at 512 | at 1,900 | prefill of 512 | to the first token | memory | error "
+        "| runs |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for engine, one in found.items():
         cells = [f"{one[key]:.3g} tok/s ({one[key] / ours[key]:.2f})" for key in SPEEDS]
-        cells += [f"{one['first']:.1f} s", f"{one['memory'] / 1e9:.2f} GB", f"{one['error']:.3f}", f"{one['runs']}"]
+        cells += [
+            f"{one['first']:.1f} s",
+            f"{one['memory'] / 1e9:.2f} GB",
+            f"{one['error']:.3f}",
+            f"{one['runs']}",
+        ]
         version = f" {one['version']}" if "version" in one else ""
         lines.append(f"| {engine}{version} | {' | '.join(cells)} |")
     return lines
@@ -515,8 +537,10 @@ KIN = {"ours": "#0072b2", "llama.cpp": "#d55e00", "Transformers": "#555555", "ON
 def picture(results: dict[str, dict[str, dict]]) -> str:
     """SVG: of each model tokens a second over the error of the logits, every engine a dot."""
     width, height, left, top = 430, 300, 60, 40
-    lines = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width * len(results)} {height + 90}" '
-             'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>']
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width * len(results)} {height + 90}" '
+        'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>'
+    ]
     for n, (name, found) in enumerate(results.items()):
         errors = [math.log10(one["error"]) for one in found.values()]
         first, last = math.floor(min(errors) * 2) / 2, math.ceil(max(errors) * 2 + 0.4) / 2
@@ -531,32 +555,42 @@ def picture(results: dict[str, dict[str, dict]]) -> str:
         lines.append(f'<text x="{width * n + left}" y="20" font-size="15">{name}</text>')
         for speed in range(0, int(most), 10):
             a, b, at = x(10**first), x(10**last), y(speed)
-            lines.append(f'<line x1="{a:.0f}" x2="{b:.0f}" y1="{at:.0f}" y2="{at:.0f}" stroke="#ddd"/>'
-                         f'<text x="{a - 8:.0f}" y="{at + 4:.0f}" text-anchor="end">{speed}</text>')
+            lines.append(
+                f'<line x1="{a:.0f}" x2="{b:.0f}" y1="{at:.0f}" y2="{at:.0f}" stroke="#ddd"/>'
+                f'<text x="{a - 8:.0f}" y="{at + 4:.0f}" text-anchor="end">{speed}</text>'
+            )
         for error in (0.003, 0.01, 0.03, 0.1, 0.3, 1.0):
             if first <= math.log10(error) <= last:
                 at = f'x="{x(error):.0f}" y="{top + height + 18}"'
                 lines.append(f'<text {at} text-anchor="middle">{error:g}</text>')
-        lines.append(f'<text x="{width * n + left}" y="{top + height + 38}">error of the logits; '
-                     "upwards: tokens a second after 512</text>")
+        lines.append(
+            f'<text x="{width * n + left}" y="{top + height + 38}">error of the logits; '
+            "upwards: tokens a second after 512</text>"
+        )
         dots = {engine: (x(one["error"]), y(one["decode 512"])) for engine, one in found.items()}
         taken = [(cx - 6, cx + 6, cy + 4) for cx, cy in dots.values()]  # from, to, height; then labels too
         for engine, (cx, cy) in sorted(dots.items(), key=lambda item: item[1][1]):
             color = next(color for kin, color in KIN.items() if engine.startswith(kin))
             long = 7 * len(engine)
-            places = [(abs(down) + (0 if (shift > 0) == (cx < width * (n + 1) - 130) else 9), shift, down)
-                      for down in range(-60, 61, 2) for shift in (9, -9)]
+            places = [
+                (abs(down) + (0 if (shift > 0) == (cx < width * (n + 1) - 130) else 9), shift, down)
+                for down in range(-60, 61, 2)
+                for shift in (9, -9)
+            ]
             for _, shift, down in sorted(places):  # the nearest where nothing stands
                 begin, text = cx + (shift if shift > 0 else shift - long), cy + 4 + down
                 inside = width * n + left - 30 <= begin and begin + long <= width * (n + 1) + 10
-                if inside and not any(abs(text - at) < 13 and begin < b and a < begin + long
-                                      for a, b, at in taken):
+                if inside and not any(
+                    abs(text - at) < 13 and begin < b and a < begin + long for a, b, at in taken
+                ):
                     break
             anchor = "start" if shift > 0 else "end"
             taken.append((begin, begin + long, text))
-            lines.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="5" fill="{color}"/>'
-                         f'<text x="{cx + shift:.0f}" y="{text:.0f}" fill="{color}" '
-                         f'text-anchor="{anchor}">{engine}</text>')
+            lines.append(
+                f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="5" fill="{color}"/>'
+                f'<text x="{cx + shift:.0f}" y="{text:.0f}" fill="{color}" '
+                f'text-anchor="{anchor}">{engine}</text>'
+            )
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 
@@ -586,8 +620,11 @@ def main() -> None:
                 if args.keep is not None:
                     args.keep.write_text(json.dumps(runs))
     results = {name: medians(found) for name, found in runs.items()}
-    lines = [line for name, found in results.items()
-             for line in (*table(name, found), "", *against_the_best(found), "")]
+    lines = [
+        line
+        for name, found in results.items()
+        for line in (*table(name, found), "", *against_the_best(found), "")
+    ]
     text = "\n".join(lines)
     print(text)
     if args.write:

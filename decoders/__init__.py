@@ -10,5 +10,17 @@ from decoders.formats.config import FAMILIES, OLD_NAMES, REFUSED, family, model_
 from decoders.formats.folder import RELEASE, SMALL_FILES, WEIGHT_FILES, check_file, find, read_json
 
 __version__ = "0.1.0"
-__all__ = ["FAMILIES", "OLD_NAMES", "REFUSED", "RELEASE", "SMALL_FILES", "WEIGHT_FILES", "check_file",
-           "family", "find", "model_class", "read_config", "read_json"]
+__all__ = [
+    "FAMILIES",
+    "OLD_NAMES",
+    "REFUSED",
+    "RELEASE",
+    "SMALL_FILES",
+    "WEIGHT_FILES",
+    "check_file",
+    "family",
+    "find",
+    "model_class",
+    "read_config",
+    "read_json",
+]

@@ -146,7 +146,9 @@ class FuyuConfig:
         """With the decoder's fields in `text_config` and beside it: 4.x reads some of them there."""
         return {"model_type": self.model_type, **asdict(self), "text_config": self.text_config.to_dict()}
 
+
 # ---- Pictures ----------------------------------------------------------------------------------------------
+
 
 class FuyuImages(NamedTuple):
     """Pictures ready to be cut into patches; one list per text, of one picture or none."""
@@ -200,18 +202,29 @@ class FuyuImageProcessor:
         order = [*range(b), b + 1, b + 3, b + 2, b + 4, b]  # rows, columns, then inside a patch
         return cut.permute(order).reshape(*batch, -1, size * size * channels)
 
-    def preprocess_with_tokenizer_info(self, image_input: Any, image_present: Any, image_unpadded_h: Any,
-                                       image_unpadded_w: Any, image_placeholder_id: int,
-                                       image_newline_id: int,
-                                       variable_sized: bool = True) -> dict[str, list[list[Tensor]]]:
+    def preprocess_with_tokenizer_info(
+        self,
+        image_input: Any,
+        image_present: Any,
+        image_unpadded_h: Any,
+        image_unpadded_w: Any,
+        image_placeholder_id: int,
+        image_newline_id: int,
+        variable_sized: bool = True,
+    ) -> dict[str, list[list[Tensor]]]:
         """Patches, and the ids that stand for them: a placeholder for each, a newline after each row.
 
         `image_input` is a list of lists of pictures (3, H, W), or a tensor (B, pictures, 3, H, W);
         `image_present` says which of them are there. Without `variable_sized` padding counts as picture, and
         rows have no newline. The result has lists of lists; its indices count patches, -1 is elsewhere.
         """
-        names = ("images", "image_input_ids", "image_patches", "image_patch_indices_per_batch",
-                 "image_patch_indices_per_subsequence")
+        names = (
+            "images",
+            "image_input_ids",
+            "image_patches",
+            "image_patch_indices_per_batch",
+            "image_patch_indices_per_subsequence",
+        )
         found: dict[str, list] = {name: [] for name in names}
         for b, row in enumerate(image_input):
             ids, patches, of_row, of_picture, before = [], [], [], [], 0
@@ -301,7 +314,9 @@ def resized(pixels: Tensor, height: int, width: int) -> Tensor:
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(height, width, 3)
 
+
 # ---- Prompts and places ------------------------------------------------------------------------------------
+
 
 class Box(NamedTuple):
     """In pixels of the picture as it was."""
@@ -347,8 +362,14 @@ class FuyuProcessor:
             raise ValueError(f"the vocabulary has no {piece}: it is not Fuyu's")
         return id
 
-    def __call__(self, text: str | Sequence[str] | None = None, images: Any = None, *,
-                 truncation: bool = False, max_length: int | None = None) -> dict[str, Any]:
+    def __call__(
+        self,
+        text: str | Sequence[str] | None = None,
+        images: Any = None,
+        *,
+        truncation: bool = False,
+        max_length: int | None = None,
+    ) -> dict[str, Any]:
         """`input_ids` and `attention_mask` (B, T), padded on the left; with pictures also `image_patches`,
         one (1, N, P) per row, and `image_patches_indices` (B, T): which patch stands where, -1 elsewhere.
 
@@ -370,8 +391,13 @@ class FuyuProcessor:
             raise ValueError(f"{len(texts)} texts and {n} pictures: give [] for a text without a picture")
         present = [[1] * len(row) for row in pictures.images]
         info = self.image_processor.preprocess_with_tokenizer_info(
-            pictures.images, present, pictures.image_unpadded_heights, pictures.image_unpadded_widths,
-            self.placeholder, self.newline)
+            pictures.images,
+            present,
+            pictures.image_unpadded_heights,
+            pictures.image_unpadded_widths,
+            self.placeholder,
+            self.newline,
+        )
         rows, places, patches = [], [], []
         for i, prompt in enumerate(texts):
             scale = pictures.image_scale_factors[i][0] if present[i] else 1.0
@@ -391,8 +417,11 @@ class FuyuProcessor:
         for part in re.split("(" + "|".join(TAGS) + ")", prompt):
             if part and part not in TAGS:
                 is_place = after in ("<box>", "<point>")
-                ids += self.place_ids(part, scale) if is_place else self.tokenizer.encode(
-                    part, add_special_tokens=False, split_special_tokens=True)
+                ids += (
+                    self.place_ids(part, scale)
+                    if is_place
+                    else self.tokenizer.encode(part, add_special_tokens=False, split_special_tokens=True)
+                )
             after = part
         return ids
 
@@ -403,8 +432,9 @@ class FuyuProcessor:
             if not all(map(math.isfinite, values)):
                 raise ValueError
         except ValueError:
-            raise ValueError(f"{numbers!r} is no place: give <box>top, left, bottom, right</box> or "
-                             "<point>x, y</point>") from None
+            raise ValueError(
+                f"{numbers!r} is no place: give <box>top, left, bottom, right</box> or <point>x, y</point>"
+            ) from None
         if len(values) not in (2, 4):
             raise ValueError(f"{numbers!r} has {len(values)} numbers: a box has four, a point two")
         scale = torch.tensor(scale).item()  # in float32, as the reference: it decides between two roundings
@@ -414,8 +444,9 @@ class FuyuProcessor:
         tags = ("<0x02>", "<0x03>") if len(values) == 2 else ("<0x00>", "<0x01>")
         return [self.id_of(tags[0]), *map(self.tokenizer.token_id, pieces), self.id_of(tags[1])]
 
-    def post_process_box_coordinates(self, outputs: Sequence[Tensor],
-                                     target_sizes: Any = None) -> list[Located]:
+    def post_process_box_coordinates(
+        self, outputs: Sequence[Tensor], target_sizes: Any = None
+    ) -> list[Located]:
         """Each row of ids with its boxes and points as text and in pixels.
 
         `target_sizes`: (height, width) of each picture as it was; left out, none was larger than 1080 x 1920.
@@ -464,7 +495,9 @@ def padded(rows: list[list[int]], filler: int = 0) -> dict[str, Tensor]:
         "attention_mask": torch.tensor([[0] * (T - len(row)) + [1] * len(row) for row in rows]),
     }
 
+
 # ---- Rotary position embedding -----------------------------------------------------------------------------
+
 
 def rope_tables(position_ids: Tensor, config: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin (B, 1, T, R) for `position_ids` (B, T), in x's dtype.
@@ -491,7 +524,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = turned.chunk(2, dim=-1)
     return torch.cat([turned * cos + torch.cat([-second, first], dim=-1) * sin, passed], dim=-1)
 
+
 # ---- Key/value cache ---------------------------------------------------------------------------------------
+
 
 class KVCache:
     """Keys and values of every layer. `cache[i]` is layer i's `(k, v)`, (B, K, S, D) each; `len(cache)` is S.
@@ -538,7 +573,9 @@ class KVCache:
         """Row i becomes what row `index[i]` was, as beam search needs it."""
         self.buffers = [(k[index], v[index]) for k, v in self]
 
+
 # ---- Attention ---------------------------------------------------------------------------------------------
+
 
 def causal_bias(T: int, S: int, mask: Maybe, texts: Maybe, x: Tensor, whole: bool) -> Tensor | None:
     """(1 or B, 1 or H, T, S) to add to the scores of the last T of S positions. None, unless `whole`, where
@@ -608,7 +645,9 @@ class PersimmonAttention(nn.Module):
         y, weights = self.attend(q, k, v, bias, self.D**-0.5, dropout, whole)
         return self.dense(y.transpose(1, 2).flatten(2)), weights
 
+
 # ---- MLP and layer -----------------------------------------------------------------------------------------
+
 
 class PersimmonMLP(nn.Module):
     def __init__(self, config: PersimmonConfig):
@@ -635,7 +674,9 @@ class PersimmonBlock(nn.Module):
         x = x + y
         return x + self.dropout(self.mlp(self.post_attention_layernorm(x))), weights
 
+
 # ---- Decoder -----------------------------------------------------------------------------------------------
+
 
 class ModelOutput(NamedTuple):
     last_hidden_state: Tensor  # (B, T, C), after the final norm
@@ -692,8 +733,11 @@ class PreTrainedModel(nn.Module):
     def train(self, mode: bool = True) -> "PreTrainedModel":
         inner = any(isinstance(part, PreTrainedModel) for part in self.children())  # which warns in our place
         if mode and not (self.training or inner) and (dtype := next(self.parameters()).dtype).itemsize == 2:
-            warnings.warn(f"weights in {dtype}: AdamW makes float16 NaN and loses small steps in bfloat16. "
-                          "Train float32 weights, under torch.autocast for speed", stacklevel=2)
+            warnings.warn(
+                f"weights in {dtype}: AdamW makes float16 NaN and loses small steps in bfloat16. "
+                "Train float32 weights, under torch.autocast for speed",
+                stacklevel=2,
+            )
         return super().train(mode)
 
 
@@ -728,9 +772,17 @@ class PersimmonModel(PreTrainedModel):
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.init_weights()
 
-    def forward(self, input_ids: Maybe = None, attention_mask: Maybe = None, position_ids: Maybe = None,
-                past_key_values: Any = None, inputs_embeds: Maybe = None, use_cache: bool | None = None,
-                output_attentions: bool = False, output_hidden_states: bool = False) -> ModelOutput:
+    def forward(
+        self,
+        input_ids: Maybe = None,
+        attention_mask: Maybe = None,
+        position_ids: Maybe = None,
+        past_key_values: Any = None,
+        inputs_embeds: Maybe = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> ModelOutput:
         """Hidden states of `input_ids` (B, T), or of `inputs_embeds` (B, T, C).
 
         `attention_mask`: see `causal_bias`. `position_ids` (B, T) or (T,), left out, go on from the cache's
@@ -745,8 +797,10 @@ class PersimmonModel(PreTrainedModel):
         (B, T, _), past = x.shape, len(cache or ())
         if self.config.rope_varies and past + T > self.config.max_position_embeddings:
             if past:  # hidden states of the past would have to change too; Transformers mixes frequencies
-                raise ValueError("rope_scaling gives a text of this length other frequencies than "
-                                 "past_key_values has: pass the whole text without it, as generate does")
+                raise ValueError(
+                    "rope_scaling gives a text of this length other frequencies than "
+                    "past_key_values has: pass the whole text without it, as generate does"
+                )
             cache = None
         places = torch.arange(past, past + T, device=x.device) if position_ids is None else position_ids
         places, texts = places.expand(B, T), None
@@ -765,7 +819,9 @@ class PersimmonModel(PreTrainedModel):
         attentions = tuple(attentions) if output_attentions else None
         return ModelOutput(x, cache if use_cache else None, hidden_states, attentions)
 
+
 # ---- Causal language model ---------------------------------------------------------------------------------
+
 
 class CausalLMOutput(NamedTuple):
     loss: Tensor | None
@@ -777,8 +833,11 @@ class CausalLMOutput(NamedTuple):
 
 def next_token(logits, temperature, top_k, top_p, generator) -> Tensor:
     """(B,) ids drawn from (B, V) float32 logits, in Transformers' order: a seed draws the same there."""
-    for name, n, kind, least, most in (("temperature", temperature, float, 1e-30, 1e30),
-                                       ("top_k", top_k, int, 1, math.inf), ("top_p", top_p, float, 1e-30, 1)):
+    for name, n, kind, least, most in (
+        ("temperature", temperature, float, 1e-30, 1e30),
+        ("top_k", top_k, int, 1, math.inf),
+        ("top_p", top_p, float, 1e-30, 1),
+    ):
         if n is not None and (not isinstance(n, int | kind) or not least <= n <= most):
             raise ValueError(f"{name} must be of type {kind.__name__}, from {least} to {most}, not {n!r}")
     logits = logits / temperature
@@ -800,11 +859,23 @@ class GenerationMixin:
     """`generate`, for a model with logits and `max_positions` (None: no limit)."""
 
     @torch.no_grad()
-    def generate(self, input_ids: Tensor, attention_mask: Maybe = None, *, max_new_tokens: int,
-                 do_sample: bool = False, temperature: float = 1.0, top_k: int | None = None,
-                 top_p: float | None = None, eos_token_id: int | Sequence[int] | str | None = "checkpoint",
-                 pad_token_id: int | None = None, generator: torch.Generator | None = None,
-                 streamer: Any = None, past_key_values: KVCache | None = None, **inputs) -> Tensor:
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Maybe = None,
+        *,
+        max_new_tokens: int,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        eos_token_id: int | Sequence[int] | str | None = "checkpoint",
+        pad_token_id: int | None = None,
+        generator: torch.Generator | None = None,
+        streamer: Any = None,
+        past_key_values: KVCache | None = None,
+        **inputs,
+    ) -> Tensor:
         """(B, T + new) ids: the prompts (B, T), shorter ones padded on the left, and what follows them.
 
         `eos_token_id`: an id or several; left out it is the checkpoint's own, None never stops. Finished rows
@@ -893,17 +964,34 @@ class PersimmonForCausalLM(PreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.init_weights(self.lm_head).tie_weights()
 
-    def forward(self, input_ids: Maybe = None, attention_mask: Maybe = None, position_ids: Maybe = None,
-                past_key_values: Any = None, inputs_embeds: Maybe = None, labels: Maybe = None,
-                use_cache: bool | None = None, output_attentions: bool = False,
-                output_hidden_states: bool = False, logits_to_keep: int | Tensor = 0) -> CausalLMOutput:
+    def forward(
+        self,
+        input_ids: Maybe = None,
+        attention_mask: Maybe = None,
+        position_ids: Maybe = None,
+        past_key_values: Any = None,
+        inputs_embeds: Maybe = None,
+        labels: Maybe = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        logits_to_keep: int | Tensor = 0,
+    ) -> CausalLMOutput:
         """Logits (B, T, V) after `PersimmonModel.forward`; with `labels` (B, T) the loss of the next tokens.
 
         Labels are not shifted, -100 is left out. `logits_to_keep`: how many last ones (0: all), or which. The
         loss is that of all positions in any case, and needs no logits but those: with long texts keep 1.
         """
-        x, *rest = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds,
-                              use_cache, output_attentions, output_hidden_states)
+        x, *rest = self.model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+        )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         loss = None if labels is None else next_token_loss(x, labels, self.lm_head)
         return CausalLMOutput(loss, self.lm_head(x[:, kept]), *rest)
@@ -913,7 +1001,9 @@ class PersimmonForCausalLM(PreTrainedModel, GenerationMixin):
         too_long = self.config.rope_varies and ids.shape[1] > self.config.max_position_embeddings
         return super().prepare_inputs(ids, mask, None if too_long else cache, **inputs)
 
+
 # ---- Fuyu --------------------------------------------------------------------------------------------------
+
 
 def check_patches(image_patches: Tensor | Sequence[Tensor], indices: Tensor, T: int) -> None:
     """ValueError unless each row has as many patches as places, which count them from 0."""
@@ -941,11 +1031,21 @@ class FuyuForCausalLM(PreTrainedModel, GenerationMixin):
         self.language_model = PersimmonForCausalLM(config.text_config)
         self.init_weights(self.vision_embed_tokens)
 
-    def forward(self, input_ids: Maybe = None, image_patches: Tensor | Sequence[Tensor] | None = None,
-                image_patches_indices: Maybe = None, attention_mask: Maybe = None, position_ids: Maybe = None,
-                past_key_values: Any = None, inputs_embeds: Maybe = None, use_cache: bool | None = None,
-                labels: Maybe = None, output_attentions: bool = False, output_hidden_states: bool = False,
-                logits_to_keep: int | Tensor = 0) -> CausalLMOutput:
+    def forward(
+        self,
+        input_ids: Maybe = None,
+        image_patches: Tensor | Sequence[Tensor] | None = None,
+        image_patches_indices: Maybe = None,
+        attention_mask: Maybe = None,
+        position_ids: Maybe = None,
+        past_key_values: Any = None,
+        inputs_embeds: Maybe = None,
+        use_cache: bool | None = None,
+        labels: Maybe = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        logits_to_keep: int | Tensor = 0,
+    ) -> CausalLMOutput:
         """`PersimmonForCausalLM.forward`, with patches among the tokens.
 
         `image_patches`: one (N, P) or (1, N, P) per row, which may have none, or a tensor with all of them.
@@ -961,8 +1061,18 @@ class FuyuForCausalLM(PreTrainedModel, GenerationMixin):
             inputs_embeds = self.with_patches(input_ids, image_patches, image_patches_indices)
             input_ids = None
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        return self.language_model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds,
-                                   labels, use_cache, output_attentions, output_hidden_states, logits_to_keep)
+        return self.language_model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            labels,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+            logits_to_keep,
+        )
 
     def with_patches(self, input_ids: Tensor, image_patches: Any, indices: Maybe) -> Tensor:
         """(B, T, C): words, and patches where they belong."""

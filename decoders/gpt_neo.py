@@ -82,7 +82,9 @@ class GPTNeoConfig:
     def to_dict(self) -> dict:
         return {"model_type": self.model_type, **asdict(self)}
 
+
 # ---- Key/value cache ---------------------------------------------------------------------------------------
+
 
 class KVCache:
     """Keys and values of every layer. `cache[i]` is layer i's `(k, v)`, (B, K, S, D) each; `len(cache)` is S.
@@ -129,11 +131,13 @@ class KVCache:
         """Row i becomes what row `index[i]` was, as beam search needs it."""
         self.buffers = [(k[index], v[index]) for k, v in self]
 
+
 # ---- Attention ---------------------------------------------------------------------------------------------
 
 
-def local_bias(T: int, S: int, window: int | None, mask: Maybe, texts: Maybe, x: Tensor,
-               whole: bool) -> Maybe:
+def local_bias(
+    T: int, S: int, window: int | None, mask: Maybe, texts: Maybe, x: Tensor, whole: bool
+) -> Maybe:
     """(1 or B, 1 or H, T, S) to add to the scores of the last T of S positions, which see `window` keys each
     (None: all), itself counted. One query gets those of its window only. None, unless `whole`, where none is
     needed: plain causal, or one query that sees every key.
@@ -209,7 +213,9 @@ class GPTNeoSelfAttention(nn.Module):
         y, weights = self.attend(q, k, v, bias, 1.0, dropout, whole, head_mask)
         return self.resid_dropout(self.out_proj(y.transpose(1, 2).flatten(2))), weights
 
+
 # ---- MLP and layer -----------------------------------------------------------------------------------------
+
 
 class GPTNeoMLP(nn.Module):
     def __init__(self, config: GPTNeoConfig):
@@ -236,7 +242,9 @@ class GPTNeoBlock(nn.Module):
         x = x + y
         return x + self.mlp(self.ln_2(x)), weights
 
+
 # ---- Model -------------------------------------------------------------------------------------------------
+
 
 class ModelOutput(NamedTuple):
     last_hidden_state: Tensor  # (B, T, C), after the final norm
@@ -293,8 +301,11 @@ class PreTrainedModel(nn.Module):
     def train(self, mode: bool = True) -> "PreTrainedModel":
         inner = any(isinstance(part, PreTrainedModel) for part in self.children())  # which warns in our place
         if mode and not (self.training or inner) and (dtype := next(self.parameters()).dtype).itemsize == 2:
-            warnings.warn(f"weights in {dtype}: AdamW makes float16 NaN and loses small steps in bfloat16. "
-                          "Train float32 weights, under torch.autocast for speed", stacklevel=2)
+            warnings.warn(
+                f"weights in {dtype}: AdamW makes float16 NaN and loses small steps in bfloat16. "
+                "Train float32 weights, under torch.autocast for speed",
+                stacklevel=2,
+            )
         return super().train(mode)
 
 
@@ -330,10 +341,19 @@ class GPTNeoModel(PreTrainedModel):
         self.ln_f = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
         self.init_weights()
 
-    def forward(self, input_ids: Maybe = None, past_key_values: Any = None, attention_mask: Maybe = None,
-                token_type_ids: Maybe = None, position_ids: Maybe = None, head_mask: Maybe = None,
-                inputs_embeds: Maybe = None, use_cache: bool | None = None,
-                output_attentions: bool = False, output_hidden_states: bool = False) -> ModelOutput:
+    def forward(
+        self,
+        input_ids: Maybe = None,
+        past_key_values: Any = None,
+        attention_mask: Maybe = None,
+        token_type_ids: Maybe = None,
+        position_ids: Maybe = None,
+        head_mask: Maybe = None,
+        inputs_embeds: Maybe = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> ModelOutput:
         """Hidden states of `input_ids` (B, T), or of `inputs_embeds` (B, T, C).
 
         `attention_mask`: see `local_bias`. `position_ids` (B, T) or (T,), left out, go on from the cache's
@@ -358,8 +378,10 @@ class GPTNeoModel(PreTrainedModel):
         x = x + self.wpe(places)
         x = self.drop(x if token_type_ids is None else x + self.wte(token_type_ids))
         whole = output_attentions or head_mask is not None
-        biases = {kind: local_bias(T, past + T, window, attention_mask, texts, x, whole)
-                  for kind, window in (("global", None), ("local", self.config.window_size))}
+        biases = {
+            kind: local_bias(T, past + T, window, attention_mask, texts, x, whole)
+            for kind, window in (("global", None), ("local", self.config.window_size))
+        }
         hidden_states, attentions = [], []
         for i, layer in enumerate(self.h):
             hidden_states.append(x)
@@ -372,7 +394,9 @@ class GPTNeoModel(PreTrainedModel):
         attentions = tuple(attentions) if output_attentions else None
         return ModelOutput(x, cache if use_cache else None, hidden_states, attentions)
 
+
 # ---- Causal language model ---------------------------------------------------------------------------------
+
 
 class CausalLMOutput(NamedTuple):
     loss: Tensor | None
@@ -384,8 +408,11 @@ class CausalLMOutput(NamedTuple):
 
 def next_token(logits, temperature, top_k, top_p, generator) -> Tensor:
     """(B,) ids drawn from (B, V) float32 logits, in Transformers' order: a seed draws the same there."""
-    for name, n, kind, least, most in (("temperature", temperature, float, 1e-30, 1e30),
-                                       ("top_k", top_k, int, 1, math.inf), ("top_p", top_p, float, 1e-30, 1)):
+    for name, n, kind, least, most in (
+        ("temperature", temperature, float, 1e-30, 1e30),
+        ("top_k", top_k, int, 1, math.inf),
+        ("top_p", top_p, float, 1e-30, 1),
+    ):
         if n is not None and (not isinstance(n, int | kind) or not least <= n <= most):
             raise ValueError(f"{name} must be of type {kind.__name__}, from {least} to {most}, not {n!r}")
     logits = logits / temperature
@@ -407,11 +434,23 @@ class GenerationMixin:
     """`generate`, for a model with logits and `max_positions` (None: no limit)."""
 
     @torch.no_grad()
-    def generate(self, input_ids: Tensor, attention_mask: Maybe = None, *, max_new_tokens: int,
-                 do_sample: bool = False, temperature: float = 1.0, top_k: int | None = None,
-                 top_p: float | None = None, eos_token_id: int | Sequence[int] | str | None = "checkpoint",
-                 pad_token_id: int | None = None, generator: torch.Generator | None = None,
-                 streamer: Any = None, past_key_values: KVCache | None = None, **inputs) -> Tensor:
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Maybe = None,
+        *,
+        max_new_tokens: int,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        eos_token_id: int | Sequence[int] | str | None = "checkpoint",
+        pad_token_id: int | None = None,
+        generator: torch.Generator | None = None,
+        streamer: Any = None,
+        past_key_values: KVCache | None = None,
+        **inputs,
+    ) -> Tensor:
         """(B, T + new) ids: the prompts (B, T), shorter ones padded on the left, and what follows them.
 
         `eos_token_id`: an id or several; left out it is the checkpoint's own, None never stops. Finished rows
@@ -481,18 +520,37 @@ class GPTNeoForCausalLM(PreTrainedModel, GenerationMixin):
         self.max_positions = config.max_position_embeddings
         self.init_weights(self.lm_head).tie_weights()
 
-    def forward(self, input_ids: Maybe = None, past_key_values: Any = None, attention_mask: Maybe = None,
-                token_type_ids: Maybe = None, position_ids: Maybe = None, head_mask: Maybe = None,
-                inputs_embeds: Maybe = None, labels: Maybe = None, use_cache: bool | None = None,
-                output_attentions: bool = False, output_hidden_states: bool = False,
-                logits_to_keep: int | Tensor = 0) -> CausalLMOutput:
+    def forward(
+        self,
+        input_ids: Maybe = None,
+        past_key_values: Any = None,
+        attention_mask: Maybe = None,
+        token_type_ids: Maybe = None,
+        position_ids: Maybe = None,
+        head_mask: Maybe = None,
+        inputs_embeds: Maybe = None,
+        labels: Maybe = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        logits_to_keep: int | Tensor = 0,
+    ) -> CausalLMOutput:
         """Logits (B, T, V) after `GPTNeoModel.forward`; with `labels` (B, T) the loss of the next tokens too.
 
         Labels are not shifted, -100 is left out. `logits_to_keep`: how many last ones (0: all), or which.
         """
-        x, *rest = self.transformer(input_ids, past_key_values, attention_mask, token_type_ids, position_ids,
-                                    head_mask, inputs_embeds, use_cache, output_attentions,
-                                    output_hidden_states)
+        x, *rest = self.transformer(
+            input_ids,
+            past_key_values,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+        )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits, loss = self.lm_head(x[:, kept]), None
         if labels is not None:  # in float32, as Transformers 5; 4.x rounds it to the logits' dtype
@@ -507,7 +565,9 @@ class GPTNeoForCausalLM(PreTrainedModel, GenerationMixin):
             inputs["token_type_ids"] = torch.cat([types, new], dim=1)[:, len(cache or ()) :]
         return super().prepare_inputs(ids, mask, cache, **inputs)
 
+
 # ---- Heads -------------------------------------------------------------------------------------------------
+
 
 def read_last(logits: Tensor, input_ids: Maybe, labels: Maybe, config: Any) -> tuple[Maybe, Tensor]:
     """Loss, and of logits (B, T, labels) those of each row's last token that is not padding, as Transformers
@@ -537,14 +597,33 @@ class GPTNeoForSequenceClassification(PreTrainedModel):
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
         self.init_weights(self.score)
 
-    def forward(self, input_ids: Maybe = None, past_key_values: Any = None, attention_mask: Maybe = None,
-                token_type_ids: Maybe = None, position_ids: Maybe = None, head_mask: Maybe = None,
-                inputs_embeds: Maybe = None, labels: Maybe = None, use_cache: bool | None = None,
-                output_attentions: bool = False, output_hidden_states: bool = False) -> CausalLMOutput:
+    def forward(
+        self,
+        input_ids: Maybe = None,
+        past_key_values: Any = None,
+        attention_mask: Maybe = None,
+        token_type_ids: Maybe = None,
+        position_ids: Maybe = None,
+        head_mask: Maybe = None,
+        inputs_embeds: Maybe = None,
+        labels: Maybe = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> CausalLMOutput:
         """Logits (B, num_labels) at each row's last token; `labels` (B,), or (B, num_labels) of floats."""
-        x, *rest = self.transformer(input_ids, past_key_values, attention_mask, token_type_ids, position_ids,
-                                    head_mask, inputs_embeds, use_cache, output_attentions,
-                                    output_hidden_states)
+        x, *rest = self.transformer(
+            input_ids,
+            past_key_values,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+        )
         return CausalLMOutput(*read_last(self.score(x), input_ids, labels, self.config), *rest)
 
 
@@ -558,14 +637,33 @@ class GPTNeoForTokenClassification(PreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.init_weights(self.classifier)
 
-    def forward(self, input_ids: Maybe = None, past_key_values: Any = None, attention_mask: Maybe = None,
-                token_type_ids: Maybe = None, position_ids: Maybe = None, head_mask: Maybe = None,
-                inputs_embeds: Maybe = None, labels: Maybe = None, use_cache: bool | None = None,
-                output_attentions: bool = False, output_hidden_states: bool = False) -> CausalLMOutput:
+    def forward(
+        self,
+        input_ids: Maybe = None,
+        past_key_values: Any = None,
+        attention_mask: Maybe = None,
+        token_type_ids: Maybe = None,
+        position_ids: Maybe = None,
+        head_mask: Maybe = None,
+        inputs_embeds: Maybe = None,
+        labels: Maybe = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> CausalLMOutput:
         """Logits (B, T, num_labels); `labels` (B, T) with -100 where there is none."""
-        x, *rest = self.transformer(input_ids, past_key_values, attention_mask, token_type_ids, position_ids,
-                                    head_mask, inputs_embeds, use_cache, output_attentions,
-                                    output_hidden_states)
+        x, *rest = self.transformer(
+            input_ids,
+            past_key_values,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+        )
         logits = self.classifier(self.dropout(x))
         loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten())
         return CausalLMOutput(loss, logits, *rest)
@@ -588,15 +686,33 @@ class GPTNeoForQuestionAnswering(PreTrainedModel):
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.init_weights(self.qa_outputs)
 
-    def forward(self, input_ids: Maybe = None, attention_mask: Maybe = None, token_type_ids: Maybe = None,
-                position_ids: Maybe = None, head_mask: Maybe = None, inputs_embeds: Maybe = None,
-                start_positions: Maybe = None, end_positions: Maybe = None, output_attentions: bool = False,
-                output_hidden_states: bool = False) -> QuestionAnsweringOutput:
+    def forward(
+        self,
+        input_ids: Maybe = None,
+        attention_mask: Maybe = None,
+        token_type_ids: Maybe = None,
+        position_ids: Maybe = None,
+        head_mask: Maybe = None,
+        inputs_embeds: Maybe = None,
+        start_positions: Maybe = None,
+        end_positions: Maybe = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> QuestionAnsweringOutput:
         """Logits (B, T) of where the answer starts and ends. Positions (B,) are clamped to the text; those
         past its end do not count in the loss."""
-        x, _, *rest = self.transformer(input_ids, None, attention_mask, token_type_ids, position_ids,
-                                       head_mask, inputs_embeds, False, output_attentions,
-                                       output_hidden_states)
+        x, _, *rest = self.transformer(
+            input_ids,
+            None,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            False,
+            output_attentions,
+            output_hidden_states,
+        )
         start, end = self.qa_outputs(x).unbind(-1)  # (B, T) each
         loss = None
         if start_positions is not None and end_positions is not None:

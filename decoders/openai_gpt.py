@@ -79,7 +79,9 @@ class OpenAIGPTConfig:
     def to_dict(self) -> dict:
         return {"model_type": self.model_type, **asdict(self)}
 
+
 # ---- Key/value cache ---------------------------------------------------------------------------------------
+
 
 class KVCache:
     """Keys and values of every layer. `cache[i]` is layer i's `(k, v)`, (B, K, S, D) each; `len(cache)` is S.
@@ -126,7 +128,9 @@ class KVCache:
         """Row i becomes what row `index[i]` was, as beam search needs it."""
         self.buffers = [(k[index], v[index]) for k, v in self]
 
+
 # ---- Attention ---------------------------------------------------------------------------------------------
+
 
 def causal_bias(T: int, S: int, mask: Maybe, texts: Maybe, x: Tensor, whole: bool) -> Tensor | None:
     """(1 or B, 1 or H, T, S) to add to the scores of the last T of S positions. None, unless `whole`, where
@@ -204,7 +208,9 @@ class OpenAIGPTAttention(nn.Module):
         y, weights = self.attend(q, k, v, bias, self.D**-0.5, dropout, whole, head_mask)
         return self.resid_dropout(self.c_proj(y.transpose(1, 2).flatten(2))), weights
 
+
 # ---- MLP and layer -----------------------------------------------------------------------------------------
+
 
 class OpenAIGPTMLP(nn.Module):
     def __init__(self, config: OpenAIGPTConfig):
@@ -231,7 +237,9 @@ class OpenAIGPTBlock(nn.Module):
         x = self.ln_1(x + y)
         return self.ln_2(x + self.mlp(x)), weights
 
+
 # ---- Model -------------------------------------------------------------------------------------------------
+
 
 class ModelOutput(NamedTuple):
     last_hidden_state: Tensor  # (B, T, C), after the final norm
@@ -288,8 +296,11 @@ class PreTrainedModel(nn.Module):
     def train(self, mode: bool = True) -> "PreTrainedModel":
         inner = any(isinstance(part, PreTrainedModel) for part in self.children())  # which warns in our place
         if mode and not (self.training or inner) and (dtype := next(self.parameters()).dtype).itemsize == 2:
-            warnings.warn(f"weights in {dtype}: AdamW makes float16 NaN and loses small steps in bfloat16. "
-                          "Train float32 weights, under torch.autocast for speed", stacklevel=2)
+            warnings.warn(
+                f"weights in {dtype}: AdamW makes float16 NaN and loses small steps in bfloat16. "
+                "Train float32 weights, under torch.autocast for speed",
+                stacklevel=2,
+            )
         return super().train(mode)
 
 
@@ -324,10 +335,19 @@ class OpenAIGPTModel(PreTrainedModel):
         self.h = nn.ModuleList(OpenAIGPTBlock(config, layer) for layer in range(config.n_layer))
         self.init_weights()
 
-    def forward(self, input_ids: Maybe = None, attention_mask: Maybe = None, token_type_ids: Maybe = None,
-                position_ids: Maybe = None, head_mask: Maybe = None, inputs_embeds: Maybe = None,
-                output_attentions: bool = False, output_hidden_states: bool = False,
-                past_key_values: Any = None, use_cache: bool | None = None) -> ModelOutput:
+    def forward(
+        self,
+        input_ids: Maybe = None,
+        attention_mask: Maybe = None,
+        token_type_ids: Maybe = None,
+        position_ids: Maybe = None,
+        head_mask: Maybe = None,
+        inputs_embeds: Maybe = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+    ) -> ModelOutput:
         """Hidden states of `input_ids` (B, T), or of `inputs_embeds` (B, T, C).
 
         `attention_mask`: see `causal_bias`. `position_ids` (B, T) or (T,), left out, go on from the cache's
@@ -359,7 +379,9 @@ class OpenAIGPTModel(PreTrainedModel):
         attentions = tuple(attentions) if output_attentions else None
         return ModelOutput(x, cache if use_cache else None, hidden_states, attentions)
 
+
 # ---- Causal language model ---------------------------------------------------------------------------------
+
 
 class CausalLMOutput(NamedTuple):
     loss: Tensor | None
@@ -371,8 +393,11 @@ class CausalLMOutput(NamedTuple):
 
 def next_token(logits, temperature, top_k, top_p, generator) -> Tensor:
     """(B,) ids drawn from (B, V) float32 logits, in Transformers' order: a seed draws the same there."""
-    for name, n, kind, least, most in (("temperature", temperature, float, 1e-30, 1e30),
-                                       ("top_k", top_k, int, 1, math.inf), ("top_p", top_p, float, 1e-30, 1)):
+    for name, n, kind, least, most in (
+        ("temperature", temperature, float, 1e-30, 1e30),
+        ("top_k", top_k, int, 1, math.inf),
+        ("top_p", top_p, float, 1e-30, 1),
+    ):
         if n is not None and (not isinstance(n, int | kind) or not least <= n <= most):
             raise ValueError(f"{name} must be of type {kind.__name__}, from {least} to {most}, not {n!r}")
     logits = logits / temperature
@@ -394,11 +419,23 @@ class GenerationMixin:
     """`generate`, for a model with logits and `max_positions` (None: no limit)."""
 
     @torch.no_grad()
-    def generate(self, input_ids: Tensor, attention_mask: Maybe = None, *, max_new_tokens: int,
-                 do_sample: bool = False, temperature: float = 1.0, top_k: int | None = None,
-                 top_p: float | None = None, eos_token_id: int | Sequence[int] | str | None = "checkpoint",
-                 pad_token_id: int | None = None, generator: torch.Generator | None = None,
-                 streamer: Any = None, past_key_values: KVCache | None = None, **inputs) -> Tensor:
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Maybe = None,
+        *,
+        max_new_tokens: int,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        eos_token_id: int | Sequence[int] | str | None = "checkpoint",
+        pad_token_id: int | None = None,
+        generator: torch.Generator | None = None,
+        streamer: Any = None,
+        past_key_values: KVCache | None = None,
+        **inputs,
+    ) -> Tensor:
         """(B, T + new) ids: the prompts (B, T), shorter ones padded on the left, and what follows them.
 
         `eos_token_id`: an id or several; left out it is the checkpoint's own, None never stops. Finished rows
@@ -468,18 +505,37 @@ class OpenAIGPTLMHeadModel(PreTrainedModel, GenerationMixin):
         self.max_positions = config.n_positions
         self.init_weights(self.lm_head).tie_weights()
 
-    def forward(self, input_ids: Maybe = None, attention_mask: Maybe = None, token_type_ids: Maybe = None,
-                position_ids: Maybe = None, head_mask: Maybe = None, inputs_embeds: Maybe = None,
-                labels: Maybe = None, output_attentions: bool = False, output_hidden_states: bool = False,
-                past_key_values: Any = None, use_cache: bool | None = None,
-                logits_to_keep: int | Tensor = 0) -> CausalLMOutput:
+    def forward(
+        self,
+        input_ids: Maybe = None,
+        attention_mask: Maybe = None,
+        token_type_ids: Maybe = None,
+        position_ids: Maybe = None,
+        head_mask: Maybe = None,
+        inputs_embeds: Maybe = None,
+        labels: Maybe = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+    ) -> CausalLMOutput:
         """Logits (B, T, V) after `OpenAIGPTModel.forward`; with `labels` (B, T) the loss of the next tokens.
 
         Labels are not shifted, -100 is left out. `logits_to_keep`: how many last ones (0: all), or which.
         """
-        x, *rest = self.transformer(input_ids, attention_mask, token_type_ids, position_ids, head_mask,
-                                    inputs_embeds, output_attentions, output_hidden_states, past_key_values,
-                                    use_cache)
+        x, *rest = self.transformer(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            output_attentions,
+            output_hidden_states,
+            past_key_values,
+            use_cache,
+        )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits, loss = self.lm_head(x[:, kept]), None
         if labels is not None:  # in float32, as Transformers 5; 4.37 rounds it to the logits' dtype
@@ -494,7 +550,9 @@ class OpenAIGPTLMHeadModel(PreTrainedModel, GenerationMixin):
             inputs["token_type_ids"] = torch.cat([types, new], dim=1)[:, len(cache or ()) :]
         return super().prepare_inputs(ids, mask, cache, **inputs)
 
+
 # ---- Heads -------------------------------------------------------------------------------------------------
+
 
 def read_last(logits: Tensor, input_ids: Maybe, labels: Maybe, config: Any) -> tuple[Maybe, Tensor]:
     """Loss, and of logits (B, T, labels) those of each row's last token that is not padding, as Transformers
@@ -524,14 +582,33 @@ class OpenAIGPTForSequenceClassification(PreTrainedModel):
         self.score = nn.Linear(config.n_embd, config.num_labels, bias=False)
         self.init_weights(self.score)
 
-    def forward(self, input_ids: Maybe = None, attention_mask: Maybe = None, token_type_ids: Maybe = None,
-                position_ids: Maybe = None, head_mask: Maybe = None, inputs_embeds: Maybe = None,
-                labels: Maybe = None, output_attentions: bool = False, output_hidden_states: bool = False,
-                past_key_values: Any = None, use_cache: bool | None = None) -> CausalLMOutput:
+    def forward(
+        self,
+        input_ids: Maybe = None,
+        attention_mask: Maybe = None,
+        token_type_ids: Maybe = None,
+        position_ids: Maybe = None,
+        head_mask: Maybe = None,
+        inputs_embeds: Maybe = None,
+        labels: Maybe = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+    ) -> CausalLMOutput:
         """Logits (B, num_labels) at each row's last token; `labels` (B,), or (B, num_labels) of floats."""
-        x, *rest = self.transformer(input_ids, attention_mask, token_type_ids, position_ids, head_mask,
-                                    inputs_embeds, output_attentions, output_hidden_states, past_key_values,
-                                    use_cache)
+        x, *rest = self.transformer(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            head_mask,
+            inputs_embeds,
+            output_attentions,
+            output_hidden_states,
+            past_key_values,
+            use_cache,
+        )
         return CausalLMOutput(*read_last(self.score(x), input_ids, labels, self.config), *rest)
 
 
@@ -585,11 +662,22 @@ class OpenAIGPTDoubleHeadsModel(PreTrainedModel):
         self.multiple_choice_head = OpenAIGPTSummary(config)
         self.init_weights(self.lm_head).init_weights(self.multiple_choice_head).tie_weights()
 
-    def forward(self, input_ids: Maybe = None, attention_mask: Maybe = None, token_type_ids: Maybe = None,
-                position_ids: Maybe = None, head_mask: Maybe = None, inputs_embeds: Maybe = None,
-                mc_token_ids: Maybe = None, labels: Maybe = None, mc_labels: Maybe = None,
-                output_attentions: bool = False, output_hidden_states: bool = False,
-                past_key_values: Any = None, use_cache: bool | None = None) -> DoubleHeadsOutput:
+    def forward(
+        self,
+        input_ids: Maybe = None,
+        attention_mask: Maybe = None,
+        token_type_ids: Maybe = None,
+        position_ids: Maybe = None,
+        head_mask: Maybe = None,
+        inputs_embeds: Maybe = None,
+        mc_token_ids: Maybe = None,
+        labels: Maybe = None,
+        mc_labels: Maybe = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+    ) -> DoubleHeadsOutput:
         """Logits of M choices per item; ids, mask, types, positions and `labels` are (B, M, T).
 
         `mc_token_ids` (B, M) says which token of each choice is read, `mc_labels` (B,) which choice is right.
@@ -600,11 +688,22 @@ class OpenAIGPTDoubleHeadsModel(PreTrainedModel):
             told = "nothing" if given is None else tuple(given.shape)
             raise ValueError(f"input_ids must be (batch, choices, tokens), not {told}")
         B, M, T = given.shape[:3]
-        ids, mask, types, places, vectors = (None if part is None else part.flatten(0, 1) for part in (
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds))
+        ids, mask, types, places, vectors = (
+            None if part is None else part.flatten(0, 1)
+            for part in (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        )
         x, cache, states, attentions = self.transformer(
-            ids, mask, types, places, head_mask, vectors, output_attentions, output_hidden_states,
-            past_key_values, use_cache)
+            ids,
+            mask,
+            types,
+            places,
+            head_mask,
+            vectors,
+            output_attentions,
+            output_hidden_states,
+            past_key_values,
+            use_cache,
+        )
         x, states = x.view(B, M, T, -1), states and tuple(h.view(B, M, T, -1) for h in states)
         logits, mc_logits = self.lm_head(x), self.multiple_choice_head(x, mc_token_ids)
         loss = mc_loss = None  # Transformers rounds these two to the logits' dtype

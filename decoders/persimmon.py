@@ -93,7 +93,9 @@ class PersimmonConfig:
     def to_dict(self) -> dict:
         return {"model_type": self.model_type, **asdict(self)}
 
+
 # ---- Rotary position embedding -----------------------------------------------------------------------------
+
 
 def rope_tables(position_ids: Tensor, config: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin (B, 1, T, R) for `position_ids` (B, T), in x's dtype.
@@ -120,7 +122,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = turned.chunk(2, dim=-1)
     return torch.cat([turned * cos + torch.cat([-second, first], dim=-1) * sin, passed], dim=-1)
 
+
 # ---- Key/value cache ---------------------------------------------------------------------------------------
+
 
 class KVCache:
     """Keys and values of every layer. `cache[i]` is layer i's `(k, v)`, (B, K, S, D) each; `len(cache)` is S.
@@ -167,7 +171,9 @@ class KVCache:
         """Row i becomes what row `index[i]` was, as beam search needs it."""
         self.buffers = [(k[index], v[index]) for k, v in self]
 
+
 # ---- Attention ---------------------------------------------------------------------------------------------
+
 
 def causal_bias(T: int, S: int, mask: Maybe, texts: Maybe, x: Tensor, whole: bool) -> Tensor | None:
     """(1 or B, 1 or H, T, S) to add to the scores of the last T of S positions. None, unless `whole`, where
@@ -237,7 +243,9 @@ class PersimmonAttention(nn.Module):
         y, weights = self.attend(q, k, v, bias, self.D**-0.5, dropout, whole)
         return self.dense(y.transpose(1, 2).flatten(2)), weights
 
+
 # ---- MLP and layer -----------------------------------------------------------------------------------------
+
 
 class PersimmonMLP(nn.Module):
     def __init__(self, config: PersimmonConfig):
@@ -264,7 +272,9 @@ class PersimmonBlock(nn.Module):
         x = x + y
         return x + self.dropout(self.mlp(self.post_attention_layernorm(x))), weights
 
+
 # ---- Model -------------------------------------------------------------------------------------------------
+
 
 class ModelOutput(NamedTuple):
     last_hidden_state: Tensor  # (B, T, C), after the final norm
@@ -321,8 +331,11 @@ class PreTrainedModel(nn.Module):
     def train(self, mode: bool = True) -> "PreTrainedModel":
         inner = any(isinstance(part, PreTrainedModel) for part in self.children())  # which warns in our place
         if mode and not (self.training or inner) and (dtype := next(self.parameters()).dtype).itemsize == 2:
-            warnings.warn(f"weights in {dtype}: AdamW makes float16 NaN and loses small steps in bfloat16. "
-                          "Train float32 weights, under torch.autocast for speed", stacklevel=2)
+            warnings.warn(
+                f"weights in {dtype}: AdamW makes float16 NaN and loses small steps in bfloat16. "
+                "Train float32 weights, under torch.autocast for speed",
+                stacklevel=2,
+            )
         return super().train(mode)
 
 
@@ -357,9 +370,17 @@ class PersimmonModel(PreTrainedModel):
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.init_weights()
 
-    def forward(self, input_ids: Maybe = None, attention_mask: Maybe = None, position_ids: Maybe = None,
-                past_key_values: Any = None, inputs_embeds: Maybe = None, use_cache: bool | None = None,
-                output_attentions: bool = False, output_hidden_states: bool = False) -> ModelOutput:
+    def forward(
+        self,
+        input_ids: Maybe = None,
+        attention_mask: Maybe = None,
+        position_ids: Maybe = None,
+        past_key_values: Any = None,
+        inputs_embeds: Maybe = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> ModelOutput:
         """Hidden states of `input_ids` (B, T), or of `inputs_embeds` (B, T, C).
 
         `attention_mask`: see `causal_bias`. `position_ids` (B, T) or (T,), left out, go on from the cache's
@@ -374,8 +395,10 @@ class PersimmonModel(PreTrainedModel):
         (B, T, _), past = x.shape, len(cache or ())
         if self.config.rope_varies and past + T > self.config.max_position_embeddings:
             if past:  # hidden states of the past would have to change too; Transformers mixes frequencies
-                raise ValueError("rope_scaling gives a text of this length other frequencies than "
-                                 "past_key_values has: pass the whole text without it, as generate does")
+                raise ValueError(
+                    "rope_scaling gives a text of this length other frequencies than "
+                    "past_key_values has: pass the whole text without it, as generate does"
+                )
             cache = None
         places = torch.arange(past, past + T, device=x.device) if position_ids is None else position_ids
         places, texts = places.expand(B, T), None
@@ -394,7 +417,9 @@ class PersimmonModel(PreTrainedModel):
         attentions = tuple(attentions) if output_attentions else None
         return ModelOutput(x, cache if use_cache else None, hidden_states, attentions)
 
+
 # ---- Causal language model ---------------------------------------------------------------------------------
+
 
 class CausalLMOutput(NamedTuple):
     loss: Tensor | None
@@ -406,8 +431,11 @@ class CausalLMOutput(NamedTuple):
 
 def next_token(logits, temperature, top_k, top_p, generator) -> Tensor:
     """(B,) ids drawn from (B, V) float32 logits, in Transformers' order: a seed draws the same there."""
-    for name, n, kind, least, most in (("temperature", temperature, float, 1e-30, 1e30),
-                                       ("top_k", top_k, int, 1, math.inf), ("top_p", top_p, float, 1e-30, 1)):
+    for name, n, kind, least, most in (
+        ("temperature", temperature, float, 1e-30, 1e30),
+        ("top_k", top_k, int, 1, math.inf),
+        ("top_p", top_p, float, 1e-30, 1),
+    ):
         if n is not None and (not isinstance(n, int | kind) or not least <= n <= most):
             raise ValueError(f"{name} must be of type {kind.__name__}, from {least} to {most}, not {n!r}")
     logits = logits / temperature
@@ -429,11 +457,23 @@ class GenerationMixin:
     """`generate`, for a model with logits and `max_positions` (None: no limit)."""
 
     @torch.no_grad()
-    def generate(self, input_ids: Tensor, attention_mask: Maybe = None, *, max_new_tokens: int,
-                 do_sample: bool = False, temperature: float = 1.0, top_k: int | None = None,
-                 top_p: float | None = None, eos_token_id: int | Sequence[int] | str | None = "checkpoint",
-                 pad_token_id: int | None = None, generator: torch.Generator | None = None,
-                 streamer: Any = None, past_key_values: KVCache | None = None, **inputs) -> Tensor:
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Maybe = None,
+        *,
+        max_new_tokens: int,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        eos_token_id: int | Sequence[int] | str | None = "checkpoint",
+        pad_token_id: int | None = None,
+        generator: torch.Generator | None = None,
+        streamer: Any = None,
+        past_key_values: KVCache | None = None,
+        **inputs,
+    ) -> Tensor:
         """(B, T + new) ids: the prompts (B, T), shorter ones padded on the left, and what follows them.
 
         `eos_token_id`: an id or several; left out it is the checkpoint's own, None never stops. Finished rows
@@ -522,17 +562,34 @@ class PersimmonForCausalLM(PreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.init_weights(self.lm_head).tie_weights()
 
-    def forward(self, input_ids: Maybe = None, attention_mask: Maybe = None, position_ids: Maybe = None,
-                past_key_values: Any = None, inputs_embeds: Maybe = None, labels: Maybe = None,
-                use_cache: bool | None = None, output_attentions: bool = False,
-                output_hidden_states: bool = False, logits_to_keep: int | Tensor = 0) -> CausalLMOutput:
+    def forward(
+        self,
+        input_ids: Maybe = None,
+        attention_mask: Maybe = None,
+        position_ids: Maybe = None,
+        past_key_values: Any = None,
+        inputs_embeds: Maybe = None,
+        labels: Maybe = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        logits_to_keep: int | Tensor = 0,
+    ) -> CausalLMOutput:
         """Logits (B, T, V) after `PersimmonModel.forward`; with `labels` (B, T) the loss of the next tokens.
 
         Labels are not shifted, -100 is left out. `logits_to_keep`: how many last ones (0: all), or which. The
         loss is that of all positions in any case, and needs no logits but those: with long texts keep 1.
         """
-        x, *rest = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds,
-                              use_cache, output_attentions, output_hidden_states)
+        x, *rest = self.model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+        )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         loss = None if labels is None else next_token_loss(x, labels, self.lm_head)
         return CausalLMOutput(loss, self.lm_head(x[:, kept]), *rest)
@@ -542,7 +599,9 @@ class PersimmonForCausalLM(PreTrainedModel, GenerationMixin):
         too_long = self.config.rope_varies and ids.shape[1] > self.config.max_position_embeddings
         return super().prepare_inputs(ids, mask, None if too_long else cache, **inputs)
 
+
 # ---- Heads -------------------------------------------------------------------------------------------------
+
 
 def read_last(logits: Tensor, input_ids: Maybe, labels: Maybe, config: Any) -> tuple[Maybe, Tensor]:
     """Loss, and of logits (B, T, labels) those of each row's last token that is not padding, as Transformers
@@ -572,13 +631,29 @@ class PersimmonForSequenceClassification(PreTrainedModel):
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
         self.init_weights(self.score)
 
-    def forward(self, input_ids: Maybe = None, attention_mask: Maybe = None, position_ids: Maybe = None,
-                past_key_values: Any = None, inputs_embeds: Maybe = None, labels: Maybe = None,
-                use_cache: bool | None = None, output_attentions: bool = False,
-                output_hidden_states: bool = False) -> CausalLMOutput:
+    def forward(
+        self,
+        input_ids: Maybe = None,
+        attention_mask: Maybe = None,
+        position_ids: Maybe = None,
+        past_key_values: Any = None,
+        inputs_embeds: Maybe = None,
+        labels: Maybe = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> CausalLMOutput:
         """Logits (B, num_labels) at each row's last token; `labels` (B,), or (B, num_labels) of floats."""
-        x, *rest = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds,
-                              use_cache, output_attentions, output_hidden_states)
+        x, *rest = self.model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+        )
         return CausalLMOutput(*read_last(self.score(x), input_ids, labels, self.config), *rest)
 
 
@@ -593,13 +668,29 @@ class PersimmonForTokenClassification(PreTrainedModel):
         self.score = nn.Linear(config.hidden_size, config.num_labels)
         self.init_weights(self.score)
 
-    def forward(self, input_ids: Maybe = None, attention_mask: Maybe = None, position_ids: Maybe = None,
-                past_key_values: Any = None, inputs_embeds: Maybe = None, labels: Maybe = None,
-                use_cache: bool | None = None, output_attentions: bool = False,
-                output_hidden_states: bool = False) -> CausalLMOutput:
+    def forward(
+        self,
+        input_ids: Maybe = None,
+        attention_mask: Maybe = None,
+        position_ids: Maybe = None,
+        past_key_values: Any = None,
+        inputs_embeds: Maybe = None,
+        labels: Maybe = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> CausalLMOutput:
         """Logits (B, T, num_labels); `labels` (B, T) with -100 where there is none."""
-        x, *rest = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds,
-                              use_cache, output_attentions, output_hidden_states)
+        x, *rest = self.model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+        )
         logits = self.score(self.dropout(x))
         loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
         return CausalLMOutput(loss, logits, *rest)

@@ -127,7 +127,9 @@ class Phi3Config:
         fields = {key: v for key, v in asdict(self).items() if key not in silent or v != silent[key]}
         return {"model_type": self.model_type, **fields}
 
+
 # ---- Norm --------------------------------------------------------------------------------------------------
+
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps), in float32, rounded to x's dtype, and only then times the weight."""
@@ -140,10 +142,13 @@ class RMSNorm(nn.Module):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         return self.weight * F.rms_norm(wide, x.shape[-1:], eps=self.eps).to(x.dtype)
 
+
 # ---- Rotary position embedding -----------------------------------------------------------------------------
 
-def longrope_tables(position_ids: Tensor, long: Tensor, config: Phi3Config,
-                    x: Tensor) -> tuple[Tensor, Tensor]:
+
+def longrope_tables(
+    position_ids: Tensor, long: Tensor, config: Phi3Config, x: Tensor
+) -> tuple[Tensor, Tensor]:
     """cos and sin (B, 1, T, R) for `position_ids` (B, T), in x's dtype. `long` (B,) chooses the factors.
 
     Computed anew for every call, in float32 at least: there is no buffer that `.half()` could spoil.
@@ -167,7 +172,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = turned.chunk(2, dim=-1)
     return torch.cat([turned * cos + torch.cat([-second, first], dim=-1) * sin, passed], dim=-1)
 
+
 # ---- Key/value cache ---------------------------------------------------------------------------------------
+
 
 class KVCache:
     """Keys and values of every layer. `cache[i]` is layer i's `(k, v)`, (B, K, S, D) each; `len(cache)` is S.
@@ -236,15 +243,19 @@ def rope_holds(cache: KVCache, before: Tensor, now: Tensor) -> bool:
 
 def note_rope(cache: KVCache, before: Tensor, now: Tensor) -> None:
     if not rope_holds(cache, before, now):  # hidden states of the past would have to change too
-        raise ValueError("rope_scaling gives a text of this length other frequencies than past_key_values "
-                         "has: pass the whole text without it, as generate does")
+        raise ValueError(
+            "rope_scaling gives a text of this length other frequencies than past_key_values "
+            "has: pass the whole text without it, as generate does"
+        )
     cache.rope = now
+
 
 # ---- Attention ---------------------------------------------------------------------------------------------
 
 
-def window_bias(T: int, S: int, window: int | None, mask: Maybe, texts: Maybe, x: Tensor,
-                whole: bool) -> Maybe:
+def window_bias(
+    T: int, S: int, window: int | None, mask: Maybe, texts: Maybe, x: Tensor, whole: bool
+) -> Maybe:
     """(1 or B, 1 or H, T, S) to add to the scores of the last T of S positions, which see `window` keys each
     (None: all), itself counted. One query gets those of its window only. None, unless `whole`, where none is
     needed: plain causal, or one query that sees every key.
@@ -317,7 +328,9 @@ class Phi3Attention(nn.Module):
         y, weights = self.attend(q, k, v, bias, self.D**-0.5, dropout, whole)
         return self.o_proj(y.transpose(1, 2).flatten(2)), weights
 
+
 # ---- MLP and layer -----------------------------------------------------------------------------------------
+
 
 class Phi3MLP(nn.Module):
     def __init__(self, config: Phi3Config):
@@ -345,7 +358,9 @@ class Phi3Block(nn.Module):
         x = x + self.resid_dropout(y)
         return x + self.resid_dropout(self.mlp(self.post_attention_layernorm(x))), weights
 
+
 # ---- Model -------------------------------------------------------------------------------------------------
+
 
 class ModelOutput(NamedTuple):
     last_hidden_state: Tensor  # (B, T, C), after the final norm
@@ -402,8 +417,11 @@ class PreTrainedModel(nn.Module):
     def train(self, mode: bool = True) -> "PreTrainedModel":
         inner = any(isinstance(part, PreTrainedModel) for part in self.children())  # which warns in our place
         if mode and not (self.training or inner) and (dtype := next(self.parameters()).dtype).itemsize == 2:
-            warnings.warn(f"weights in {dtype}: AdamW makes float16 NaN and loses small steps in bfloat16. "
-                          "Train float32 weights, under torch.autocast for speed", stacklevel=2)
+            warnings.warn(
+                f"weights in {dtype}: AdamW makes float16 NaN and loses small steps in bfloat16. "
+                "Train float32 weights, under torch.autocast for speed",
+                stacklevel=2,
+            )
         return super().train(mode)
 
 
@@ -437,9 +455,17 @@ class Phi3Model(PreTrainedModel):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.init_weights()
 
-    def forward(self, input_ids: Maybe = None, attention_mask: Maybe = None, position_ids: Maybe = None,
-                past_key_values: Any = None, inputs_embeds: Maybe = None, use_cache: bool | None = None,
-                output_attentions: bool = False, output_hidden_states: bool = False) -> ModelOutput:
+    def forward(
+        self,
+        input_ids: Maybe = None,
+        attention_mask: Maybe = None,
+        position_ids: Maybe = None,
+        past_key_values: Any = None,
+        inputs_embeds: Maybe = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> ModelOutput:
         """Hidden states of `input_ids` (B, T), or of `inputs_embeds` (B, T, C).
 
         `attention_mask`: see `window_bias`. `position_ids` (B, T) or (T,), left out, go on from the cache's
@@ -473,7 +499,9 @@ class Phi3Model(PreTrainedModel):
         attentions = tuple(attentions) if output_attentions else None
         return ModelOutput(x, cache if use_cache else None, hidden_states, attentions)
 
+
 # ---- Causal language model ---------------------------------------------------------------------------------
+
 
 class CausalLMOutput(NamedTuple):
     loss: Tensor | None
@@ -485,8 +513,11 @@ class CausalLMOutput(NamedTuple):
 
 def next_token(logits, temperature, top_k, top_p, generator) -> Tensor:
     """(B,) ids drawn from (B, V) float32 logits, in Transformers' order: a seed draws the same there."""
-    for name, n, kind, least, most in (("temperature", temperature, float, 1e-30, 1e30),
-                                       ("top_k", top_k, int, 1, math.inf), ("top_p", top_p, float, 1e-30, 1)):
+    for name, n, kind, least, most in (
+        ("temperature", temperature, float, 1e-30, 1e30),
+        ("top_k", top_k, int, 1, math.inf),
+        ("top_p", top_p, float, 1e-30, 1),
+    ):
         if n is not None and (not isinstance(n, int | kind) or not least <= n <= most):
             raise ValueError(f"{name} must be of type {kind.__name__}, from {least} to {most}, not {n!r}")
     logits = logits / temperature
@@ -508,11 +539,23 @@ class GenerationMixin:
     """`generate`, for a model with logits and `max_positions` (None: no limit)."""
 
     @torch.no_grad()
-    def generate(self, input_ids: Tensor, attention_mask: Maybe = None, *, max_new_tokens: int,
-                 do_sample: bool = False, temperature: float = 1.0, top_k: int | None = None,
-                 top_p: float | None = None, eos_token_id: int | Sequence[int] | str | None = "checkpoint",
-                 pad_token_id: int | None = None, generator: torch.Generator | None = None,
-                 streamer: Any = None, past_key_values: KVCache | None = None, **inputs) -> Tensor:
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Maybe = None,
+        *,
+        max_new_tokens: int,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        eos_token_id: int | Sequence[int] | str | None = "checkpoint",
+        pad_token_id: int | None = None,
+        generator: torch.Generator | None = None,
+        streamer: Any = None,
+        past_key_values: KVCache | None = None,
+        **inputs,
+    ) -> Tensor:
         """(B, T + new) ids: the prompts (B, T), shorter ones padded on the left, and what follows them.
 
         `eos_token_id`: an id or several; left out it is the checkpoint's own, None never stops. Finished rows
@@ -582,16 +625,33 @@ class Phi3ForCausalLM(PreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.init_weights(self.lm_head).tie_weights()
 
-    def forward(self, input_ids: Maybe = None, attention_mask: Maybe = None, position_ids: Maybe = None,
-                past_key_values: Any = None, inputs_embeds: Maybe = None, labels: Maybe = None,
-                use_cache: bool | None = None, output_attentions: bool = False,
-                output_hidden_states: bool = False, logits_to_keep: int | Tensor = 0) -> CausalLMOutput:
+    def forward(
+        self,
+        input_ids: Maybe = None,
+        attention_mask: Maybe = None,
+        position_ids: Maybe = None,
+        past_key_values: Any = None,
+        inputs_embeds: Maybe = None,
+        labels: Maybe = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        logits_to_keep: int | Tensor = 0,
+    ) -> CausalLMOutput:
         """Logits (B, T, V) after `Phi3Model.forward`; with `labels` (B, T) the loss of the next tokens.
 
         Labels are not shifted, -100 is left out. `logits_to_keep`: how many last ones (0: all), or which.
         """
-        x, *rest = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds,
-                              use_cache, output_attentions, output_hidden_states)
+        x, *rest = self.model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+        )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits, loss = self.lm_head(x[:, kept]), None
         if labels is not None:
@@ -607,7 +667,9 @@ class Phi3ForCausalLM(PreTrainedModel, GenerationMixin):
             cache.truncate(len(cache) if rope_holds(cache, before, now) else 0)
         return super().prepare_inputs(ids, mask, cache, **inputs)
 
+
 # ---- Heads -------------------------------------------------------------------------------------------------
+
 
 def read_last(logits: Tensor, input_ids: Maybe, labels: Maybe, config: Any) -> tuple[Maybe, Tensor]:
     """Loss, and of logits (B, T, labels) those of each row's last token that is not padding, as Transformers
@@ -637,13 +699,29 @@ class Phi3ForSequenceClassification(PreTrainedModel):
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
         self.init_weights(self.score)
 
-    def forward(self, input_ids: Maybe = None, attention_mask: Maybe = None, position_ids: Maybe = None,
-                past_key_values: Any = None, inputs_embeds: Maybe = None, labels: Maybe = None,
-                use_cache: bool | None = None, output_attentions: bool = False,
-                output_hidden_states: bool = False) -> CausalLMOutput:
+    def forward(
+        self,
+        input_ids: Maybe = None,
+        attention_mask: Maybe = None,
+        position_ids: Maybe = None,
+        past_key_values: Any = None,
+        inputs_embeds: Maybe = None,
+        labels: Maybe = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> CausalLMOutput:
         """Logits (B, num_labels) at each row's last token; `labels` (B,), or (B, num_labels) of floats."""
-        x, *rest = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds,
-                              use_cache, output_attentions, output_hidden_states)
+        x, *rest = self.model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+        )
         return CausalLMOutput(*read_last(self.score(x), input_ids, labels, self.config), *rest)
 
 
@@ -658,13 +736,29 @@ class Phi3ForTokenClassification(PreTrainedModel):
         self.score = nn.Linear(config.hidden_size, config.num_labels)
         self.init_weights(self.score)
 
-    def forward(self, input_ids: Maybe = None, attention_mask: Maybe = None, position_ids: Maybe = None,
-                past_key_values: Any = None, inputs_embeds: Maybe = None, labels: Maybe = None,
-                use_cache: bool | None = None, output_attentions: bool = False,
-                output_hidden_states: bool = False) -> CausalLMOutput:
+    def forward(
+        self,
+        input_ids: Maybe = None,
+        attention_mask: Maybe = None,
+        position_ids: Maybe = None,
+        past_key_values: Any = None,
+        inputs_embeds: Maybe = None,
+        labels: Maybe = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> CausalLMOutput:
         """Logits (B, T, num_labels); `labels` (B, T) with -100 where there is none."""
-        x, *rest = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds,
-                              use_cache, output_attentions, output_hidden_states)
+        x, *rest = self.model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+        )
         logits = self.score(self.dropout(x))
         loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
         return CausalLMOutput(loss, logits, *rest)

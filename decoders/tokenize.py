@@ -8,8 +8,10 @@ lone surrogate becomes U+FFFD rather than an error, and added tokens with letter
 """
 
 if __name__ == "tokenize":  # Python was started in this folder, and torch wants the standard library's
-    raise SystemExit("decoders/tokenize.py hides Python's own tokenize here: start Python in another folder, "
-                     "for example one level up with `python -m decoders`")
+    raise SystemExit(
+        "decoders/tokenize.py hides Python's own tokenize here: start Python in another folder, "
+        "for example one level up with `python -m decoders`"
+    )
 
 import codecs
 import re
@@ -125,8 +127,9 @@ class Tokenizer:
             self.ids_of = {text: id for id, text in reversed(self.bytes_of.items())}  # of several the first
         return self.ids_of.get(content.encode())
 
-    def encode(self, text: str, add_special_tokens: bool = True,
-               split_special_tokens: bool = False) -> list[int]:
+    def encode(
+        self, text: str, add_special_tokens: bool = True, split_special_tokens: bool = False
+    ) -> list[int]:
         """Ids of `text`, added tokens in it included. `add_special_tokens` lets the checkpoint's own stand
         before it, where it has one: `<s>`, `|ENDOFTEXT|`.
 
@@ -185,8 +188,12 @@ class Tokenizer:
         stream = self.stream(None, skip_special_tokens)
         return stream.put([int(id) for id in ids]) + stream.end()
 
-    def stream(self, write: Callable[[str], Any] | None = None, skip_special_tokens: bool = False,
-               stops: Iterable[str] = ()) -> "Stream":
+    def stream(
+        self,
+        write: Callable[[str], Any] | None = None,
+        skip_special_tokens: bool = False,
+        stops: Iterable[str] = (),
+    ) -> "Stream":
         """A decoder that is fed ids as they come, and a `streamer` for `generate`. `write` gets all text.
 
         Text ends before the first of `stops`; then `stream.stopped` is True, for a stopping criterion.
@@ -286,8 +293,9 @@ class ByteDecoder:
 class ByteLevelTokenizer(Tokenizer):
     decoder = ByteDecoder
 
-    def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]], added: Iterable[AddedToken],
-                 pattern: str):
+    def __init__(
+        self, vocab: dict[str, int], merges: list[tuple[str, str]], added: Iterable[AddedToken], pattern: str
+    ):
         added = list(added)
         letters, contents = byte_letters(), {token.content for token in added}
         results = [a + b for a, b in merges]
@@ -304,7 +312,8 @@ class ByteLevelTokenizer(Tokenizer):
         self.pattern = pattern
         bytes_of = {
             id: bytes(letters[c] for c in word) if letters.keys() >= set(word) else word.encode()
-            for word, id in vocab.items() if word not in contents
+            for word, id in vocab.items()
+            if word not in contents
         }
         super().__init__(bytes_of, len(vocab), added)
 
@@ -327,6 +336,8 @@ class ByteLevelTokenizer(Tokenizer):
 
 END_OF_TEXT = "|ENDOFTEXT|"  # Adept's, which begins texts too
 BREAK = "\ud800"  # between pieces; no text has it, lone surrogates are replaced before
+
+
 class PieceDecoder:
     """Pieces with their spaces; a run of byte pieces is one text in UTF-8, or as many U+FFFD as it has bytes,
     which shows only at its end. The very first space of all is not text: encoding put it there."""
@@ -376,8 +387,13 @@ class PieceTokenizer(Tokenizer):
 
     decoder = PieceDecoder
 
-    def __init__(self, vocab: dict[str, int], pieces: Pieces, merges: list[tuple[str, str]] | None,
-                 added: Iterable[AddedToken]):
+    def __init__(
+        self,
+        vocab: dict[str, int],
+        pieces: Pieces,
+        merges: list[tuple[str, str]] | None,
+        added: Iterable[AddedToken],
+    ):
         added = list(added)
         self.vocab, self.pieces = vocab, pieces
         self.later = frozenset(token.content for token in added if token.normalized)
@@ -425,8 +441,10 @@ class PieceTokenizer(Tokenizer):
 # ---- GPT-1's own BPE ---------------------------------------------------------------------------------------
 
 WORD_BREAKS = re.compile("[\t\n\r \xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
-CJK = re.compile("([\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002b81f"
-                 "\U0002b920-\U0002ceaf\U0002f800-\U0002fa1f])")  # a gap that the fast tokenizer has too
+CJK = re.compile(
+    "([\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002b81f"
+    "\U0002b920-\U0002ceaf\U0002f800-\U0002fa1f])"
+)  # a gap that the fast tokenizer has too
 
 
 def is_punctuation(char: str) -> bool:
@@ -471,8 +489,13 @@ class WordTokenizer(Tokenizer):
 
     decoder = WordDecoder
 
-    def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]], added: Iterable[AddedToken],
-                 original: bool = False):
+    def __init__(
+        self,
+        vocab: dict[str, int],
+        merges: list[tuple[str, str]],
+        added: Iterable[AddedToken],
+        original: bool = False,
+    ):
         if "<unk>" not in vocab:
             raise ValueError("the vocabulary lacks <unk>")
         if original:  # where <unk> is text like any other
@@ -532,8 +555,7 @@ def load(path_or_id: str | Path, original: bool = False) -> Tokenizer:
 def read(folder: Path, original: bool) -> Tokenizer:
     """As `load`, while nobody writes there."""
     config, names = (
-        read_json_if_any(folder / file)
-        for file in ("tokenizer_config.json", "special_tokens_map.json")
+        read_json_if_any(folder / file) for file in ("tokenizer_config.json", "special_tokens_map.json")
     )
     model = read_json_if_any(folder / "config.json")
     source = folder

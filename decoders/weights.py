@@ -94,14 +94,22 @@ def match(model: nn.Module, found: Tensors) -> Match:
             absent.append((prefix + own[0], own[0], shape))
             continue
         chosen[own[0]] = found[stored[0]]
-        problems += [f"{name} is {tuple(found[name].shape)} in {found.origin[name][0].name}, not {shape}"
-                     for name in stored if tuple(found[name].shape) != shape]
+        problems += [
+            f"{name} is {tuple(found[name].shape)} in {found.origin[name][0].name}, not {shape}"
+            for name in stored
+            if tuple(found[name].shape) != shape
+        ]
         kind = bits[own[0]].dtype if own[0] in bits else None
-        problems += [f"{name} is {found[name].dtype} in {found.origin[name][0].name}, not {kind}"
-                     for name in stored if kind and found[name].dtype != kind]
+        problems += [
+            f"{name} is {found[name].dtype} in {found.origin[name][0].name}, not {kind}"
+            for name in stored
+            if kind and found[name].dtype != kind
+        ]
         if len(stored) > 1 and not problems and not torch.equal(found[stored[0]], found[stored[1]]):
-            problems.append(f"{stored[1]} differs from the token table it is tied to; "
-                            "load with tie_word_embeddings=False to keep both")
+            problems.append(
+                f"{stored[1]} differs from the token table it is tied to; "
+                "load with tie_word_embeddings=False to keep both"
+            )
     extra = [name for name in found if name not in known]
     missing = [f"{stored} {shape}" for stored, _, shape in absent if not stored.startswith(NEW_HEADS)]
     unexpected = [f"{name} {tuple(found[name].shape)}" for name in extra if not name.startswith(HEADS)]
@@ -117,9 +125,17 @@ def prefix_of(model: nn.Module) -> str:
     return "" if hasattr(model, prefix) else f"{prefix}."
 
 
-def load(model_class: type, path_or_id: str | Path, *, dtype: torch.dtype | None = None,
-         device: str | torch.device = "cpu", quantize: str | None = None, skip: Iterable[str] = (),
-         progress: bool = False, **overrides) -> nn.Module:
+def load(
+    model_class: type,
+    path_or_id: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    quantize: str | None = None,
+    skip: Iterable[str] = (),
+    progress: bool = False,
+    **overrides,
+) -> nn.Module:
     """A model in `eval()` with the checkpoint's weights, as stored unless `dtype` says otherwise, and with
     `kernels.prepare` under it.
 
@@ -158,8 +174,9 @@ def load(model_class: type, path_or_id: str | Path, *, dtype: torch.dtype | None
     return kernels.prepare(model.eval())
 
 
-def quantize_while_reading(model: nn.Module, kind: str, skip: Iterable[str], matched: Match,
-                           device: str | torch.device) -> None:
+def quantize_while_reading(
+    model: nn.Module, kind: str, skip: Iterable[str], matched: Match, device: str | torch.device
+) -> None:
     """Linear layers of 8 or 4 bits in place of those on the meta device; a new head is left as it is."""
     layers = kernels.linear_layers(model, kind, skip)
     stored = {id(model.get_parameter(name)): name for name in matched.tensors}  # a tied one has the table's
@@ -195,8 +212,11 @@ def fitting(model_class: type, folder: Path, **overrides) -> tuple[nn.Module, Te
 def on_meta(model_class: type, folder: Path, **overrides) -> nn.Module:
     """The model that `config.json` describes, without memory for its weights."""
     config_class = model_class.config_class
-    known = {field for kind in (config_class, type(getattr(config_class(), "text_config", None)))
-             for field in getattr(kind, "__dataclass_fields__", ())}
+    known = {
+        field
+        for kind in (config_class, type(getattr(config_class(), "text_config", None)))
+        for field in getattr(kind, "__dataclass_fields__", ())
+    }
     if unknown := overrides.keys() - known:
         raise TypeError(f"{config_class.__name__} has no field {', '.join(sorted(unknown))}")
     try:
@@ -263,8 +283,9 @@ def resize_embeddings(model: nn.Module, n: int) -> None:
 # ---- And back ----------------------------------------------------------------------------------------------
 
 
-def save(model: nn.Module, folder: str | Path, tokenizer: Any = None, *,
-         max_shard_bytes: int = 5_000_000_000) -> None:
+def save(
+    model: nn.Module, folder: str | Path, tokenizer: Any = None, *, max_shard_bytes: int = 5_000_000_000
+) -> None:
     """Write `config.json`, `generation_config.json` if there is one, and safetensors, for Transformers too;
     with a tokenizer its files, and what was added to it.
 
@@ -300,8 +321,11 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Any = None, *,
 def config_of(model: nn.Module) -> dict[str, Any]:
     """What was read beside what the model's config says now; label names while their number fits."""
     own = model.config.to_dict()
-    others = {key: value for key, value in model.config_json.items()
-              if key not in own and key not in ("architectures", "dtype", "torch_dtype")}
+    others = {
+        key: value
+        for key, value in model.config_json.items()
+        if key not in own and key not in ("architectures", "dtype", "torch_dtype")
+    }
     if len(others.get("id2label") or ()) != own.get("num_labels"):
         others = {key: value for key, value in others.items() if key not in ("id2label", "label2id")}
     return {**others, **own}

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from decoders.tools import look
+from decoders import look
 
 
 def check_free(folder: Path) -> None:
@@ -25,8 +25,9 @@ def check_free(folder: Path) -> None:
 class Diary:
     """`write(step, losses)` adds a page of the model as it is then; `every` says after how many steps."""
 
-    def __init__(self, folder: str | Path, model: torch.nn.Module, tokenizer: Any, prompt: str, every: int,
-                 name: str):
+    def __init__(
+        self, folder: str | Path, model: torch.nn.Module, tokenizer: Any, prompt: str, every: int, name: str
+    ):
         self.folder, self.model, self.tokenizer = Path(folder), model, tokenizer
         self.every, self.name, self.prompt, self.ids = every, name, prompt, tokenizer.encode(prompt)
         check_free(self.folder)

@@ -10,8 +10,7 @@ from pathlib import Path
 import matplotlib
 import torch
 
-from decoders import gpt_neo, tokenize, weights
-from decoders.tools import generation
+from decoders import decoding, gpt_neo, tokenize, weights
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -36,15 +35,21 @@ def beams(file: Path, steps: int = 9, width: int = 3) -> None:
         followed.update(map(tuple, ids[:, len(start) :].tolist()))
         return scores
 
-    found = generation.generate(
+    found = decoding.generate(
         model, torch.tensor([start]), num_beams=width, num_return_sequences=width, max_new_tokens=steps,
         eos_token_id=None, logits_processor=[watch])  # fmt: skip
     best = [tuple(row) for row in found[:, len(start) :].tolist()]
     draw_tree(file, followed | set(best), best, tokenizer, model, start)
 
 
-def draw_tree(file: Path, branches: set[Branch], best: list[Branch], tokenizer: tokenize.Tokenizer,
-              model: torch.nn.Module, start: list[int]) -> None:
+def draw_tree(
+    file: Path,
+    branches: set[Branch],
+    best: list[Branch],
+    tokenizer: tokenize.Tokenizer,
+    model: torch.nn.Module,
+    start: list[int],
+) -> None:
     inner = {branch[:n] for branch in branches for n in range(len(branch))}
     leaves = sorted(branches - inner, key=lambda leaf: [tokenizer.decode([id]) for id in leaf], reverse=True)
     height: dict[Branch, float] = {leaf: place for place, leaf in enumerate(leaves)}
@@ -65,7 +70,7 @@ def draw_tree(file: Path, branches: set[Branch], best: list[Branch], tokenizer: 
         axes.plot([n - 0.4, n - 0.05], [height[branch[:-1]], y], color=colour, lw=2.5 if wins else 1.2)
         word = next_text(tokenizer, [*start, *branch[:-1]], branch[-1]).replace(" ", "␣")
         axes.text(n, y, word, fontsize=11, bbox=box, **style)
-        total = generation.score(model, torch.tensor([[*start, *branch]]))[0, len(start) - 1 :].sum()
+        total = decoding.score(model, torch.tensor([[*start, *branch]]))[0, len(start) - 1 :].sum()
         axes.text(n, y - 0.34, f"{total:.2f}", fontsize=8, **style)
     axes.set(xlim=(-0.2, max(map(len, leaves)) + 1), ylim=(-0.7, len(leaves) - 0.4))
     axes.axis("off")
@@ -91,7 +96,7 @@ def assisted(file: Path, columns: int = 122) -> None:
     tokenizer = tokenize.load(folder)
     model = weights.load(gpt_neo.GPTNeoForCausalLM, folder, dtype=torch.float32)
     said = tokenizer.encode("Once upon a time")
-    found = generation.generate(
+    found = decoding.generate(
         model, torch.tensor([said]), assistant_model=rounded(model, 4), num_assistant_tokens=6,
         max_new_tokens=100, return_dict_in_generate=True)  # fmt: skip
     new = found.sequences[0, len(said) :].tolist()

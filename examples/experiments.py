@@ -3,7 +3,7 @@
     python -m examples.experiments                    # what there is
     python -m examples.experiments neo-scale          # one of them; several names, or "all"
 
-Each takes one step of `decoders/tools/formula.py`, the models as named steps, puts another in its place, and
+Each takes one step of `compare/formula.py`, the models as named steps, puts another in its place, and
 looks at what that does to texts that the checkpoint has not seen: the loss in nats a token, and the entropy
 of its attention in bits. docs/reading/ says where in the files these steps are.
 """
@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from decoders import fuyu, tokenize, weights
+from decoders import fuyu, look, tokenize, weights
+from decoders.compare.formula import Formula, gelu_erf, gelu_tanh
 from decoders.formats.config import model_class, read_config
-from decoders.tools import look, traces
-from decoders.tools.formula import Formula, gelu_erf, gelu_tanh
+from decoders.look import traces
 from examples.train_tiny import HELD_OUT_SEED, RECIPES, plain_rows
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
@@ -35,6 +35,7 @@ Change = Callable[[Formula], Any]  # puts another step in the place of one
 
 def experiment(name: str) -> Callable:
     """The docstring is the question."""
+
     def take(function: Callable[[], None]) -> Callable[[], None]:
         EXPERIMENTS[name] = function
         return function
@@ -70,8 +71,9 @@ def nothing(f: Formula) -> None:
 
 
 @torch.no_grad()
-def measured(name: str, change: Change = nothing, hear: Callable | None = None,
-             **inputs: torch.Tensor) -> tuple[float, float]:
+def measured(
+    name: str, change: Change = nothing, hear: Callable | None = None, **inputs: torch.Tensor
+) -> tuple[float, float]:
     """(loss in nats a token, mean entropy of attention in bits) of the changed model on texts never seen."""
     model, given = checkpoint(name)[0], {**held_out(name), **inputs}
     real = F.pad(given["labels"][:, 1:] != -100, (0, 1))[:, None]  # queries whose next token counts
@@ -110,13 +112,19 @@ def compare(name: str, changes: dict[str, Change]) -> None:
 @experiment("neo-scale")
 def neo_scale() -> None:
     """GPT-Neo leaves 1/sqrt(D) away: what happens to its attention when it is put back?"""
-    compare("gpt-neo", {"times 1/sqrt(D)": lambda f: setattr(f, "scale", f.D**-0.5),
-                        "times sqrt(D)": lambda f: setattr(f, "scale", f.D**0.5)})
+    compare(
+        "gpt-neo",
+        {
+            "times 1/sqrt(D)": lambda f: setattr(f, "scale", f.D**-0.5),
+            "times sqrt(D)": lambda f: setattr(f, "scale", f.D**0.5),
+        },
+    )
 
 
 @experiment("neo-window")
 def neo_window() -> None:
     """Its local layers see 32 tokens here: how many do they need?"""
+
     def seeing(n: int | None) -> Change:
         return lambda f: setattr(f, "windows", [None if w is None else n for w in f.windows])
 
@@ -147,6 +155,7 @@ def gpt1_norms() -> None:
 
 def one_after_the_other(f: Formula) -> None:
     """The block of GPT-Neo, Phi-3 and Persimmon. Phi's two norms are one."""
+
     def layer(x: torch.Tensor, i: int, attend: Callable) -> torch.Tensor:
         x = x + attend(f.normed(x, "norm_1", i), i)
         return x + f.mlp(f.normed(x, "norm_2", i), i)
@@ -166,6 +175,7 @@ def phi_parallel() -> None:
 @experiment("phi-rotary")
 def phi_rotary() -> None:
     """Half of each head is rotated: what if all of it were, or none?"""
+
     def none(f: Formula) -> None:
         f.turn = lambda x, cos, sin: x
 
@@ -182,6 +192,7 @@ def phi_rotary() -> None:
 @experiment("phi3-gate")
 def phi3_gate() -> None:
     """Gate and up come out of one matrix: what if they are taken for each other?"""
+
     def swapped(f: Formula) -> None:
         own = f.activated
         f.activated = lambda x: own(torch.cat(x.chunk(2, -1)[::-1], -1))
@@ -192,6 +203,7 @@ def phi3_gate() -> None:
 @experiment("phi3-groups")
 def phi3_groups() -> None:
     """Two heads share keys and values: which two? Neighbours, not every second one."""
+
     def second(f: Formula) -> None:
         f.spread = lambda x: x.repeat(1, f.H // f.K, 1, 1)
 
@@ -207,6 +219,7 @@ def phi3_groups() -> None:
 @experiment("persimmon-norms")
 def persimmon_norms() -> None:
     """Each head's q and k are normed: what does attention look like without?"""
+
     def without(f: Formula) -> None:
         f.q_norm = f.k_norm = lambda x: x
 
@@ -226,9 +239,14 @@ def persimmon_relu2() -> None:
     rows = [(f"layer {i}", share) for i, share in enumerate(zeros.values())]
     table(rows, "tiny-persimmon", "share of zeros")
     print()
-    compare("persimmon", {"ReLU": lambda f: setattr(f, "act", torch.relu),
-                          "GELU": lambda f: setattr(f, "act", gelu_erf),
-                          "GELU (tanh)": lambda f: setattr(f, "act", gelu_tanh)})
+    compare(
+        "persimmon",
+        {
+            "ReLU": lambda f: setattr(f, "act", torch.relu),
+            "GELU": lambda f: setattr(f, "act", gelu_erf),
+            "GELU (tanh)": lambda f: setattr(f, "act", gelu_tanh),
+        },
+    )
 
 
 # ---- Fuyu --------------------------------------------------------------------------------------------------
@@ -242,10 +260,12 @@ def fuyu_blind() -> None:
     mixed = torch.zeros_like(patches)
     for row, n in enumerate((places.amax(1) + 1).tolist()):  # pictures have 9 to 25 patches
         mixed[row, :n] = patches[row, torch.randperm(n, generator=draw)]
-    rows = [("as it is", *measured("fuyu")),
-            ("grey patches", *measured("fuyu", image_patches=torch.zeros_like(patches))),
-            ("patches in any order", *measured("fuyu", image_patches=mixed)),
-            ("no picture", *measured("fuyu", image_patches_indices=torch.full_like(places, -1)))]
+    rows = [
+        ("as it is", *measured("fuyu")),
+        ("grey patches", *measured("fuyu", image_patches=torch.zeros_like(patches))),
+        ("patches in any order", *measured("fuyu", image_patches=mixed)),
+        ("no picture", *measured("fuyu", image_patches_indices=torch.full_like(places, -1))),
+    ]
     table(rows, "tiny-fuyu", "loss", "entropy")
 
 
@@ -278,8 +298,11 @@ def heads() -> None:
     rows = []
     for name in NAMES:
         f, (loss, _) = Formula(checkpoint(name)[0].config, {}), measured(name)
-        more = sorted((measured(name, hear=without_head(i, h, f.D))[0] - loss, f"layer {i} head {h}")
-                      for i in f.layers for h in range(f.H))
+        more = sorted(
+            (measured(name, hear=without_head(i, h, f.D))[0] - loss, f"layer {i} head {h}")
+            for i in f.layers
+            for h in range(f.H)
+        )
         rows.append((f"tiny-{name}", more[-1][1], loss, more[-1][0], more[len(more) // 2][0]))
     table(rows, "checkpoint", "the head", "loss", "more without it", "without a middling one")
 
@@ -326,8 +349,10 @@ def depth() -> None:
         model, given = checkpoint(name)[0], held_out(name)
         found = traces.trace(model, given["input_ids"][:4], only=["embeddings", "out", "logits"])
         final, real = found["logits"].argmax(-1), given["labels"][:4] != -100
-        agree = [((found.lens(i).argmax(-1) == final) & real).sum().item() / real.sum().item()
-                 for i in range(len(found.f.layers) + 1)]
+        agree = [
+            ((found.lens(i).argmax(-1) == final) & real).sum().item() / real.sum().item()
+            for i in range(len(found.f.layers) + 1)
+        ]
         rows.append((f"tiny-{name}", *(f"{100 * share:.0f} %" for share in agree)))
     table(rows, "says what it will say", "embeddings", *(f"layer {i}" for i in range(4)))
 
@@ -341,8 +366,9 @@ def way() -> None:
         model, tokenizer = checkpoint(name)
         found = traces.trace(model, tokenizer.encode(PROMPT), only=["embeddings", "out", "logits"])
         chances = [found.lens(i)[0, -1].softmax(-1).max(-1) for i in range(len(found.f.layers) + 1)]
-        columns.append([f"{look.word(tokenizer, int(id)).strip()} {100 * float(p):.0f} %"
-                        for p, id in chances])
+        columns.append(
+            [f"{look.word(tokenizer, int(id)).strip()} {100 * float(p):.0f} %" for p, id in chances]
+        )
     labels = ["embeddings", *(f"layer {i}" for i in range(len(columns[0]) - 1))]
     print(f'"{PROMPT}"\n')
     table(zip(labels, *columns, strict=True), "after", *names)

@@ -13,10 +13,10 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from decoders import weights
-from decoders.__main__ import main as decoders
+from decoders import look, weights
+from decoders.cli.main import main as decoders
 from decoders.formats.config import model_class, read_config
-from decoders.tools import diagram, look
+from decoders.look import diagram
 from examples.browser import NoBrowser, browser
 
 ROOT = Path(__file__).parent.parent
@@ -27,8 +27,14 @@ FUYU = CHECKPOINTS / "tiny-fuyu"
 PAGES = {
     **{name: [str(CHECKPOINTS / f"tiny-{name}"), STORY, "--max-new-tokens", "30"] for name in NAMES[:5]},
     "fuyu": [str(FUYU), "where is the red circle?", "--image", str(FUYU / "shapes.png")],
-    "two": [str(CHECKPOINTS / "tiny-gpt-neo"), "Once upon a time there was a fox. The",
-            "--with", "Once upon a time there was a bear. The", "--max-new-tokens", "0"],
+    "two": [
+        str(CHECKPOINTS / "tiny-gpt-neo"),
+        "Once upon a time there was a fox. The",
+        "--with",
+        "Once upon a time there was a bear. The",
+        "--max-new-tokens",
+        "0",
+    ],
 }
 
 
@@ -80,8 +86,10 @@ def blocks() -> str:
         x += int((p.columns - 0.35) * diagram.WIDTH) + 80
         width, height = max(width, x), max(height, y + p.rows * diagram.ROW + 12)
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" {size}>'
-            f"<style>{diagram.STYLE}</style>{''.join(drawings)}</svg>\n")
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size}>'
+        f"<style>{diagram.STYLE}</style>{''.join(drawings)}</svg>\n"
+    )
 
 
 def shoot(opened, folder: Path, name: str, shot: Shot, target: Path) -> None:

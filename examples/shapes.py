@@ -14,8 +14,13 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
-COLOURS = {"red": (214, 39, 40), "green": (44, 160, 44), "blue": (31, 90, 200), "yellow": (240, 200, 20),
-           "purple": (150, 60, 190)}
+COLOURS = {
+    "red": (214, 39, 40),
+    "green": (44, 160, 44),
+    "blue": (31, 90, 200),
+    "yellow": (240, 200, 20),
+    "purple": (150, 60, 190),
+}
 KINDS = ("circle", "square", "triangle")
 GROUNDS = ((255, 255, 255), (225, 225, 220), (200, 215, 230), (60, 60, 65), (20, 20, 20))
 SIDES = (90, 100, 120, 150)
@@ -81,8 +86,9 @@ class Scene(NamedTuple):
         return asked
 
 
-EXAMPLE = Scene(120, 150, GROUNDS[2],
-                (Shape("red", "circle", 20, 10, 50), Shape("blue", "square", 60, 90, 40)))
+EXAMPLE = Scene(
+    120, 150, GROUNDS[2], (Shape("red", "circle", 20, 10, 50), Shape("blue", "square", 60, 90, 40))
+)
 
 
 def shape(rng: random.Random, height: int, width: int) -> Shape:

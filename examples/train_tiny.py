@@ -95,8 +95,15 @@ def lower_case_bpe(texts: list[str], folder: Path, vocab_size: int = 1000) -> No
     bpe.normalizer = normalizers.BertNormalizer(lowercase=True)
     bpe.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     bpe.decoder = decoders.BPEDecoder(suffix="</w>")
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=vocab_size - 1, special_tokens=["<unk>"], end_of_word_suffix="</w>", show_progress=False))
+    bpe.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size - 1,
+            special_tokens=["<unk>"],
+            end_of_word_suffix="</w>",
+            show_progress=False,
+        ),
+    )
     model = json.loads(bpe.to_str())["model"]
     merges = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]
     (folder / "merges.txt").write_text("\n".join(merges) + "\n", "utf-8")
@@ -111,16 +118,29 @@ def lower_case_bpe(texts: list[str], folder: Path, vocab_size: int = 1000) -> No
 def tiny_gpt_neo(tokenizer: tokenize.Tokenizer) -> gpt_neo.GPTNeoConfig:
     end = tokenizer.eos_token_id
     return gpt_neo.GPTNeoConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=256, hidden_size=96, num_layers=4, num_heads=6,
-        attention_types=[[["global", "local"], 2]], window_size=32, bos_token_id=end, eos_token_id=end,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=256,
+        hidden_size=96,
+        num_layers=4,
+        num_heads=6,
+        attention_types=[[["global", "local"], 2]],
+        window_size=32,
+        bos_token_id=end,
+        eos_token_id=end,
     )
 
 
 def tiny_openai_gpt(tokenizer: tokenize.Tokenizer) -> openai_gpt.OpenAIGPTConfig:
     return openai_gpt.OpenAIGPTConfig(
-        vocab_size=len(tokenizer), n_positions=256, n_embd=96, n_layer=4, n_head=6,
+        vocab_size=len(tokenizer),
+        n_positions=256,
+        n_embd=96,
+        n_layer=4,
+        n_head=6,
         eos_token_id=tokenizer.eos_token_id,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,  # there is no end of stories to overfit to
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,  # there is no end of stories to overfit to
     )
 
 
@@ -149,8 +169,14 @@ def byte_level_bpe_with_blanks(texts: list[str], folder: Path) -> None:
 def tiny_phi(tokenizer: tokenize.Tokenizer) -> phi.PhiConfig:
     end = tokenizer.eos_token_id
     return phi.PhiConfig(
-        vocab_size=len(tokenizer), hidden_size=96, intermediate_size=384, num_hidden_layers=4,
-        num_attention_heads=4, max_position_embeddings=256, bos_token_id=end, eos_token_id=end,
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        bos_token_id=end,
+        eos_token_id=end,
     )
 
 
@@ -160,17 +186,29 @@ def chatted(seed: int) -> Iterator[str]:
         yield "".join(f"<|user|>\n{asked}<|end|>\n<|assistant|>\n{said}<|end|>\n" for asked, said in turns)
 
 
-def sentencepiece_model(texts: list[str], folder: Path, kind: str, vocab_size: int,
-                        symbols: list[str]) -> dict[str, tuple[int, float]]:
+def sentencepiece_model(
+    texts: list[str], folder: Path, kind: str, vocab_size: int, symbols: list[str]
+) -> dict[str, tuple[int, float]]:
     """Writes tokenizer.model with byte fallback; returns piece -> (id, score)."""
     import sentencepiece
 
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=model, model_type=kind, vocab_size=vocab_size,
-        byte_fallback=True, character_coverage=1.0, normalization_rule_name="identity", split_digits=True,
-        remove_extra_whitespaces=False, user_defined_symbols=symbols, pad_id=-1, minloglevel=2, num_threads=1,
-        hard_vocab_limit=False)  # unigrams may be fewer
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        model_type=kind,
+        vocab_size=vocab_size,
+        byte_fallback=True,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        split_digits=True,
+        remove_extra_whitespaces=False,
+        user_defined_symbols=symbols,
+        pad_id=-1,
+        minloglevel=2,
+        num_threads=1,
+        hard_vocab_limit=False,
+    )  # unigrams may be fewer
     (folder / "tokenizer.model").write_bytes(model.getvalue())
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     return {pieces.id_to_piece(id): (id, pieces.get_score(id)) for id in range(len(pieces))}
@@ -199,15 +237,33 @@ def whole_sentencepiece(model: dict, added: list[dict], begin: str | None) -> di
     second = [{name: {"id": ids[name], "type_id": 1} for name in token} for token in tokens]
     space = {"String": " "}
     return {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
-        "normalizer": {"type": "Sequence", "normalizers": [
-            {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": space, "content": "▁"}]},
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": "▁"},
+                {"type": "Replace", "pattern": space, "content": "▁"},
+            ],
+        },
         "pre_tokenizer": None,
-        "post_processor": {"type": "TemplateProcessing", "single": tokens, "pair": tokens + second,
-                           "special_tokens": special},
-        "decoder": {"type": "Sequence", "decoders": [
-            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"},
-            {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": tokens,
+            "pair": tokens + second,
+            "special_tokens": special,
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ],
+        },
         "model": model,
     }
 
@@ -230,22 +286,47 @@ def sentencepiece_bpe(texts: list[str], folder: Path) -> None:
         known = [(a, b) for a, b in cuts if a in ids and b in ids]
         merges += sorted(known, key=lambda pair: (ids[pair[0]], ids[pair[1]]))
     control = [END, "<|assistant|>", "<|system|>", "<|end|>", "<|user|>"]
-    contents = {**{piece: ids[piece] for piece in ("<unk>", "<s>", "</s>")},
-                **{content: len(ids) + i for i, content in enumerate(control)}}
+    contents = {
+        **{piece: ids[piece] for piece in ("<unk>", "<s>", "</s>")},
+        **{content: len(ids) + i for i, content in enumerate(control)},
+    }
     flags = {"single_word": False, "lstrip": False, "normalized": False}
-    added = [{"id": id, "content": content, **flags, "special": content != "</s>",
-              "rstrip": content not in ("<unk>", "<s>", END)} for content, id in contents.items()]
-    model = {"type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None,
-             "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True, "vocab": ids,
-             "merges": [" ".join(pair) for pair in merges]}
+    added = [
+        {
+            "id": id,
+            "content": content,
+            **flags,
+            "special": content != "</s>",
+            "rstrip": content not in ("<unk>", "<s>", END),
+        }
+        for content, id in contents.items()
+    ]
+    model = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": "<unk>",
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": True,
+        "byte_fallback": True,
+        "vocab": ids,
+        "merges": [" ".join(pair) for pair in merges],
+    }
     whole = whole_sentencepiece(model, added, None)
     (folder / "tokenizer.json").write_text(json.dumps(whole, ensure_ascii=False), "utf-8")
     (folder / "added_tokens.json").write_text(json.dumps({c: contents[c] for c in control}) + "\n")
     names = {"bos_token": "<s>", "eos_token": END, "pad_token": END, "unk_token": "<unk>"}
     decoder = {str(token["id"]): {key: v for key, v in token.items() if key != "id"} for token in added}
-    config = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": False,
-              "add_eos_token": False, "model_max_length": 4096, "added_tokens_decoder": decoder,
-              "chat_template": PHI3_TEMPLATE, **names}
+    config = {
+        "tokenizer_class": "LlamaTokenizer",
+        "legacy": False,
+        "add_bos_token": False,
+        "add_eos_token": False,
+        "model_max_length": 4096,
+        "added_tokens_decoder": decoder,
+        "chat_template": PHI3_TEMPLATE,
+        **names,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "special_tokens_map.json").write_text(json.dumps(names, indent=2) + "\n")
 
@@ -253,9 +334,16 @@ def sentencepiece_bpe(texts: list[str], folder: Path) -> None:
 def tiny_phi3(tokenizer: tokenize.Tokenizer) -> phi3.Phi3Config:
     end = tokenizer.eos_token_id
     return phi3.Phi3Config(
-        vocab_size=len(tokenizer), hidden_size=96, intermediate_size=256, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=2, sliding_window=2047,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=end, pad_token_id=end,
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=2047,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=end,
+        pad_token_id=end,
     )
 
 
@@ -265,8 +353,9 @@ def adept_chat(seed: int) -> Iterator[str]:
         yield "\n\n".join(f"human: {asked}\n\nadept: {said}" for asked, said in turns)
 
 
-def sentencepiece_unigram(texts: list[str], folder: Path, word: str = "[A-Za-z]{2,}",
-                          numbers: Sequence[str] = ()) -> None:
+def sentencepiece_unigram(
+    texts: list[str], folder: Path, word: str = "[A-Za-z]{2,}", numbers: Sequence[str] = ()
+) -> None:
     """Persimmon's layout: sentencepiece unigrams, of which a few are control tokens.
 
     Every `word` of the grammar is a piece, which the trainer would spell where it is rare, and so is each of
@@ -276,8 +365,12 @@ def sentencepiece_unigram(texts: list[str], folder: Path, word: str = "[A-Za-z]{
     symbols = ["|SPEAKER|", ADEPT_END, "|NEWLINE|", *numbers, *words]
     pieces = sentencepiece_model(texts, folder, "unigram", 1000 + len(numbers) + len(words), symbols)
     chances = {**dict.fromkeys(words, -6.0), **{number: -10 - int(number) / 1000 for number in numbers}}
-    model = {"type": "Unigram", "unk_id": 0, "byte_fallback": True,
-             "vocab": [[piece, chances.get(piece, score)] for piece, (_, score) in pieces.items()]}
+    model = {
+        "type": "Unigram",
+        "unk_id": 0,
+        "byte_fallback": True,
+        "vocab": [[piece, chances.get(piece, score)] for piece, (_, score) in pieces.items()],
+    }
     rescore(folder / "tokenizer.model", chances)
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     added = [{"id": pieces[piece][0], "content": piece, **flags} for piece in ("<unk>", ADEPT_END)]
@@ -285,8 +378,13 @@ def sentencepiece_unigram(texts: list[str], folder: Path, word: str = "[A-Za-z]{
     (folder / "tokenizer.json").write_text(json.dumps(whole, ensure_ascii=False), "utf-8")
     names = {"bos_token": ADEPT_END, "eos_token": ADEPT_END, "unk_token": "<unk>"}
     decoder = {str(token["id"]): {key: v for key, v in token.items() if key != "id"} for token in added}
-    config = {"tokenizer_class": "LlamaTokenizer", "legacy": True, "added_tokens_decoder": decoder,
-              "clean_up_tokenization_spaces": False, **names}
+    config = {
+        "tokenizer_class": "LlamaTokenizer",
+        "legacy": True,
+        "added_tokens_decoder": decoder,
+        "clean_up_tokenization_spaces": False,
+        **names,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "special_tokens_map.json").write_text(json.dumps(names, indent=2) + "\n")
 
@@ -297,8 +395,15 @@ def tiny_persimmon(tokenizer: tokenize.Tokenizer) -> persimmon.PersimmonConfig:
 
 def persimmon_sizes(tokenizer: tokenize.Tokenizer, **sizes) -> dict:
     end = tokenizer.eos_token_id
-    return {"vocab_size": len(tokenizer), "num_hidden_layers": 4, "num_attention_heads": 4,
-            "max_position_embeddings": 512, "bos_token_id": end, "eos_token_id": end, **sizes}
+    return {
+        "vocab_size": len(tokenizer),
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 512,
+        "bos_token_id": end,
+        "eos_token_id": end,
+        **sizes,
+    }
 
 
 class Example(NamedTuple):
@@ -362,8 +467,14 @@ def judge_pictures(model: torch.nn.Module, tokenizer: tokenize.Tokenizer, count:
 def fuyu_vocabulary(texts: list[str], folder: Path) -> None:
     """Fuyu's layout: Persimmon's, with a token for every number that a place can have."""
     sentencepiece_unigram(texts, folder, "[a-z]{2,}", [str(n) for n in range(961)])
-    config = {"image_processor_type": "FuyuImageProcessor", "processor_class": "FuyuProcessor",
-              "target_height": 1080, "target_width": 1920, "padding_mode": "constant", "padding_value": 1.0}
+    config = {
+        "image_processor_type": "FuyuImageProcessor",
+        "processor_class": "FuyuProcessor",
+        "target_height": 1080,
+        "target_width": 1920,
+        "padding_mode": "constant",
+        "padding_value": 1.0,
+    }
     (folder / "preprocessor_config.json").write_text(json.dumps(config, indent=2) + "\n")
     from examples.shapes import EXAMPLE
 
@@ -372,23 +483,52 @@ def fuyu_vocabulary(texts: list[str], folder: Path) -> None:
 
 def tiny_fuyu(tokenizer: tokenize.Tokenizer) -> fuyu.FuyuConfig:
     text = persimmon_sizes(tokenizer, hidden_size=128, intermediate_size=512)
-    return fuyu.FuyuConfig(text_config=fuyu.PersimmonConfig(**text), eos_token_id=tokenizer.eos_token_id,
-                           image_token_id=tokenizer.token_id("|SPEAKER|"))
+    return fuyu.FuyuConfig(
+        text_config=fuyu.PersimmonConfig(**text),
+        eos_token_id=tokenizer.eos_token_id,
+        image_token_id=tokenizer.token_id("|SPEAKER|"),
+    )
 
 
 RECIPES = {
     "gpt_neo": Recipe(gpt_neo.GPTNeoForCausalLM, tiny_gpt_neo, stories, byte_level_bpe),
-    "openai_gpt": Recipe(openai_gpt.OpenAIGPTLMHeadModel, tiny_openai_gpt, stories, lower_case_bpe,
-                         steps=1800, learning_rate=2e-3),
+    "openai_gpt": Recipe(
+        openai_gpt.OpenAIGPTLMHeadModel,
+        tiny_openai_gpt,
+        stories,
+        lower_case_bpe,
+        steps=1800,
+        learning_rate=2e-3,
+    ),
     "phi": Recipe(phi.PhiForCausalLM, tiny_phi, instructed, byte_level_bpe_with_blanks),
-    "phi3": Recipe(phi3.Phi3ForCausalLM, tiny_phi3, chatted, sentencepiece_bpe,
-                   steps=1200, stops=(END, "<|assistant|>", "<|end|>")),
-    "persimmon": Recipe(persimmon.PersimmonForCausalLM, tiny_persimmon, adept_chat, sentencepiece_unigram,
-                        steps=1200, stops=(ADEPT_END,)),
-    "fuyu": Recipe(fuyu.FuyuForCausalLM, tiny_fuyu, pictured, fuyu_vocabulary, steps=8000,
-                   learning_rate=2e-3, stops=(ADEPT_END,), rows=fuyu_rows, judge=judge_pictures,
-                   resumed={"texts": partial(pictured, captions=3, places=1), "steps": 3000,
-                            "learning_rate": 1e-3}),
+    "phi3": Recipe(
+        phi3.Phi3ForCausalLM,
+        tiny_phi3,
+        chatted,
+        sentencepiece_bpe,
+        steps=1200,
+        stops=(END, "<|assistant|>", "<|end|>"),
+    ),
+    "persimmon": Recipe(
+        persimmon.PersimmonForCausalLM,
+        tiny_persimmon,
+        adept_chat,
+        sentencepiece_unigram,
+        steps=1200,
+        stops=(ADEPT_END,),
+    ),
+    "fuyu": Recipe(
+        fuyu.FuyuForCausalLM,
+        tiny_fuyu,
+        pictured,
+        fuyu_vocabulary,
+        steps=8000,
+        learning_rate=2e-3,
+        stops=(ADEPT_END,),
+        rows=fuyu_rows,
+        judge=judge_pictures,
+        resumed={"texts": partial(pictured, captions=3, places=1), "steps": 3000, "learning_rate": 1e-3},
+    ),
 }
 
 
@@ -404,8 +544,9 @@ def right_padded(rows: list[list[int]], filler: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def held_out_loss(model: torch.nn.Module, tokenizer: tokenize.Tokenizer, texts: Iterator,
-                  rows: Callable | None = None) -> float:
+def held_out_loss(
+    model: torch.nn.Module, tokenizer: tokenize.Tokenizer, texts: Iterator, rows: Callable | None = None
+) -> float:
     """Mean loss per learnt token, in nats, over the first HELD_OUT texts and their end-of-text tokens."""
     total = count = 0.0
     for text in islice(texts, HELD_OUT):
@@ -416,8 +557,15 @@ def held_out_loss(model: torch.nn.Module, tokenizer: tokenize.Tokenizer, texts: 
     return total / count
 
 
-def train(recipe: Recipe, model, tokenizer, steps: int, seed: int = TRAIN_SEED, batch_size: int = 32,
-          diary: Diary | None = None) -> list[float]:
+def train(
+    recipe: Recipe,
+    model,
+    tokenizer,
+    steps: int,
+    seed: int = TRAIN_SEED,
+    batch_size: int = 32,
+    diary: Diary | None = None,
+) -> list[float]:
     """AdamW, a short warm-up, then a cosine down to a tenth. Returns the loss of every step."""
     texts = recipe.texts(seed)
     # AdamW moves every weight by about the rate, so an output of 2,700 pixels moves 20 times as far as others
@@ -487,16 +635,30 @@ def main() -> None:
         folder = Path(temporary) / target.name
         folder.mkdir()
         steps = args.steps or recipe.steps
-        open_diary = partial(Diary, args.look, prompt=args.look_prompt, name=target.name,
-                             every=args.look_every or max(1, steps // 20)) if args.look else None
+        open_diary = (
+            partial(
+                Diary,
+                args.look,
+                prompt=args.look_prompt,
+                name=target.name,
+                every=args.look_every or max(1, steps // 20),
+            )
+            if args.look
+            else None
+        )
         make(recipe, steps, folder, target if args.resume else None, open_diary)
         shutil.rmtree(target, ignore_errors=True)
         folder.rename(target)
     print(f"written to {target}")
 
 
-def make(recipe: Recipe, steps: int, folder: Path, earlier: Path | None = None,
-         open_diary: Callable[..., Diary] | None = None) -> None:
+def make(
+    recipe: Recipe,
+    steps: int,
+    folder: Path,
+    earlier: Path | None = None,
+    open_diary: Callable[..., Diary] | None = None,
+) -> None:
     """Tokenizer, model, held-out loss and picture in `folder`; in a second run from what is in `earlier`."""
     start = time.time()
     torch.manual_seed(0)

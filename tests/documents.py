@@ -89,10 +89,26 @@ def is_code(line: str) -> bool:
 # ---- Names -------------------------------------------------------------------------------------------------
 
 TRANSLATED = {"图像处理器": "image_processor", "标记器": "tokenizer", "配置": "config"}
-METHODS = {"forward": "forward", "generate": "generate", "生成": "generate", "call": "call", "__call__": "__call__",
-           "save_vocabulary": "save_vocabulary"}
-FIELDS = {"loss", "mc_loss", "logits", "mc_logits", "last_hidden_state", "past_key_values", "hidden_states", "attentions",
-          "start_logits", "end_logits"}
+METHODS = {
+    "forward": "forward",
+    "generate": "generate",
+    "生成": "generate",
+    "call": "call",
+    "__call__": "__call__",
+    "save_vocabulary": "save_vocabulary",
+}
+FIELDS = {
+    "loss",
+    "mc_loss",
+    "logits",
+    "mc_logits",
+    "last_hidden_state",
+    "past_key_values",
+    "hidden_states",
+    "attentions",
+    "start_logits",
+    "end_logits",
+}
 
 
 @dataclass
@@ -156,7 +172,12 @@ def arguments(signature: str) -> list[str]:
         i += 1
         if i < len(parts) and parts[i] == ":":
             i += 1
-            while i < len(parts) and parts[i] != "=" and not parts[i].startswith("*") and parts[i + 1 : i + 2] != [":"]:
+            while (
+                i < len(parts)
+                and parts[i] != "="
+                and not parts[i].startswith("*")
+                and parts[i + 1 : i + 2] != [":"]
+            ):
                 i += 1
         if i < len(parts) and parts[i] == "=":
             i += 2
@@ -166,20 +187,42 @@ def arguments(signature: str) -> list[str]:
 # ---- Run, compare, write -----------------------------------------------------------------------------------
 
 ROOT = Path(__file__).parent.parent
-IDS = {"Phi": "microsoft/phi-2", "Phi3": "microsoft/Phi-3-mini-4k-instruct", "Persimmon": "adept/persimmon-8b-base",
-       "Fuyu": "adept/fuyu-8b", "GPTNeo": "EleutherAI/gpt-neo-125m", "OpenAIGPT": "openai-gpt"}
+IDS = {
+    "Phi": "microsoft/phi-2",
+    "Phi3": "microsoft/Phi-3-mini-4k-instruct",
+    "Persimmon": "adept/persimmon-8b-base",
+    "Fuyu": "adept/fuyu-8b",
+    "GPTNeo": "EleutherAI/gpt-neo-125m",
+    "OpenAIGPT": "openai-gpt",
+}
 
 
 def run(python: str, library: str, home: Path, work: Path, where: Path) -> dict:
     """What tests/run_documents.py finds with this Python and library; `home` is made by tests/hub_cache.py."""
-    job = {"examples": [one.code for one in examples(where)], "ids": IDS, "picture": str(ROOT / "checkpoints/tiny-fuyu/shapes.png"),
-           "folder": f"{home}/folders/tiny-%s", "names": [[n.cls, n.method, n.arguments, n.fields] for n in documented(where)]}
+    job = {
+        "examples": [one.code for one in examples(where)],
+        "ids": IDS,
+        "picture": str(ROOT / "checkpoints/tiny-fuyu/shapes.png"),
+        "folder": f"{home}/folders/tiny-%s",
+        "names": [[n.cls, n.method, n.arguments, n.fields] for n in documented(where)],
+    }
     source, target = work / "job.json", work / "results.pt"
     source.write_text(json.dumps(job))
-    env = {**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "USE_TF": "0", "USE_FLAX": "0",
-           "PYTHONPATH": str(ROOT) if library != "transformers" else ""}
-    done = subprocess.run([python, str(ROOT / "tests/run_documents.py"), str(source), str(target), library], env=env,
-                          capture_output=True, text=True, cwd=work)
+    env = {
+        **os.environ,
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": "1",
+        "USE_TF": "0",
+        "USE_FLAX": "0",
+        "PYTHONPATH": str(ROOT) if library != "transformers" else "",
+    }
+    done = subprocess.run(
+        [python, str(ROOT / "tests/run_documents.py"), str(source), str(target), library],
+        env=env,
+        capture_output=True,
+        text=True,
+        cwd=work,
+    )
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     return torch.load(target, weights_only=False)
@@ -195,16 +238,34 @@ def differs(a, b, path: str = "") -> str:
     if isinstance(a, dict) and isinstance(b, dict):
         if a.keys() != b.keys():
             return f"{path} is of another kind" if path else "other names"
-        return next((told for key in a if (told := differs(a[key], b[key], path if key in HELD else f"{path}.{key}".lstrip(".")))), "")
+        return next(
+            (
+                told
+                for key in a
+                if (told := differs(a[key], b[key], path if key in HELD else f"{path}.{key}".lstrip(".")))
+            ),
+            "",
+        )
     if isinstance(a, list) and isinstance(b, list):
         if len(a) != len(b):
             return f"{path} has another length"
-        return next((told for i, (x, y) in enumerate(zip(a, b, strict=True)) if (told := differs(x, y, f"{path}[{i}]"))), "")
+        return next(
+            (
+                told
+                for i, (x, y) in enumerate(zip(a, b, strict=True))
+                if (told := differs(x, y, f"{path}[{i}]"))
+            ),
+            "",
+        )
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         if a.shape != b.shape:
             return f"{path} is {tuple(b.shape)}, here {tuple(a.shape)}"
         close = 2e-2 if torch.float16 in (a.dtype, b.dtype) else 2e-4
-        same = torch.allclose(a.float(), b.float(), rtol=close, atol=close, equal_nan=True) if a.is_floating_point() else torch.equal(a, b)
+        same = (
+            torch.allclose(a.float(), b.float(), rtol=close, atol=close, equal_nan=True)
+            if a.is_floating_point()
+            else torch.equal(a, b)
+        )
         return "" if same else f"{path} differs"
     return "" if a == b else f"{path} differs"
 
@@ -216,7 +277,9 @@ FAMILY_OF = {"000": "Phi", "001": "Phi-3", "002": "Persimmon", "003": "Fuyu, GPT
 REASONS = {  # what an error or a difference says -> what it means; whatever is not among these must be looked at
     "flash_attention_2' needs an NVIDIA GPU": "needs a GPU, and says so",
     "FlashAttention2 has been toggled on": "needs a GPU and flash-attn",
-    "cannot import name 'Phi3": "no Phi-3 yet", "model type `phi3`": "no Phi-3 yet", "KeyError: 'Phi3": "no Phi-3 yet",
+    "cannot import name 'Phi3": "no Phi-3 yet",
+    "model type `phi3`": "no Phi-3 yet",
+    "KeyError: 'Phi3": "no Phi-3 yet",
     "cannot import name 'PersimmonTokenizer'": "has no PersimmonTokenizer",
     "Input length of input_ids is": "refuses `max_length` below the prompt's; 4.37 and ours warn and write one token",
     "No module named 'torchvision'": "needs torchvision",
@@ -242,12 +305,21 @@ def reason(told: str, example: Example, version: str) -> str:
 
 
 def example_table(where: Path, ours: dict, others: list[dict]) -> str:
-    rows = ["| | example | here | " + " | ".join(other["version"] for other in others) + " |", "|---|---|---|" + "---|" * len(others)]
+    rows = [
+        "| | example | here | " + " | ".join(other["version"] for other in others) + " |",
+        "|---|---|---|" + "---|" * len(others),
+    ]
     for i, one in enumerate(examples(where)):
         mine = ours["results"][i]
         if one.kind != "PyTorch":
-            rows.append(f"| {one} | {one.title} | two lines read the file | " + " | ".join(f"needs {one.kind}" if other["version"] < "5"
-                        else f"no {one.kind} any more" for other in others) + " |")
+            rows.append(
+                f"| {one} | {one.title} | two lines read the file | "
+                + " | ".join(
+                    f"needs {one.kind}" if other["version"] < "5" else f"no {one.kind} any more"
+                    for other in others
+                )
+                + " |"
+            )
             continue
         cells = [reason(mine.get("error", ""), one, "ours").replace("same", "runs")]
         for other in others:
@@ -259,23 +331,43 @@ def example_table(where: Path, ours: dict, others: list[dict]) -> str:
 
 
 def name_table(where: Path, ours: dict, others: list[dict]) -> str:
-    rows = ["| documented | arguments | returns | here | " + " | ".join(other["version"] for other in others) + " |",
-            "|---|---|---|---|" + "---|" * len(others)]
+    rows = [
+        "| documented | arguments | returns | here | "
+        + " | ".join(other["version"] for other in others)
+        + " |",
+        "|---|---|---|---|" + "---|" * len(others),
+    ]
     for i, one in enumerate(documented(where)):
         cells = []
         for known in (ours, *others):
             found = known["names"][i]
             if "error" in found:
-                cells.append(next((meaning for part, meaning in REASONS.items() if part in found["error"]), found["error"]))
+                cells.append(
+                    next(
+                        (meaning for part, meaning in REASONS.items() if part in found["error"]),
+                        found["error"],
+                    )
+                )
                 continue
             lacks = found["missing"] + found.get("absent", [])
             swallows = " (taken, and without effect)" if found["swallowed"] and "head_mask" in lacks else ""
             failed = f"; {found['failed']}" if found.get("failed") else ""
-            cells.append(("all" if not lacks else "not by name: " + ", ".join(f"`{name}`" for name in lacks) + swallows) + failed)
+            cells.append(
+                (
+                    "all"
+                    if not lacks
+                    else "not by name: " + ", ".join(f"`{name}`" for name in lacks) + swallows
+                )
+                + failed
+            )
         if cells[0] != "all":
             raise RuntimeError(f"{one.cls}.{one.method}: {cells[0]}")
         method = "" if one.method == "__init__" else f".{one.method}"
-        rows.append(f"| {one.cls}{method} | {len(one.arguments)} | {', '.join(one.fields)} | " + " | ".join(cells) + " |")
+        rows.append(
+            f"| {one.cls}{method} | {len(one.arguments)} | {', '.join(one.fields)} | "
+            + " | ".join(cells)
+            + " |"
+        )
     return "\n".join(rows)
 
 
@@ -298,7 +390,7 @@ def main() -> None:
         raise SystemExit("set DECODERS_DOCS to the folder of the documentation")
     with tempfile.TemporaryDirectory() as work:
         home = build(Path(work) / "home")
-        ours = run(sys.executable, "decoders.tools.hf", home, Path(work), where)
+        ours = run(sys.executable, "decoders.hf", home, Path(work), where)
         pythons = [*filter(None, os.environ.get("DECODERS_REFERENCES", "").split(":")), sys.executable]
         others = [run(python, "transformers", home, Path(work), where) for python in pythons]
     tables = {"examples": example_table(where, ours, others), "names": name_table(where, ours, others)}

@@ -9,9 +9,9 @@ import torch
 import torch.nn as nn
 
 from decoders import fuyu, gpt_neo, openai_gpt, persimmon, phi, phi3
+from decoders.compare.kit import redraw
 from decoders.formats.config import modern
 from decoders.formats.names import LAYOUTS, as_it_is
-from decoders.tools.kit import redraw
 
 BATCH, LENGTH, PADDED = 2, 23, 4  # the length exceeds every window; PADDED tokens of row 0 are padding
 
@@ -34,7 +34,9 @@ class Family:
     table: str = "transformer.wte"  # the token table
     scores: tuple[str, ...] = ("q_proj", "k_proj")  # what makes scores large
     output: str = "lm_head"
-    own: tuple[str, ...] | None = None  # fields that are not the decoder's, where the decoder has a config of its own
+    own: tuple[str, ...] | None = (
+        None  # fields that are not the decoder's, where the decoder has a config of its own
+    )
 
     def __repr__(self) -> str:
         return self.name
@@ -73,7 +75,9 @@ class Family:
         redraw(theirs, seed)
         ours = self.cls(head)(self.config(**changes))
         named = LAYOUTS[self.name].modern if self.own is not None else as_it_is
-        ours.load_state_dict({new: t for old, t in theirs.state_dict().items() for new, t in named(old, t, {})})
+        ours.load_state_dict(
+            {new: t for old, t in theirs.state_dict().items() for new, t in named(old, t, {})}
+        )
         return ours.to(dtype).eval(), theirs.to(dtype).eval()
 
 
@@ -93,9 +97,17 @@ GPT_NEO = Family(
     module=gpt_neo,
     prefix="GPTNeo",
     tiny={
-        "model_type": "gpt_neo", "vocab_size": 101, "max_position_embeddings": 67, "hidden_size": 48,
-        "num_layers": 3, "num_heads": 4, "attention_types": [[["global", "local"], 1], [["local"], 1]],
-        "window_size": 5, "intermediate_size": 80, "bos_token_id": 100, "eos_token_id": 100,
+        "model_type": "gpt_neo",
+        "vocab_size": 101,
+        "max_position_embeddings": 67,
+        "hidden_size": 48,
+        "num_layers": 3,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 1], [["local"], 1]],
+        "window_size": 5,
+        "intermediate_size": 80,
+        "bos_token_id": 100,
+        "eos_token_id": 100,
     },
     base="transformer",
     dead={
@@ -113,7 +125,14 @@ OPENAI_GPT = Family(
     module=openai_gpt,
     prefix="OpenAIGPT",
     causal="LMHeadModel",
-    tiny={"model_type": "openai-gpt", "vocab_size": 101, "n_positions": 67, "n_embd": 48, "n_layer": 3, "n_head": 4},
+    tiny={
+        "model_type": "openai-gpt",
+        "vocab_size": 101,
+        "n_positions": 67,
+        "n_embd": 48,
+        "n_layer": 3,
+        "n_head": 4,
+    },
     base="transformer",
     table="transformer.tokens_embed",
     scores=("c_attn",),
@@ -128,9 +147,18 @@ PHI = Family(
     module=phi,
     prefix="Phi",
     tiny={
-        "model_type": "phi", "vocab_size": 101, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 67,
-        "partial_rotary_factor": 0.5, "rope_theta": 10000.0, "bos_token_id": 100, "eos_token_id": 100,
+        "model_type": "phi",
+        "vocab_size": 101,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 67,
+        "partial_rotary_factor": 0.5,
+        "rope_theta": 10000.0,
+        "bos_token_id": 100,
+        "eos_token_id": 100,
     },
     base="model",
     table="model.embed_tokens",
@@ -150,10 +178,21 @@ PHI3 = Family(
     module=phi3,
     prefix="Phi3",
     tiny={
-        "model_type": "phi3", "vocab_size": 101, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 67,
-        "original_max_position_embeddings": 67, "rope_theta": 10000.0, "partial_rotary_factor": 1.0,
-        "sliding_window": 7, "bos_token_id": 1, "eos_token_id": 100, "pad_token_id": 100,
+        "model_type": "phi3",
+        "vocab_size": 101,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 67,
+        "original_max_position_embeddings": 67,
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 1.0,
+        "sliding_window": 7,
+        "bos_token_id": 1,
+        "eos_token_id": 100,
+        "pad_token_id": 100,
     },
     base="model",
     table="model.embed_tokens",
@@ -170,9 +209,17 @@ PERSIMMON = Family(
     module=persimmon,
     prefix="Persimmon",
     tiny={
-        "model_type": "persimmon", "vocab_size": 101, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
-        "num_attention_heads": 4, "max_position_embeddings": 67, "partial_rotary_factor": 0.5, "rope_theta": 25000.0,
-        "bos_token_id": 100, "eos_token_id": 100,
+        "model_type": "persimmon",
+        "vocab_size": 101,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 67,
+        "partial_rotary_factor": 0.5,
+        "rope_theta": 25000.0,
+        "bos_token_id": 100,
+        "eos_token_id": 100,
     },
     base="model",
     table="model.embed_tokens",

@@ -39,7 +39,9 @@ def main() -> None:
     from transformers.models.fuyu import FuyuImageProcessor, FuyuProcessor
 
     assert transformers.__version__ == "4.37.2", transformers.__version__
-    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(HERE.parent / "checkpoints" / "tiny-fuyu")
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(
+        HERE.parent / "checkpoints" / "tiny-fuyu"
+    )
     processor = FuyuProcessor(FuyuImageProcessor(), tokenizer)
     pictures = {}
     for height, width in SIZES:
@@ -58,7 +60,9 @@ def main() -> None:
         ids = processor(text=text, images=Image.fromarray(pixels(height, width)))["input_ids"][0].tolist()
         start = ids.index(tokenizer.convert_tokens_to_ids("<s>"))
         prompts.append({"size": [height, width], "text": text, "ids": ids[start:], "picture_ids": start})
-    batch = processor(text=["a red circle", "x"], images=[Image.fromarray(pixels(90, 120)), Image.fromarray(pixels(40, 40))])
+    batch = processor(
+        text=["a red circle", "x"], images=[Image.fromarray(pixels(90, 120)), Image.fromarray(pixels(40, 40))]
+    )
     result = {"transformers": transformers.__version__, "pictures": pictures, "prompts": prompts, "batch": {
         "input_ids": batch["input_ids"].tolist(), "attention_mask": batch["attention_mask"].tolist(),
         "image_patches_indices": batch["image_patches_indices"].tolist()}}  # fmt: skip

@@ -42,10 +42,20 @@ def calls() -> dict[str, dict]:
     for name, options in CASES.items():
         for padded in (False, True) if "dola" not in name else ():
             ids, mask = inputs(101, padded=padded)
-            found[f"{name}, {'padded' if padded else 'whole'}"] = {"input_ids": ids, "attention_mask": mask, **COMMON, **options}
+            found[f"{name}, {'padded' if padded else 'whole'}"] = {
+                "input_ids": ids,
+                "attention_mask": mask,
+                **COMMON,
+                **options,
+            }
         for row in (0, 1) if "dola" in name else ():  # whose layer 4.50.3 chooses for a batch as a whole
             ids, mask = inputs(101)
-            found[f"{name}, row {row}"] = {"input_ids": ids[row : row + 1], "attention_mask": mask[row : row + 1], **COMMON, **options}
+            found[f"{name}, row {row}"] = {
+                "input_ids": ids[row : row + 1],
+                "attention_mask": mask[row : row + 1],
+                **COMMON,
+                **options,
+            }
     return found
 
 

@@ -18,25 +18,44 @@ import torch
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 IDS = {
     "tiny-phi": ("phi-2", "microsoft/phi-1", "microsoft/phi-1_5", "microsoft/phi-2"),
-    "tiny-phi3": ("microsoft/Phi-3-mini-4k-instruct", "microsoft/phi-3-mini-4k-instruct",
-                  "meta-phi3/Phi3-2-7b-hf"),
+    "tiny-phi3": (
+        "microsoft/Phi-3-mini-4k-instruct",
+        "microsoft/phi-3-mini-4k-instruct",
+        "meta-phi3/Phi3-2-7b-hf",
+    ),
     "tiny-persimmon": ("adept/persimmon-8b-base",),
     "tiny-fuyu": ("adept/fuyu-8b", "adept-hf-collab/fuyu-8b"),
     "tiny-gpt-neo": ("EleutherAI/gpt-neo-125m", "EleutherAI/gpt-neo-1.3B", "EleutherAI/gpt-neo-2.7B"),
     "tiny-openai-gpt": ("openai-gpt",),
 }
 HEADS = {  # name -> rows
-    "tiny-phi": {"score": 2, "classifier": 2}, "tiny-phi3": {"score": 2}, "tiny-persimmon": {"score": 2}, "tiny-fuyu": {},
+    "tiny-phi": {"score": 2, "classifier": 2},
+    "tiny-phi3": {"score": 2},
+    "tiny-persimmon": {"score": 2},
+    "tiny-fuyu": {},
     "tiny-gpt-neo": {"score": 2, "classifier": 2, "qa_outputs": 2},
     "tiny-openai-gpt": {"score": 2, "multiple_choice_head.summary": 1},
 }
 TABLES = ("embed_tokens.weight", "wte.weight", "tokens_embed.weight")
-TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "added_tokens.json",
-             "special_tokens_map.json")
-REAL = {"tiny-phi": ("phi-2", 51200, 50256), "tiny-phi3": ("phi-3-mini-4k", 32064, 32000),
-        "tiny-gpt-neo": ("gpt-neo-125m", 50257, 50256), "tiny-openai-gpt": ("openai-gpt", 40478, None)}
-PHI3_CHAT = ("{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n' }}{% endfor %}"
-             "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}")
+TOKENIZER = (
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
+REAL = {
+    "tiny-phi": ("phi-2", 51200, 50256),
+    "tiny-phi3": ("phi-3-mini-4k", 32064, 32000),
+    "tiny-gpt-neo": ("gpt-neo-125m", 50257, 50256),
+    "tiny-openai-gpt": ("openai-gpt", 40478, None),
+}
+PHI3_CHAT = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
 
 
 def with_heads(name: str, folder: Path) -> None:

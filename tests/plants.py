@@ -1,4 +1,4 @@
-"""How to make each mistake of `decoders/tools/mistakes.py` in our own six files: as an edit of the source, of the
+"""How to make each mistake of `decoders/compare/mistakes.py` in our own six files: as an edit of the source, of the
 config or of the weights. A mistake in the formula and the same mistake in a model file are written apart: where
 `compare` names one by the other, it has understood what a stranger did."""
 
@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from decoders.compare import mistakes
+from decoders.compare.formula import Formula
 from decoders.formats.config import FAMILIES
-from decoders.tools import mistakes
-from decoders.tools.formula import Formula
 
 ROOT = Path(mistakes.__file__).parents[1]
 numbers = itertools.count()
@@ -26,8 +26,15 @@ numbers = itertools.count()
 class Plant:
     """`source`: (pattern, replacement) pairs, all of which must be found; `behind`: text added to the file's end."""
 
-    def __init__(self, *source: tuple[str, str], behind: str = "", config: Callable | None = None,
-                 state: Callable | None = None, not_in: str = "", only_in: str = ""):
+    def __init__(
+        self,
+        *source: tuple[str, str],
+        behind: str = "",
+        config: Callable | None = None,
+        state: Callable | None = None,
+        not_in: str = "",
+        only_in: str = "",
+    ):
         self.source, self.behind, self.config, self.state = source, behind, config, state
         self.not_in, self.only_in = not_in.split(), only_in.split()
 
@@ -44,7 +51,11 @@ def scale(expression: str) -> Plant:
 
 
 MASKED = (r"if mask is None and texts is None and not whole\b", "if False")
-SPELLED = (MASKED, (r"if not whole and bias is None", "if False and bias is None"), (r"if not whole:", "if False:"))
+SPELLED = (
+    MASKED,
+    (r"if not whole and bias is None", "if False and bias is None"),
+    (r"if not whole:", "if False:"),
+)
 
 
 def norm(body: str) -> str:
@@ -63,6 +74,7 @@ def fields(**values) -> Callable:
     def change(d: dict) -> dict:
         inner = {"text_config": {**d["text_config"], **values}} if d.get("text_config") else {}
         return {**d, **values, **inner}
+
     return change
 
 
@@ -83,31 +95,53 @@ def rotated(d: dict) -> int:
 
 
 def eps_of(value: float) -> Plant:
-    return Plant(config=lambda d: fields(**{next(
-        (k for k in ("layer_norm_eps", "rms_norm_eps", "layer_norm_epsilon") if k in d), EPS[d["model_type"]]): value})(d))
+    return Plant(
+        config=lambda d: fields(
+            **{
+                next(
+                    (k for k in ("layer_norm_eps", "rms_norm_eps", "layer_norm_epsilon") if k in d),
+                    EPS[d["model_type"]],
+                ): value
+            }
+        )(d)
+    )
 
 
-EPS = {"gpt_neo": "layer_norm_epsilon", "openai-gpt": "layer_norm_epsilon", "phi": "layer_norm_eps",
-       "phi3": "rms_norm_eps", "persimmon": "layer_norm_eps", "fuyu": "layer_norm_eps"}
+EPS = {
+    "gpt_neo": "layer_norm_epsilon",
+    "openai-gpt": "layer_norm_epsilon",
+    "phi": "layer_norm_eps",
+    "phi3": "rms_norm_eps",
+    "persimmon": "layer_norm_eps",
+    "fuyu": "layer_norm_eps",
+}
 
 
 def tensors(change: Callable) -> Plant:
     """`change(part, tensor, f)` for each weight, where `part` is its name in `formula.PARTS` with .weight or .bias."""
+
     def edit(state: dict, f: Formula) -> dict:
         known = {f"{f.parts['layers']}.{i}.{name}": part for i in f.layers for part, name in f.parts.items()}
-        known |= {f.parts[part]: part for part in ("table", "places", "norm", "head", "patches") if part in f.parts}
+        known |= {
+            f.parts[part]: part for part in ("table", "places", "norm", "head", "patches") if part in f.parts
+        }
         found = {}
         for name, t in state.items():
             module, _, kind = name.rpartition(".")
             found[name] = change(f"{known.get(module, '')}.{kind}", t, f)
         return found
+
     return Plant(state=edit)
 
 
 def exchanged(first: str, second: str) -> Plant:
     def edit(state: dict, f: Formula) -> dict:
         a, b = f.parts[first], f.parts[second]
-        return {name.replace(a, "#").replace(b, a).replace("#", b) if a in name or b in name else name: t for name, t in state.items()}
+        return {
+            name.replace(a, "#").replace(b, a).replace("#", b) if a in name or b in name else name: t
+            for name, t in state.items()
+        }
+
     return Plant(state=edit)
 
 
@@ -116,7 +150,9 @@ def zero(name: str) -> Plant:
 
 
 def turned(name: str) -> Plant:
-    return tensors(lambda part, t, f: t.t().contiguous() if part == f"{name}.weight" and t.shape[0] == t.shape[1] else t)
+    return tensors(
+        lambda part, t, f: t.t().contiguous() if part == f"{name}.weight" and t.shape[0] == t.shape[1] else t
+    )
 
 
 def norms(change: Callable) -> Plant:
@@ -125,11 +161,13 @@ def norms(change: Callable) -> Plant:
 
 def rows(order: Callable) -> Plant:
     """Rows of a joint matrix (columns in GPT-1's files) in another order."""
+
     def change(part: str, t: torch.Tensor, f: Formula) -> torch.Tensor:
         if not part.startswith("joint"):
             return t
         index = order(f)
         return t[:, index] if f.family == "openai-gpt" and t.dim() == 2 else t[index]
+
     return tensors(change)
 
 
@@ -146,8 +184,10 @@ def thirds(f: Formula) -> torch.Tensor:
 
 def every_nth(part: str, t: torch.Tensor, f: Formula) -> torch.Tensor:
     """A head of every H-th row."""
+
     def order(n: int, start: int = 0) -> torch.Tensor:
         return torch.arange(n * f.D).view(f.D, n).t().flatten() + start
+
     kind = part.split(".")[0]
     if kind in ("q", "k", "v"):
         return t[order(f.H if kind == "q" else f.K)]
@@ -167,21 +207,36 @@ def rotation(body: str) -> str:
     return f"\n\ndef rotate(x, cos, sin):\n    R = cos.shape[-1]\n    {body}\n\n\n{attention}.turn = staticmethod(rotate)\n"
 
 
-PLACES = r"(places = torch\.arange\(past, past \+ T, device=x\.device\)) if position_ids is None else position_ids"
+PLACES = (
+    r"(places = torch\.arange\(past, past \+ T, device=x\.device\)) if position_ids is None else position_ids"
+)
 BLOCK = r"x = x \+ (?:self\.resid_dropout\(y\)|y)\n        return x \+ (self\.\w+\(?.*)self\.(ln_2|post_attention_layernorm)\(x\)(.*), weights"
 LOSS = r"F\.cross_entropy\(logits\[:, :-1\](?:\.to\(wide\)|\.float\(\))?\.flatten\(0, 1\)(?:\.to\(wide\))?, labels\[:, 1:\]\.flatten\(\)"
 
 # ---- One for each mistake ----------------------------------------------------------------------------------
 
-FUNCTIONS = {"the tanh approximation of GELU": 'partial(F.gelu, approximate="tanh")', "GELU with the exact erf": "F.gelu",
-             "GELU as x sigmoid(1.702 x)": "lambda x: x * torch.sigmoid(1.702 * x)", "SiLU": "F.silu", "ReLU": "F.relu",
-             "squared ReLU": "lambda x: F.relu(x).square()"}
-OWN = {"gpt_neo": "the tanh approximation of GELU", "openai-gpt": "the tanh approximation of GELU",
-       "phi": "the tanh approximation of GELU", "phi3": "SiLU", "persimmon": "squared ReLU", "fuyu": "squared ReLU"}
+FUNCTIONS = {
+    "the tanh approximation of GELU": 'partial(F.gelu, approximate="tanh")',
+    "GELU with the exact erf": "F.gelu",
+    "GELU as x sigmoid(1.702 x)": "lambda x: x * torch.sigmoid(1.702 * x)",
+    "SiLU": "F.silu",
+    "ReLU": "F.relu",
+    "squared ReLU": "lambda x: F.relu(x).square()",
+}
+OWN = {
+    "gpt_neo": "the tanh approximation of GELU",
+    "openai-gpt": "the tanh approximation of GELU",
+    "phi": "the tanh approximation of GELU",
+    "phi3": "SiLU",
+    "persimmon": "squared ReLU",
+    "fuyu": "squared ReLU",
+}
 
 PLANTS: dict[str, Plant] = {
     f"activation: {name} where this model has {own}": act(expression)
-    for name, expression in FUNCTIONS.items() for own in set(OWN.values()) if own != name
+    for name, expression in FUNCTIONS.items()
+    for own in set(OWN.values())
+    if own != name
 }
 PLANTS |= {
     "activation: none": act("lambda x: x"),
@@ -350,4 +405,6 @@ def planted(family: str, config: dict, weights: dict, *names: str) -> nn.Module:
     return model
 
 
-assert all(name in {m.name for m in mistakes.MISTAKES} for name in PLANTS), sorted(PLANTS.keys() - {m.name for m in mistakes.MISTAKES})
+assert all(name in {m.name for m in mistakes.MISTAKES} for name in PLANTS), sorted(
+    PLANTS.keys() - {m.name for m in mistakes.MISTAKES}
+)

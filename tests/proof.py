@@ -24,11 +24,20 @@ RESULTS = Path(__file__).with_name("proof.json")
 README = ROOT / "README.md"
 UNUSUAL = {
     "gpt_neo": ("local layers that see 256 tokens, scores without 1/sqrt(D)", "gpt-neo-125m, -1.3B, -2.7B"),
-    "phi3": ("q, k, v and gate, up joint; grouped heads, a window, longrope", "Phi-3 mini and medium, 3.5-mini, phi-4, phi-4-mini"),
+    "phi3": (
+        "q, k, v and gate, up joint; grouped heads, a window, longrope",
+        "Phi-3 mini and medium, 3.5-mini, phi-4, phi-4-mini",
+    ),
     "persimmon": ("squared ReLU, norms on q and k, 262,144 tokens", "persimmon-8b-base, -chat"),
     "fuyu": ("Persimmon that sees: patches of pictures are tokens, and places too", "fuyu-8b"),
-    "phi": ("attention and MLP side by side, rotary on part of each head, biases everywhere", "phi-1, phi-1.5, phi-2"),
-    "openai-gpt": ("norms after the sums, none at the end; a KV cache, which nobody else gives it", "openai-gpt"),
+    "phi": (
+        "attention and MLP side by side, rotary on part of each head, biases everywhere",
+        "phi-1, phi-1.5, phi-2",
+    ),
+    "openai-gpt": (
+        "norms after the sums, none at the end; a KV cache, which nobody else gives it",
+        "openai-gpt",
+    ),
 }
 
 
@@ -74,7 +83,10 @@ def measure() -> dict:
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for family in FAMILIES:
         row = known.setdefault(family.name, {})
-        row["float32"] = {**row.get("float32", {}), transformers.__version__: difference(family, torch.float32)}
+        row["float32"] = {
+            **row.get("float32", {}),
+            transformers.__version__: difference(family, torch.float32),
+        }
         row["float64"] = difference(family, torch.float64)
         for python in REFERENCES:
             version, value = older(family, python)
@@ -84,7 +96,9 @@ def measure() -> dict:
 
 
 def table(results: dict) -> str:
-    versions = sorted({v for row in results.values() for v in row["float32"]}, key=lambda v: tuple(map(int, v.split("."))))
+    versions = sorted(
+        {v for row in results.values() for v in row["float32"]}, key=lambda v: tuple(map(int, v.split(".")))
+    )
     lines = [
         f"| file | lines | what is unusual | checkpoints | float32 against {', '.join(versions)} | float64 |",
         "|---|---|---|---|---|---|",
@@ -95,7 +109,9 @@ def table(results: dict) -> str:
         unusual, checkpoints = UNUSUAL[family.name]
         row = results[family.name]
         numbers = ", ".join(f"{row['float32'][v]:.1e}" if v in row["float32"] else "-" for v in versions)
-        lines.append(f"| [{file}]({file}) | {lines_of_code} | {unusual} | {checkpoints} | {numbers} | {row['float64']:.1e} |")
+        lines.append(
+            f"| [{file}]({file}) | {lines_of_code} | {unusual} | {checkpoints} | {numbers} | {row['float64']:.1e} |"
+        )
     lines += ["", "Largest difference of any logit from Transformers' over 20 redrawn models and two texts each; logits are of",
               "size 4. The reference computes softmax and norms in float32 even in float64, and gives NaN for padded texts",
               "of Phi and all below it there, which are left out of that column. 4.37.2 has no Phi-3."]  # fmt: skip

@@ -1,6 +1,6 @@
 """Keeps docs/reading/ true: the lines behind each name, the code that is quoted, what experiments print.
 
-    python -m tests.reading --write     # line numbers, and the output of every experiment that is quoted
+python -m tests.reading --write     # line numbers, and the output of every experiment that is quoted
 """
 
 import contextlib
@@ -26,6 +26,7 @@ def source(name: str, module: str) -> tuple[list[str], int]:
 
 def with_lines(text: str) -> str:
     """Each name linked with the lines that it has now."""
+
     def link(match: re.Match) -> str:
         name, module = match.groups()
         if name.endswith("_py") or name.startswith("decoders"):

@@ -35,7 +35,9 @@ def main(source: str, target: str) -> None:
             results.append(None)  # a version without this family
             continue
         if "folder" in case:
-            model, report = getattr(transformers, case["class"]).from_pretrained(case["folder"], output_loading_info=True)
+            model, report = getattr(transformers, case["class"]).from_pretrained(
+                case["folder"], output_loading_info=True
+            )
             assert not report["missing_keys"], report
             results.append([{"logits": model(**call, return_dict=True)["logits"]} for call in case["calls"]])
             continue

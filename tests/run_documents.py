@@ -1,6 +1,6 @@
 """Run examples by any Python that has their library: python tests/run_documents.py IN.json OUT.pt LIBRARY
 
-LIBRARY is `transformers` or `decoders.tools.hf`, which then stands where the examples say transformers. OUT gets, for each, the
+LIBRARY is `transformers` or `decoders.hf`, which then stands where the examples say transformers. OUT gets, for each, the
 names that it left behind with what they hold, or the error. It imports nothing of this project by itself, so that it runs where
 only Transformers is installed.
 """
@@ -40,12 +40,24 @@ def held(value):
 
 
 def run(code: str, library: str, world: dict) -> dict:
-    code = re.sub(r"^from transformers[\w.]* import", "from " + library + " import", code, flags=re.M) if library != "transformers" else code
+    code = (
+        re.sub(r"^from transformers[\w.]* import", "from " + library + " import", code, flags=re.M)
+        if library != "transformers"
+        else code
+    )
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float32)  # which a failed load of 4.37 leaves behind
     if re.search(r"Config\(\)", code):  # eight billion weights are described, not made
-        code = re.sub(r"^(model = \w+\((?:configuration|model_config)\))", r"with torch.device('meta'): \1", code, flags=re.M)
-        code = code.replace("with torch.device('meta'): model = FuyuForCausalLM(model_config).from", "model = FuyuForCausalLM.from")
+        code = re.sub(
+            r"^(model = \w+\((?:configuration|model_config)\))",
+            r"with torch.device('meta'): \1",
+            code,
+            flags=re.M,
+        )
+        code = code.replace(
+            "with torch.device('meta'): model = FuyuForCausalLM(model_config).from",
+            "model = FuyuForCausalLM.from",
+        )
     before = set(world)
     shown = []
     lines = code.split("\n")
@@ -59,9 +71,15 @@ def run(code: str, library: str, world: dict) -> dict:
                 exec(compile(part, "example", "exec"), world)
     except BaseException as error:  # noqa: BLE001
         return {"error": type(error).__name__ + ": " + str(error).split("\n")[0][:200]}
-    names = {name: held(value) for name, value in world.items()
-             if name not in before and not name.startswith("__") and not isinstance(value, (types.ModuleType, type, torch.nn.Module))
-             and hasattr(value, "__class__") and not callable(value)}
+    names = {
+        name: held(value)
+        for name, value in world.items()
+        if name not in before
+        and not name.startswith("__")
+        and not isinstance(value, (types.ModuleType, type, torch.nn.Module))
+        and hasattr(value, "__class__")
+        and not callable(value)
+    }
     return {"names": names, "shown": shown}
 
 
@@ -72,8 +90,11 @@ def found(library: str, name: str):
         return getattr(root, name)
     except (AttributeError, ImportError):
         pass
-    places = {"OpenAIGPTDoubleHeadsModelOutput": "models.openai.modeling_openai", "FuyuProcessor": "models.fuyu.processing_fuyu",
-              "FuyuImageProcessor": "models.fuyu.image_processing_fuyu"}
+    places = {
+        "OpenAIGPTDoubleHeadsModelOutput": "models.openai.modeling_openai",
+        "FuyuProcessor": "models.fuyu.processing_fuyu",
+        "FuyuImageProcessor": "models.fuyu.image_processing_fuyu",
+    }
     return getattr(__import__(library + "." + places[name], fromlist=["x"]), name)
 
 
@@ -108,11 +129,18 @@ def returned(kind, id: str, arguments: list) -> list:
     x = torch.tensor([[5, 6, 7, 8]])
     wishes = {"output_attentions": True, "output_hidden_states": True}
     if "mc_labels" in arguments:
-        x, wishes = x[:, None].expand(1, 2, 4), {**wishes, "mc_labels": torch.tensor([1]), "mc_token_ids": torch.tensor([[3, 3]])}
+        x, wishes = (
+            x[:, None].expand(1, 2, 4),
+            {**wishes, "mc_labels": torch.tensor([1]), "mc_token_ids": torch.tensor([[3, 3]])},
+        )
     if "start_positions" in arguments:
         wishes.update(start_positions=torch.tensor([1]), end_positions=torch.tensor([2]))
     if "labels" in arguments:
-        wishes["labels"] = torch.tensor([1]) if "ForSequence" in kind.__name__ else (x % 2 if "ForToken" in kind.__name__ else x)
+        wishes["labels"] = (
+            torch.tensor([1])
+            if "ForSequence" in kind.__name__
+            else (x % 2 if "ForToken" in kind.__name__ else x)
+        )
     if "use_cache" in arguments:
         wishes["use_cache"] = True
     return list(model(x, **wishes).keys())
@@ -132,7 +160,13 @@ def main(source: str, target: str, library: str) -> None:
             world["image_pil"] = Image.open(job["picture"])
         except ImportError:
             pass
-        results.append(run(code.replace("/output/path", job["folder"] % ("fuyu" if "Fuyu" in code else "persimmon")), library, world))
+        results.append(
+            run(
+                code.replace("/output/path", job["folder"] % ("fuyu" if "Fuyu" in code else "persimmon")),
+                library,
+                world,
+            )
+        )
     probes = [probe(*one, job["ids"], library) for one in job.get("names", ())]
     version = getattr(sys.modules.get("transformers"), "__version__", "")
     torch.save({"version": version, "results": results, "names": probes}, target)

@@ -256,7 +256,11 @@ def test_all_problems_are_told_at_once(tmp_path):
 def test_not_a_folder_and_not_an_id(tmp_path, capsys):
     file = tmp_path / "file"
     file.write_text("x")
-    for path, message in ((file, "is a file"), (tmp_path / "none", "there is no folder"), ("../../x", "no folder")):
+    for path, message in (
+        (file, "is a file"),
+        (tmp_path / "none", "there is no folder"),
+        ("../../x", "no folder"),
+    ):
         assert command.main(["generate", str(path), "Hello"]) == 2
         assert message in capsys.readouterr().err
 

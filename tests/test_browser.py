@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from decoders.__main__ import main
+from decoders.cli.main import main
 from examples.browser import NoBrowser, browser
 
 pytestmark = pytest.mark.ecosystem
@@ -19,7 +19,12 @@ PAGES = {
     "phi3": [str(CHECKPOINTS / "tiny-phi3"), STORY, "--with", "Once upon a time there was a cat. The cat"],
     "persimmon": [str(CHECKPOINTS / "tiny-persimmon"), "time " * 300, "--last", "200"],
     "fuyu": [FUYU, "where is the red circle?", "--image", f"{FUYU}/shapes.png"],
-    "models": [str(CHECKPOINTS / "tiny-phi"), "Once upon a time", "--with-model", str(CHECKPOINTS / "tiny-gpt-neo")],
+    "models": [
+        str(CHECKPOINTS / "tiny-phi"),
+        "Once upon a time",
+        "--with-model",
+        str(CHECKPOINTS / "tiny-gpt-neo"),
+    ],
     "hostile": [str(CHECKPOINTS / "tiny-phi"), HOSTILE],
 }
 VIEWS = ["text", "attention", "lens", "writers", "magnitudes", "block"]
@@ -53,7 +58,12 @@ def shown(chromium, pages):
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("dialog", lambda dialog: (complaints.append("a dialog opened"), dialog.dismiss()))
-        page.on("request", lambda request: complaints.append(request.url) if not request.url.startswith(("file:", "data:")) else None)
+        page.on(
+            "request",
+            lambda request: (
+                complaints.append(request.url) if not request.url.startswith(("file:", "data:")) else None
+            ),
+        )
         page.goto((pages / f"{name}.html").as_uri())
         page.wait_for_selector("#block .code .on")
         return page
@@ -124,7 +134,10 @@ def test_arrow_keys_choose_tokens_and_all_views_follow(shown):
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowLeft")
     word = page.locator(f"#text [role=option] >> nth={prompt}").inner_text().strip()
-    assert page.locator("nav .chosen").inner_text().startswith(f"token {prompt} ") and word in page.locator("nav .chosen").inner_text()
+    assert (
+        page.locator("nav .chosen").inner_text().startswith(f"token {prompt} ")
+        and word in page.locator("nav .chosen").inner_text()
+    )
     for view in ("#attention", "#lens", "#writers"):
         assert word in page.locator(view).inner_text()
     assert page.evaluate("document.activeElement.classList.contains('chosen')")
@@ -159,8 +172,12 @@ def test_windows_are_seen(shown):
     run = data(page)["runs"][0]
     T, window = len(run["ids"]), run["windows"][1]
     assert T > window == 32 and run["windows"][0] is None
-    colours = [page.locator("#attention .maps canvas").nth(n).evaluate(
-        f"c => [...c.getContext('2d').getImageData(0, {T - 1}, 1, 1).data].slice(0, 3)") for n in (0, 6)]
+    colours = [
+        page.locator("#attention .maps canvas")
+        .nth(n)
+        .evaluate(f"c => [...c.getContext('2d').getImageData(0, {T - 1}, 1, 1).data].slice(0, 3)")
+        for n in (0, 6)
+    ]
     none = page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--none').trim()")
     assert "#" + "".join(f"{c:02x}" for c in colours[1]) == none and colours[0] != colours[1]
 
@@ -171,9 +188,14 @@ def test_the_lens_tells_its_ten(shown):
     T = len(run["ids"])
     page.locator("#lens td button").nth(2 * T + 3).click()  # the third row from above: after layer 1
     panel = page.locator("#lens [aria-live]")
-    assert panel.locator("h3").inner_text().startswith("after layer 1, behind ") and panel.locator("tr").count() == 10
+    assert (
+        panel.locator("h3").inner_text().startswith("after layer 1, behind ")
+        and panel.locator("tr").count() == 10
+    )
     told = [word.inner_text() for word in panel.locator("tr .word").all()]
-    assert told == [run["words"][str(id)].replace(" ", "␣").replace("\n", "↵") for id in run["lens"][2]["ids"][3]]
+    assert told == [
+        run["words"][str(id)].replace(" ", "␣").replace("\n", "↵") for id in run["lens"][2]["ids"][3]
+    ]
     page.keyboard.press("ArrowDown")
     assert panel.locator("h3").inner_text().startswith("after layer 0, behind ")
 
@@ -187,7 +209,10 @@ def test_a_box_shows_its_lines_and_values(shown):
         key = boxes.nth(n).get_attribute("data-box")
         boxes.nth(n).focus()
         page.keyboard.press("Enter")
-        on = [int(n) for n in page.locator("#block .code .on").evaluate_all("all => all.map(x => x.dataset.line)")]
+        on = [
+            int(n)
+            for n in page.locator("#block .code .on").evaluate_all("all => all.map(x => x.dataset.line)")
+        ]
         assert on == [n for n, _ in told["lines"] if any(a <= n <= b for a, b in told["boxes"][key])]
         assert f"layers.0.{told['stages'][key][0]}" in page.locator("#block h3").inner_text()
     assert page.locator("#block canvas.strip").count() == 1
@@ -238,8 +263,7 @@ def test_it_can_be_printed_and_named_by_a_screen_reader(shown):
 
 
 def test_nan_is_shown_and_not_a_broken_page(chromium, tmp_path):
-    from decoders import phi, weights
-    from decoders.tools import look
+    from decoders import look, phi, weights
 
     model = weights.load(phi.PhiForCausalLM, CHECKPOINTS / "tiny-phi")
     model.model.layers[1].mlp.fc2.weight.data[3] = float("nan")
@@ -248,7 +272,10 @@ def test_nan_is_shown_and_not_a_broken_page(chromium, tmp_path):
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(file.as_uri())
     page.wait_for_selector("#block .code .on")
-    assert page.get_by_role("alert").inner_text() == "layers.1.mlp_out is not finite at token 0: it begins there."
+    assert (
+        page.get_by_role("alert").inner_text()
+        == "layers.1.mlp_out is not finite at token 0: it begins there."
+    )
     assert errors == []
     page.close()
 

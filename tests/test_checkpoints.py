@@ -11,7 +11,9 @@ from examples import train_tiny
 from examples.stories import THINGS, stories
 from tests.conftest import ROOT
 
-CHECKPOINTS = {family: ROOT / "checkpoints" / f"tiny-{family.replace('_', '-')}" for family in train_tiny.RECIPES}
+CHECKPOINTS = {
+    family: ROOT / "checkpoints" / f"tiny-{family.replace('_', '-')}" for family in train_tiny.RECIPES
+}
 
 
 STORY = "Tell me a story about Nora and an owl."
@@ -53,9 +55,13 @@ def test_transformers_loads_it_and_generates_the_same_ids(checkpoint):
         ids = torch.tensor([tokenizer.encode(prompt)])
         assert their_tokenizer(prompt)["input_ids"] == ids[0].tolist()
         ours = model.generate(ids, max_new_tokens=180)
-        expected = theirs.generate(ids, max_new_tokens=180, do_sample=False, pad_token_id=tokenizer.eos_token_id)
+        expected = theirs.generate(
+            ids, max_new_tokens=180, do_sample=False, pad_token_id=tokenizer.eos_token_id
+        )
         assert ours.tolist() == expected.tolist()
-        assert tokenizer.decode(ours[0]) == their_tokenizer.decode(expected[0], clean_up_tokenization_spaces=False)
+        assert tokenizer.decode(ours[0]) == their_tokenizer.decode(
+            expected[0], clean_up_tokenization_spaces=False
+        )
 
 
 def test_greedy_text_is_a_story(checkpoint):
@@ -87,7 +93,9 @@ def test_a_request_is_answered_with_its_hero_and_its_animal(name):
 
 @pytest.mark.parametrize("name", train_tiny.RECIPES)
 def test_the_trainer_runs(name, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["train_tiny", "--family", name, "--steps", "3", "--out", str(tmp_path / "x")])
+    monkeypatch.setattr(
+        "sys.argv", ["train_tiny", "--family", name, "--steps", "3", "--out", str(tmp_path / "x")]
+    )
     monkeypatch.setattr(train_tiny, "HELD_OUT", 3)
     monkeypatch.setattr(train_tiny, "PICTURES", 2)
     train_tiny.main()
@@ -97,7 +105,10 @@ def test_the_trainer_runs(name, tmp_path, monkeypatch, capsys):
     assert files >= {"config.json", "model.safetensors", "training.json", *pieces}
     assert [f.name for f in tmp_path.iterdir()] == ["x"]
     if train_tiny.RECIPES[name].resumed:
-        monkeypatch.setattr("sys.argv", ["train_tiny", "--family", name, "--steps", "2", "--resume", "--out", str(tmp_path / "x")])
+        monkeypatch.setattr(
+            "sys.argv",
+            ["train_tiny", "--family", name, "--steps", "2", "--resume", "--out", str(tmp_path / "x")],
+        )
         train_tiny.main()
         assert json.loads((tmp_path / "x" / "training.json").read_text())["steps"] == 5
 
@@ -112,7 +123,9 @@ def test_questions_about_the_story_are_answered(name):
         turns.append({"role": "user", "content": question})
         ids = tokenizer.chat(turns)
         new = model.generate(torch.tensor([ids]), max_new_tokens=200)[0, len(ids) :]
-        turns.append({"role": "assistant", "content": tokenizer.decode(new, skip_special_tokens=True).strip()})
+        turns.append(
+            {"role": "assistant", "content": tokenizer.decode(new, skip_special_tokens=True).strip()}
+        )
     story, thing, friend = (turn["content"] for turn in turns[1::2])
     assert thing.startswith("It was a ") and thing.split()[-1].strip(".") in story
     assert friend == "The owl."
@@ -126,7 +139,9 @@ def test_pictures_repeat_with_their_seed_and_say_what_they_show():
     assert overlap((0, 0, 10, 10), (0, 5, 10, 15)) == 1 / 3 and overlap((0, 0, 1, 1), (5, 5, 6, 6)) == 0
     for scene in first:
         image = scene.picture()
-        assert image.size == (scene.width, scene.height) and len({s.name for s in scene.shapes}) == len(scene.shapes)
+        assert image.size == (scene.width, scene.height) and len({s.name for s in scene.shapes}) == len(
+            scene.shapes
+        )
         for one in scene.shapes:
             top, left, bottom, right = one.box
             assert 0 <= top < bottom <= scene.height and 0 <= left < right <= scene.width

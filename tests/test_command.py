@@ -34,7 +34,10 @@ def test_generate_prints_the_story_and_nothing_else():
 
 
 def test_temperature_0_is_greedy():
-    texts = {run("generate", TINY, "One day", *options).stdout for options in ((), ("--temperature", "0", "--top-k", "9"))}
+    texts = {
+        run("generate", TINY, "One day", *options).stdout
+        for options in ((), ("--temperature", "0", "--top-k", "9"))
+    }
     assert len(texts) == 1
 
 
@@ -91,7 +94,9 @@ def test_unusable_input_is_one_line_and_exit_2(arguments, message):
     assert any(part in found.stderr for part in message.split("|"))
 
 
-@pytest.mark.parametrize("arguments", [[], ["generate"], ["generate", TINY], ["dance"], ["generate", TINY, "x", "--top-k", "a"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["generate"], ["generate", TINY], ["dance"], ["generate", TINY, "x", "--top-k", "a"]]
+)
 def test_usage_is_exit_2(arguments):
     found = run(*arguments)
     assert found.returncode == 2 and "usage:" in found.stderr
@@ -99,7 +104,10 @@ def test_usage_is_exit_2(arguments):
 
 def test_more_tokens_than_positions_are_cut_with_a_note():
     found = run("generate", TINY, "Once upon a time", "--max-new-tokens", "100000")
-    assert found.returncode == 0 and "note: 253 new tokens fit after a prompt of 4 (256 positions)" in found.stderr
+    assert (
+        found.returncode == 0
+        and "note: 253 new tokens fit after a prompt of 4 (256 positions)" in found.stderr
+    )
 
 
 def test_a_closed_pipe_is_no_error():
@@ -117,13 +125,24 @@ def test_a_full_disk_is_said():
 
 
 def test_interrupted_is_exit_130(tmp_path):
-    sizes = {"max_position_embeddings": 2048, "vocab_size": 922, "hidden_size": 512, "eos_token_id": 921, "bos_token_id": 0}
+    sizes = {
+        "max_position_embeddings": 2048,
+        "vocab_size": 922,
+        "hidden_size": 512,
+        "eos_token_id": 921,
+        "bos_token_id": 0,
+    }
     weights.save(GPT_NEO.model(**sizes), tmp_path)
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / name).write_bytes((ROOT / TINY / name).read_bytes())
-    process = subprocess.Popen([sys.executable, "-m", "decoders", "generate", str(tmp_path), "Once", "--max-new-tokens", "2000"],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip  (nohup and & ignore it)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "decoders", "generate", str(tmp_path), "Once", "--max-new-tokens", "2000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip  (nohup and & ignore it)
     process.stdout.read(30)
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
@@ -139,16 +158,28 @@ def test_a_conversation_keeps_what_was_said_and_its_cache():
     found = run("chat", "checkpoints/tiny-phi3", input=lines)
     assert found.returncode == 0
     story, answer, other = found.stdout.splitlines()
-    assert story.count("Tom") >= 3 and answer.startswith("It was a ") and answer.split()[-1].strip(".") in story
+    assert (
+        story.count("Tom") >= 3 and answer.startswith("It was a ") and answer.split()[-1].strip(".") in story
+    )
     assert other.count("Zoe") >= 3 and "Tom" not in other and "<|" not in found.stdout
     notes = found.stderr.splitlines()
     assert len(notes) == 3 and notes[0].endswith("0 of the prompt were in the cache)")
-    prompt, cached = (int(notes[1].split(word)[0].split()[-1].strip("(")) for word in (" prompt", " of the prompt"))
+    prompt, cached = (
+        int(notes[1].split(word)[0].split()[-1].strip("(")) for word in (" prompt", " of the prompt")
+    )
     assert cached > 100 and prompt - cached < 20, "the story was not read again"
 
 
 def test_commands_of_a_conversation():
-    found = run("chat", "checkpoints/tiny-phi3", "--system", "Be brief.", "--max-new-tokens", "3", input="/help\n/system Be kind.\nHi\n/reset\n/system\nHi\n")
+    found = run(
+        "chat",
+        "checkpoints/tiny-phi3",
+        "--system",
+        "Be brief.",
+        "--max-new-tokens",
+        "3",
+        input="/help\n/system Be kind.\nHi\n/reset\n/system\nHi\n",
+    )
     assert found.returncode == 0 and found.stdout.count("\n") == 2
     assert "/help is no command: there are /reset and /system TEXT" in found.stderr
     asked = [int(line.split()[0].strip("(")) for line in found.stderr.splitlines() if " prompt + " in line]
@@ -168,7 +199,14 @@ def slow(tmp_path):
     """A model that talks for a long time."""
     for name in ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         (tmp_path / name).write_bytes((ROOT / "checkpoints/tiny-phi3" / name).read_bytes())
-    sizes = {"vocab_size": 1005, "hidden_size": 384, "head_dim": 12, "sliding_window": None, "eos_token_id": 0, "pad_token_id": 0}
+    sizes = {
+        "vocab_size": 1005,
+        "hidden_size": 384,
+        "head_dim": 12,
+        "sliding_window": None,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+    }
     weights.save(PHI3.model(**sizes), tmp_path)
     return tmp_path
 
@@ -178,7 +216,9 @@ def test_ctrl_c_stops_the_answer_not_the_program(slow):
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(ROOT)
-        os.execv(sys.executable, [sys.executable, "-m", "decoders", "chat", str(slow), "--max-new-tokens", "20000"])
+        os.execv(
+            sys.executable, [sys.executable, "-m", "decoders", "chat", str(slow), "--max-new-tokens", "20000"]
+        )
     shown = b""
 
     def until(end: bytes) -> None:
@@ -207,7 +247,11 @@ def test_ctrl_c_stops_the_answer_not_the_program(slow):
 def test_what_a_terminal_would_obey_in_names_is_shown(tmp_path):
     folder = tmp_path / "evil\x1b[31m\u202e\nname"
     found = run("generate", str(folder), "x")
-    assert found.returncode == 2 and found.stderr.count("\n") == 1 and "evil\\x1b[31m\\u202e name" in found.stderr
+    assert (
+        found.returncode == 2
+        and found.stderr.count("\n") == 1
+        and "evil\\x1b[31m\\u202e name" in found.stderr
+    )
     family = folders.write_config(folder, GPT_NEO)
     folders.safetensors_whole(family, {**folders.weights_of(GPT_NEO), "odd\x1b]0;title\x07": torch.zeros(1)})
     found = run("inspect", str(folder))
@@ -217,16 +261,28 @@ def test_what_a_terminal_would_obey_in_names_is_shown(tmp_path):
 def test_errors_of_the_system_are_sentences(tmp_path):
     from decoders import __main__ as command
 
-    for error in (FileNotFoundError(2, "No such file or directory", "/a"), IsADirectoryError(21, "Is a directory", "/a")):
+    for error in (
+        FileNotFoundError(2, "No such file or directory", "/a"),
+        IsADirectoryError(21, "Is a directory", "/a"),
+    ):
         assert command.told(error) == f"/a: {error.strerror}"
-    assert command.told(OSError(28, "/a cannot be written: No space left on device")) == "/a cannot be written: No space left on device"
+    assert (
+        command.told(OSError(28, "/a cannot be written: No space left on device"))
+        == "/a cannot be written: No space left on device"
+    )
 
 
 def test_a_seed_that_is_none_and_a_prompt_that_is_no_text_are_said():
     found = run("generate", TINY, "x", "--seed", str(2**70))
     assert found.returncode == 2 and "--seed must be from -2**63 to 2**64 - 1" in found.stderr
     command = [sys.executable, "-X", "utf8", "-m", "decoders", "generate", TINY, "-"]
-    found = subprocess.run(command, input=b"\xff\xfe", capture_output=True, cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"})
+    found = subprocess.run(
+        command,
+        input=b"\xff\xfe",
+        capture_output=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+    )
     assert found.returncode == 2 and b"error: standard input is not utf-8" in found.stderr
 
 
@@ -234,7 +290,11 @@ def test_a_seed_that_is_none_and_a_prompt_that_is_no_text_are_said():
 
 
 def test_a_picture_is_described():
-    for prompt in ("Generate a coco-style caption.\n", "Generate a coco-style caption.", "Generate a coco-style caption.\\n"):
+    for prompt in (
+        "Generate a coco-style caption.\n",
+        "Generate a coco-style caption.",
+        "Generate a coco-style caption.\\n",
+    ):
         found = run("generate", FUYU, prompt, "--image", SHAPES)
         assert found.returncode == 0 and found.stdout == "a red circle left of a blue square\n"
     assert "47 prompt + " in found.stderr, "20 patches, 4 newlines, 23 tokens of text"
@@ -267,11 +327,23 @@ def test_places_are_told_in_pixels_and_drawn(tmp_path):
 ])  # fmt: skip
 def test_pictures_that_cannot_be_used_are_said(arguments, message):
     found = run("generate", FUYU, "where is the red circle?", *arguments)
-    assert found.returncode == 2 and found.stdout == "" and found.stderr.count("\n") == 1, "before anything is computed"
+    assert found.returncode == 2 and found.stdout == "" and found.stderr.count("\n") == 1, (
+        "before anything is computed"
+    )
     assert found.stderr.startswith("error: ") and message in found.stderr
 
 
-@pytest.mark.parametrize("prompt", ["<box>1,2,3,4", "<box>nan,1,2,3</box>", "<point>1,2</box>", "</box>", "<box>1,2,3,4<point>1,2</point>", "<point>1e400,2</point>"])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "<box>1,2,3,4",
+        "<box>nan,1,2,3</box>",
+        "<point>1,2</box>",
+        "</box>",
+        "<box>1,2,3,4<point>1,2</point>",
+        "<point>1e400,2</point>",
+    ],
+)
 def test_places_that_are_none_are_said(prompt):
     found = run("generate", FUYU, prompt, "--image", SHAPES)
     assert found.returncode == 2 and found.stdout == "" and found.stderr.count("\n") == 1
@@ -303,7 +375,13 @@ def test_damaged_pictures_are_said(tmp_path):
 def test_inspect_tells_what_is_there():
     found = run("inspect", TINY)
     assert found.returncode == 0 and found.stderr == ""
-    for part in ("gpt_neo", "559,488", "float16", "256 tokens", "transformer.h.0-3.attn.attention.q_proj.weight"):
+    for part in (
+        "gpt_neo",
+        "559,488",
+        "float16",
+        "256 tokens",
+        "transformer.h.0-3.attn.attention.q_proj.weight",
+    ):
         assert part in found.stdout
     facts = json.loads(run("inspect", TINY, "--json").stdout)
     assert facts["parameters"] == 559_488 and len(facts["tensors"]) == 56 and facts["problems"] == []
@@ -311,8 +389,12 @@ def test_inspect_tells_what_is_there():
 
 def test_inspect_shows_how_names_map_and_what_does_not_fit(tmp_path):
     folder = folders.write_config(tmp_path, GPT_NEO)
-    state = {n.removeprefix("transformer."): t for n, t in folders.weights_of(GPT_NEO).items() if "ln_f" not in n}
-    folders.safetensors_whole(folder, {**state, "score.weight": torch.zeros(2, 48), "h.0.extra": torch.zeros(1)})
+    state = {
+        n.removeprefix("transformer."): t for n, t in folders.weights_of(GPT_NEO).items() if "ln_f" not in n
+    }
+    folders.safetensors_whole(
+        folder, {**state, "score.weight": torch.zeros(2, 48), "h.0.extra": torch.zeros(1)}
+    )
     found = run("inspect", str(tmp_path))
     assert found.returncode == 1
     assert "h.0-2.mlp.c_fc.weight -> transformer.h.0-2.mlp.c_fc.weight  (80, 48) float32" in found.stdout
@@ -345,7 +427,9 @@ def test_inspect_reads_headers_only(tmp_path):
     spent = time.perf_counter() - start
     assert imported.returncode == found.returncode == 0
     assert f"{offset / 1e9:.2f} GB for the weights" in found.stdout
-    assert spent < base + 5, f"{spent:.1f} s, of which {base:.1f} s are PyTorch"  # a guard against reading it all
+    assert spent < base + 5, (
+        f"{spent:.1f} s, of which {base:.1f} s are PyTorch"
+    )  # a guard against reading it all
 
 
 # ---- Ways to decode
@@ -357,9 +441,16 @@ def test_inspect_reads_headers_only(tmp_path):
 ], ids=str)  # fmt: skip
 def test_every_way_tells_a_story(options, least):
     found = run("generate", TINY, "Once upon a time", *options)
-    assert found.returncode == 0 and found.stdout.startswith("Once upon a time") and len(found.stdout.split()) > least // 2, found.stderr
+    assert (
+        found.returncode == 0
+        and found.stdout.startswith("Once upon a time")
+        and len(found.stdout.split()) > least // 2
+    ), found.stderr
     if options[0] in ("--prompt-lookup", "--assistant"):
-        assert found.stdout == run("generate", TINY, "Once upon a time").stdout and " proposed tokens held" in found.stderr
+        assert (
+            found.stdout == run("generate", TINY, "Once upon a time").stdout
+            and " proposed tokens held" in found.stderr
+        )
 
 
 def test_several_texts_are_parted_and_json_carries_scores():
@@ -367,7 +458,9 @@ def test_several_texts_are_parted_and_json_carries_scores():
     texts = run("generate", TINY, "Once upon a time", *options).stdout.rstrip("\n").split("\n\n")
     assert len(texts) == 2 and all(text.startswith("Once upon a time ") for text in texts)
     told = json.loads(run("generate", TINY, "Once upon a time", *options, "--json").stdout)
-    assert ["Once upon a time" + text for text in told["texts"]] == texts and [len(row) for row in told["ids"]] == [12, 12]
+    assert ["Once upon a time" + text for text in told["texts"]] == texts and [
+        len(row) for row in told["ids"]
+    ] == [12, 12]
     for row, score in zip(told["scores"], told["beam_scores"], strict=True):
         assert abs(sum(row) / 12 - score) < 1e-3
     one = json.loads(run("generate", TINY, "Once upon a time", "--max-new-tokens", "5", "--json").stdout)
@@ -381,7 +474,9 @@ def test_a_text_ends_at_a_stop_and_answers_with_a_choice(tmp_path):
     choices.write_text(" there was a fox\n there was\n no\n")
     for more in ([], ["--num-beams", "4"]):
         found = run("generate", TINY, "Once upon a time", "--choices", str(choices), *more)
-        assert found.stdout.removesuffix("\n").removeprefix("Once upon a time") in choices.read_text().split("\n")
+        assert found.stdout.removesuffix("\n").removeprefix("Once upon a time") in choices.read_text().split(
+            "\n"
+        )
 
 
 @pytest.mark.parametrize(("options", "message"), [
@@ -392,4 +487,9 @@ def test_a_text_ends_at_a_stop_and_answers_with_a_choice(tmp_path):
 ])  # fmt: skip
 def test_ways_that_cannot_be_are_said(options, message):
     found = run("generate", TINY, "Once upon a time", *options)
-    assert found.returncode == 2 and found.stdout == "" and message in found.stderr and found.stderr.count("\n") == 1
+    assert (
+        found.returncode == 2
+        and found.stdout == ""
+        and message in found.stderr
+        and found.stderr.count("\n") == 1
+    )

@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from decoders import weights
-from decoders.__main__ import main
-from decoders.tools import checkpoints, compare, heat, kit, mistakes, ports
-from decoders.tools.formula import Arithmetic, Formula, place, stages
+from decoders import compare, weights
+from decoders.cli.main import main
+from decoders.compare import checkpoints, heat, kit, mistakes, ports
+from decoders.compare.formula import Arithmetic, Formula, place, stages
 from tests import plants
 from tests.families import inputs
 
@@ -41,10 +41,16 @@ def own(kits, family):
 def computed(own, given=(), dtype="float32", do=None, only=None) -> dict:
     """`CASE/STAGE` of a port: the formula with mistakes, its sums in another order."""
     lowered = {name: w.to(getattr(torch, dtype)) for name, w in own.weights.items()}
-    found = {case: stages(own.config, lowered, given_inputs, mistakes=given, do=do or Arithmetic(11))
-             for case, given_inputs in own.inputs.items()}
-    return {f"{case}/{name}": value for case, values in found.items() for name, value in values.items()
-            if only is None or name in only}
+    found = {
+        case: stages(own.config, lowered, given_inputs, mistakes=given, do=do or Arithmetic(11))
+        for case, given_inputs in own.inputs.items()
+    }
+    return {
+        f"{case}/{name}": value
+        for case, values in found.items()
+        for name, value in values.items()
+        if only is None or name in only
+    }
 
 
 def results(own, model) -> dict:
@@ -78,7 +84,9 @@ def test_formula_equals_the_model_file_in_float64(family):
     output = model(**given, output_hidden_states=True, output_attentions=True)
     output.loss.backward()
     real = mask.bool()
-    assert (found["logits"] - output.logits)[real].abs().max() < 1e-12 and (found["loss"] - output.loss).abs() < 1e-12
+    assert (found["logits"] - output.logits)[real].abs().max() < 1e-12 and (
+        found["loss"] - output.loss
+    ).abs() < 1e-12
     for i, weights_of_layer in enumerate(output.attentions):
         assert (found[f"layers.{i}.weights"] - weights_of_layer).abs().max() < 1e-13
     for i in range(len(output.attentions) - 1):
@@ -94,7 +102,18 @@ def test_every_stage_of_the_model_file_is_within_float64_noise(own):
     report = compare.run(own, model, dtype="float64")
     assert report.equal, report
     seen = {row.stage.rpartition(".")[2] for row in report.rows}
-    assert {"attn_in", "weights", "heads", "attn_out", "mlp_up", "mlp_act", "mlp_out", "out", "logits", "loss"} <= seen
+    assert {
+        "attn_in",
+        "weights",
+        "heads",
+        "attn_out",
+        "mlp_up",
+        "mlp_act",
+        "mlp_out",
+        "out",
+        "logits",
+        "loss",
+    } <= seen
     assert sum(row.stage.startswith("grad.") for row in report.rows) > 50
 
 
@@ -108,7 +127,13 @@ def test_kit_is_small_and_whole(own):
     for case, values in own.expected.items():
         assert f"`{case}`" in page
         for name in values:
-            stage = "grad.NAME" if name.startswith("grad.") else name.split(".", 2)[-1] if name.startswith("layers.") else name
+            stage = (
+                "grad.NAME"
+                if name.startswith("grad.")
+                else name.split(".", 2)[-1]
+                if name.startswith("layers.")
+                else name
+            )
             assert f"`{stage}`" in page or f".{stage}`" in page, name
     assert {"loss", "logits", *(f"grad.{name}" for name in own.weights)} <= own.expected["plain"].keys()
 
@@ -119,7 +144,10 @@ def test_weights_are_the_same_number_in_every_precision(own):
 
 
 def test_same_seed_same_kit_and_another_seed_another(tmp_path):
-    a, b, c = (kit.make(tmp_path / name, "phi", seed=seed, cases=["plain"]) for name, seed in (("a", 3), ("b", 3), ("c", 4)))
+    a, b, c = (
+        kit.make(tmp_path / name, "phi", seed=seed, cases=["plain"])
+        for name, seed in (("a", 3), ("b", 3), ("c", 4))
+    )
     for file in ("model.safetensors", "expected.safetensors", "inputs.safetensors"):
         assert (a / file).read_bytes() == (b / file).read_bytes()
     assert (a / "model.safetensors").read_bytes() != (c / "model.safetensors").read_bytes()
@@ -127,7 +155,11 @@ def test_same_seed_same_kit_and_another_seed_another(tmp_path):
 
 def test_options_of_a_kit(tmp_path):
     own = kit.Kit(kit.make(tmp_path / "k", "gpt_neo", cases=["plain", "types"], layers=3, format="npz"))
-    assert list(own.expected) == ["plain", "types"] and own.config.num_layers == 3 and "layers.2.out" in own.expected["plain"]
+    assert (
+        list(own.expected) == ["plain", "types"]
+        and own.config.num_layers == 3
+        and "layers.2.out" in own.expected["plain"]
+    )
     assert (tmp_path / "k" / "model.npz").exists() and compare.run(own, computed(own)).equal
     with pytest.raises(ValueError, match="no case middle"):
         kit.make(tmp_path / "x", "phi", cases=["middle"])
@@ -176,7 +208,10 @@ def test_other_ways_to_compute_it_rightly_have_no_name(own, dtype, how):
 def results_without_weights(own, model) -> dict:
     found = {}
     for case, given in own.inputs.items():
-        given = {name: t.to(next(model.parameters()).dtype) if t.is_floating_point() else t for name, t in given.items()}
+        given = {
+            name: t.to(next(model.parameters()).dtype) if t.is_floating_point() else t
+            for name, t in given.items()
+        }
         if "past_ids" in given:
             given["past_key_values"] = model(given.pop("past_ids")).past_key_values
         found[f"{case}/logits"] = model(**given).logits.detach()
@@ -187,7 +222,9 @@ def fuse(model) -> None:
     for part in list(model.modules()):
         if hasattr(part, "q_proj") and hasattr(part, "k_proj"):
             linears = (part.q_proj, part.k_proj, part.v_proj)
-            joint = torch.nn.Linear(linears[0].in_features, sum(p.out_features for p in linears), bias=linears[0].bias is not None)
+            joint = torch.nn.Linear(
+                linears[0].in_features, sum(p.out_features for p in linears), bias=linears[0].bias is not None
+            )
             joint.weight = torch.nn.Parameter(torch.cat([p.weight for p in linears]))
             if joint.bias is not None:
                 joint.bias = torch.nn.Parameter(torch.cat([p.bias for p in linears]))
@@ -219,7 +256,9 @@ def test_transformers_is_within_the_noise(own, dtype):
     pytest.importorskip("transformers")
     report = compare.run(own, "transformers", dtype=dtype)
     assert report.equal and not report.findings and not report.roundings, report
-    assert {row.case for row in report.rows} == own.expected.keys() - ({"cached"} if own.family == "openai-gpt" else set())
+    assert {row.case for row in report.rows} == own.expected.keys() - (
+        {"cached"} if own.family == "openai-gpt" else set()
+    )
 
 
 # ---- Names of mistakes -------------------------------------------------------------------------------------
@@ -228,13 +267,17 @@ SILENT = {"positions start at one"}  # a rotation knows distances only
 SAME = {"rotary: turned the other way", "rotary: cos and sin swapped"}  # in their scores
 
 
-some = pytest.mark.parametrize("every", [pytest.param(8, id="some"), pytest.param(1, id="all", marks=pytest.mark.proof)])
+some = pytest.mark.parametrize(
+    "every", [pytest.param(8, id="some"), pytest.param(1, id="all", marks=pytest.mark.proof)]
+)
 
 
 def is_named(report, *planted) -> bool:
     got = names(report)
-    return set(got) == set(planted) or (len(got) == len(planted) and all(a == b or {a, b} <= SAME for a, b in zip(
-        sorted(got), sorted(planted), strict=True)))
+    return set(got) == set(planted) or (
+        len(got) == len(planted)
+        and all(a == b or {a, b} <= SAME for a, b in zip(sorted(got), sorted(planted), strict=True))
+    )
 
 
 def test_table_of_mistakes(family):
@@ -296,7 +339,11 @@ def unexplained(own, pairs, run) -> list:
         except IndexError:  # a wrong position behind the table's end
             continue
         got = set(names(report))
-        if not report.equal and not is_named(report, *(m.name for m in pair)) and not (got and same_without(own, pair, got)):
+        if (
+            not report.equal
+            and not is_named(report, *(m.name for m in pair))
+            and not (got and same_without(own, pair, got))
+        ):
             wrong.append(([m.name for m in pair], sorted(got)))
     return wrong
 
@@ -305,7 +352,11 @@ def same_without(own, pair, got) -> bool:
     """Whether the named ones alone give the same numbers: then nobody could know of the others."""
     named = tuple(m for m in mistakes.of(own.family) if m.name in got)
     a, b = (computed(own, given, "float64") for given in (pair, named))
-    return all((a[name] - b[name]).nan_to_num().abs().max() < 1e-7 for name in a if name.endswith(("logits", "loss")) and name in b)
+    return all(
+        (a[name] - b[name]).nan_to_num().abs().max() < 1e-7
+        for name in a
+        if name.endswith(("logits", "loss")) and name in b
+    )
 
 
 def in_the_formula(own, pair, only=None):
@@ -345,19 +396,26 @@ def test_every_fifth_pair_in_our_own_file_is_named(own, part, only):
 def test_what_only_one_case_shows_is_named_beside_a_pair(kits):
     """By logits alone: two mistakes in every case and a third with a cache; then a third that nobody knows."""
     own, known = kits["phi"], {m.name: m for m in mistakes.of("phi")}
-    given = [known[name] for name in ("attention: k and v swapped", "norm: epsilon 0.001", "positions begin anew with a cache")]
+    given = [
+        known[name]
+        for name in ("attention: k and v swapped", "norm: epsilon 0.001", "positions begin anew with a cache")
+    ]
     report = compare.run(own, computed(own, tuple(given), only=("logits", "loss")))
     assert set(names(report)) == {m.name for m in given}, report
     values = computed(own, tuple(given[:2]), only=("logits", "loss"))
     values["cached/logits"] = values["cached/logits"].flip(-1)
     report = compare.run(own, values)
     assert set(names(report)) == {m.name for m in given[:2]} and "cached" not in report.findings[0].cases
-    assert set(report.findings[0].cases) == own.expected.keys() - {"cached"} and "more is wrong" in str(report)
+    assert set(report.findings[0].cases) == own.expected.keys() - {"cached"} and "more is wrong" in str(
+        report
+    )
 
 
 def test_three_mistakes_are_told_apart_by_their_stages(own):
     known = {m.name: m for m in mistakes.of(own.family)}
-    given = [known[name] for name in ("attention: k and v swapped", "norm: epsilon 0.001", "activation: none")]
+    given = [
+        known[name] for name in ("attention: k and v swapped", "norm: epsilon 0.001", "activation: none")
+    ]
     report = compare.run(own, computed(own, tuple(given)))
     assert set(names(report)) == {m.name for m in given}, report
 
@@ -367,7 +425,9 @@ def test_a_mistake_that_nobody_knows_gets_no_name_but_a_likeness(own):
     state = dict(own.weights)
     name = next(n for n in state if n.endswith(f"{own_part(own, 'o')}.weight"))
     changed = state[name].clone()
-    (changed[:12] if own.family == "openai-gpt" else changed[:, :12]).zero_()  # what the first head says is lost
+    (
+        changed[:12] if own.family == "openai-gpt" else changed[:, :12]
+    ).zero_()  # what the first head says is lost
     model = own.model_class(own.config).eval()
     model.load_state_dict({**state, name: changed}, strict=False)
     report = compare.run(own, model)
@@ -399,14 +459,25 @@ def test_what_a_difference_looks_like(kits, change, told):
 # ---- Where it begins ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("given", [("embeddings", "layers.0.weights", "layers.1.out", "logits"),
-                                   ("layers.0.attn_out", "layers.0.mlp_in", "logits"), ("layers.1.scores", "norm")])
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("embeddings", "layers.0.weights", "layers.1.out", "logits"),
+        ("layers.0.attn_out", "layers.0.mlp_in", "logits"),
+        ("layers.1.scores", "norm"),
+    ],
+)
 def test_first_difference_of_part_of_the_stages(own, given):
     """A mistake in layer 0's scores shows in the first stage that was given behind it."""
     m = next(m for m in mistakes.of(own.family) if "scores divided by the root of the width" in m.name)
     report = compare.run(own, computed(own, (m,), only=given), names=False)
-    behind = [name for name in sorted(given, key=place) if place(name) >= place("layers.0.scores")
-              and name in own.expected["plain"] and not (own.family == "phi" and name.startswith("layers.0.mlp"))]
+    behind = [
+        name
+        for name in sorted(given, key=place)
+        if place(name) >= place("layers.0.scores")
+        and name in own.expected["plain"]
+        and not (own.family == "phi" and name.startswith("layers.0.mlp"))
+    ]
     assert report.first.stage == behind[0], report
 
 
@@ -532,7 +603,9 @@ def rewritten(name: str, *wrong: str) -> str | None:
     return text
 
 
-@pytest.mark.parametrize(("name", "mistake"), [pytest.param(f, m, id=f"{f}: {m}") for f in EDITS for m in EDITS[f]])
+@pytest.mark.parametrize(
+    ("name", "mistake"), [pytest.param(f, m, id=f"{f}: {m}") for f in EDITS for m in EDITS[f]]
+)
 def test_mistakes_in_rewritten_ports_are_named(kits, name, mistake, tmp_path):
     (tmp_path / "port.py").write_text(rewritten(name, mistake))
     report = compare.run(kits[name], f"{tmp_path / 'port.py'}:build")
@@ -565,6 +638,7 @@ def c_port(tmp_path_factory):
         source.write_text(text.replace(old, new) if old else text)
         subprocess.run(["cc", "-O2", "-o", program, source, "-lm"], check=True, capture_output=True)
         return program
+
     return build
 
 
@@ -603,15 +677,25 @@ def test_answer_as_text_json_and_page(wrong):
     assert any(line.startswith("x layers.0.k_normed") for line in text.splitlines())
     told = json.loads(json.dumps(wrong.as_json(), allow_nan=False))
     assert told["equal"] is False and told["first"]["stage"] == "layers.0.k_normed"
-    assert told["mistakes"][0]["names"] == ["attention: q normed, k not"] and len(told["rows"]) == len(wrong.rows)
+    assert told["mistakes"][0]["names"] == ["attention: q normed, k not"] and len(told["rows"]) == len(
+        wrong.rows
+    )
     page = heat.page(wrong)
-    assert page.count("<td class=\"stage\">") == len({row.stage for row in wrong.rows}) and page.count('class="first"') == 1
+    assert (
+        page.count('<td class="stage">') == len({row.stage for row in wrong.rows})
+        and page.count('class="first"') == 1
+    )
     assert "<script" not in page and "http" not in page
 
 
 def test_sure_is_a_count_and_a_fall(wrong):
     finding = wrong.findings[0]
-    assert finding.values > 10_000 and finding.before > 1e4 and finding.units < compare.BEYOND and not finding.alike
+    assert (
+        finding.values > 10_000
+        and finding.before > 1e4
+        and finding.units < compare.BEYOND
+        and not finding.alike
+    )
 
 
 # ---- Bad input ---------------------------------------------------------------------------------------------
@@ -675,7 +759,7 @@ def test_exit_status_and_streams(kits, port, capsys, tmp_path):
     assert status == 0 and json.loads(out)["equal"] and "thinking" in err
     status, out, err = run_main(capsys, folder, f"{port}:raising")
     assert status == 2 and not out and "KeyError: 'a name of theirs'" in err and "in helper" in err
-    assert "decoders/tools" not in err and len(err.splitlines()) < 12
+    assert "decoders/compare" not in err and len(err.splitlines()) < 12
     status, out, err = run_main(capsys, folder, f"{port}:dropping", "--html", tmp_path / "page.html")
     assert status == 1 and "Two runs of the same case differ" in out and (tmp_path / "page.html").exists()
     for what, told in ((f"{port}:nothing", "no logits with 67 columns"), (f"{port}:answer", "is no function"),
@@ -692,11 +776,17 @@ def test_what_a_port_prints_is_not_in_the_answer(kits, port):
     """Neither from Python nor from below it."""
     command = [sys.executable, "-m", "decoders", "compare", kits["phi"].folder, f"{port}:talking", "--json"]
     found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert json.loads(found.stdout)["equal"] and "weights are here" in found.stderr and "so says C" in found.stderr
+    assert (
+        json.loads(found.stdout)["equal"]
+        and "weights are here" in found.stderr
+        and "so says C" in found.stderr
+    )
 
 
 def test_make_says_what_to_read(tmp_path, capsys):
-    status, out, err = run_main(capsys, "--make", tmp_path / "k", "phi", "--cases", "plain,cached", "--layers", "1")
+    status, out, err = run_main(
+        capsys, "--make", tmp_path / "k", "phi", "--cases", "plain,cached", "--layers", "1"
+    )
     assert status == 0 and not out and "KIT.md" in err
     assert list(kit.Kit(tmp_path / "k").expected) == ["plain", "cached"]
 
@@ -712,7 +802,10 @@ def test_broken_kits(kits, tmp_path):
         kit.Kit(changed("version", kit=99))
     folder = changed("lacking")
     stored = load_file(folder / "expected.safetensors")
-    save_file({name: t for name, t in stored.items() if not name.startswith("noise/")}, folder / "expected.safetensors")
+    save_file(
+        {name: t for name, t in stored.items() if not name.startswith("noise/")},
+        folder / "expected.safetensors",
+    )
     with pytest.raises(ValueError, match="no whole kit"):
         kit.Kit(folder)
     (folder / "expected.safetensors").unlink()
@@ -725,15 +818,23 @@ def test_gigabytes_in_a_small_file(kits, tmp_path):
     own, file = kits["phi"], tmp_path / "theirs.npz"
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as content:
         header = io.BytesIO()
-        numpy.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (10_000_000_000,)})
+        numpy.lib.format.write_array_header_1_0(
+            header, {"descr": "<f4", "fortran_order": False, "shape": (10_000_000_000,)}
+        )
         content.writestr("plain/logits.npy", header.getvalue() + bytes(1000))
     with pytest.raises(ValueError, match="more than can be meant"):
         compare.run(own, file)
-    numpy.savez(file, **{name: value.numpy() for name, value in computed(own, only=("logits",)).items()}, other=numpy.zeros(3))
+    numpy.savez(
+        file,
+        **{name: value.numpy() for name, value in computed(own, only=("logits",)).items()},
+        other=numpy.zeros(3),
+    )
     report = compare.run(own, file)
     assert report.equal and "not known to the kit, and left out: other" in report.remarks[0]
     lying = tmp_path / "theirs.safetensors"
-    text = json.dumps({"plain/logits": {"dtype": "F32", "shape": [10_000_000_000], "data_offsets": [0, 40_000_000_000]}}).encode()
+    text = json.dumps(
+        {"plain/logits": {"dtype": "F32", "shape": [10_000_000_000], "data_offsets": [0, 40_000_000_000]}}
+    ).encode()
     lying.write_bytes(len(text).to_bytes(8, "little") + text)
     with pytest.raises(ValueError, match="not a sound safetensors file"):
         compare.run(own, lying)
@@ -757,7 +858,9 @@ def test_a_port_that_is_called_directly(kits):
     def build(config: dict, stored: dict):
         model = own.model_class(own.config).eval()
         model.load_state_dict(stored)
-        return lambda input_ids, attention_mask=None, position_ids=None: model(input_ids, attention_mask, position_ids).logits
+        return lambda input_ids, attention_mask=None, position_ids=None: (
+            model(input_ids, attention_mask, position_ids).logits
+        )
 
     report = compare.run(own.folder, build)
     assert report.equal, report
@@ -821,7 +924,10 @@ def test_joint_matrices_cut_otherwise_and_other_fields(kits, tmp_path):
         for name, t in state.items():
             if "query_key_value" in name:
                 parts = t.unflatten(0, (3, 3, 12)).unbind(1)
-                found |= {name.replace("query_key_value", f"{x}_proj"): p.flatten(0, 1) for x, p in zip("qkv", parts, strict=True)}
+                found |= {
+                    name.replace("query_key_value", f"{x}_proj"): p.flatten(0, 1)
+                    for x, p in zip("qkv", parts, strict=True)
+                }
             else:
                 found[name] = t
         return found
@@ -829,7 +935,9 @@ def test_joint_matrices_cut_otherwise_and_other_fields(kits, tmp_path):
     twins = checkpoints.apart(own.folder, edited(own, tmp_path / "a", apart))
     assert twins.equal and "4 tensors are cut into 3" in twins.sentence
     twins = checkpoints.apart(own.folder, edited(own, tmp_path / "b", dict, {"rope_theta": 10000.0}))
-    assert not twins.equal and "rope_theta is 25000.0 in the first and 10000.0 in the second" in twins.sentence
+    assert (
+        not twins.equal and "rope_theta is 25000.0 in the first and 10000.0 in the second" in twins.sentence
+    )
     with pytest.raises(ValueError, match="nothing in common"):
         checkpoints.apart(own.folder, kits["phi"].folder)
 
@@ -849,7 +957,9 @@ def test_two_checkpoints_by_command(kits, capsys, tmp_path):
 def test_real_weights_here_and_there(name, capsys):
     pytest.importorskip("transformers")
     folder = ROOT / "checkpoints" / f"tiny-{name}"
-    status, out, _ = run_main(capsys, folder, "transformers", "--prompt", "Once upon a time", "--dtype", "bfloat16", "--sequential")
+    status, out, _ = run_main(
+        capsys, folder, "transformers", "--prompt", "Once upon a time", "--dtype", "bfloat16", "--sequential"
+    )
     assert status == 0 and "x bfloat16 noise" in out, out
 
 
@@ -861,7 +971,9 @@ def test_a_wrong_checkpoint_is_named_on_a_prompt(tmp_path, monkeypatch):
     facts.pop("rope_parameters", None)
     (folder / "config.json").write_text(json.dumps({**facts, "rope_theta": 10000.0}))
     plain = ports.load_theirs
-    monkeypatch.setattr(ports, "load_theirs", lambda module, name, _, dtype: plain(module, name, folder, dtype))
+    monkeypatch.setattr(
+        ports, "load_theirs", lambda module, name, _, dtype: plain(module, name, folder, dtype)
+    )
     ids = list(range(40, 60))
     report = checkpoints.on_prompt(ROOT / "checkpoints" / "tiny-persimmon", ids)
     assert names(report) == ["rotary: base 10000"], report
@@ -890,7 +1002,10 @@ def test_the_story_of_the_documentation(kits, tmp_path):
                              ("        return x @", '        stages["logits"] = x @')):  # fmt: skip
                 assert old in changed
                 changed = changed.replace(old, new)
-            changed = changed.replace(", cache\n\n    return model", '\n        return {**stages, "past_key_values": cache}\n\n    return model')
+            changed = changed.replace(
+                ", cache\n\n    return model",
+                '\n        return {**stages, "past_key_values": cache}\n\n    return model',
+            )
         (tmp_path / "port.py").write_text(changed)
         return compare.run(own, f"{tmp_path / 'port.py'}:build").told()
 

@@ -9,12 +9,14 @@ import torch
 from PIL import Image
 from torch._dynamo.utils import counters
 
-from decoders import fuyu, kernels, tokenize, weights
-from decoders.__main__ import main
-from decoders.tools import generation
+from decoders import decoding, fuyu, kernels, tokenize, weights
+from decoders.cli.main import main
 from tests.families import FAMILIES, LONGROPE, PHI3, inputs
 
-pytestmark = [pytest.mark.ecosystem, pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")]
+pytestmark = [
+    pytest.mark.ecosystem,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler"),
+]
 
 
 def graphs() -> int:
@@ -27,20 +29,24 @@ def both(model, ids, mask=None, **options):
     found = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        found.append(generation.generate(model, ids, mask, compiled=compiled, **options))
+        found.append(decoding.generate(model, ids, mask, compiled=compiled, **options))
     return found
 
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_the_same_tokens_and_one_graph(family, padded):
-    model = kernels.prepare(family.model(max_position_embeddings=400) if family.name != "openai-gpt" else family.model(n_positions=400))
+    model = kernels.prepare(
+        family.model(max_position_embeddings=400)
+        if family.name != "openai-gpt"
+        else family.model(n_positions=400)
+    )
     ids, mask = inputs(101, padded=padded)
     before = graphs()
     for options in ({}, {"do_sample": True, "top_k": 0}, {"max_new_tokens": 60}):
         plain, found = both(model, ids, mask, **options)
         assert torch.equal(plain, found), options
     assert graphs() == before + 1
-    again = generation.generate(model, ids, mask, max_new_tokens=20, eos_token_id=None)
+    again = decoding.generate(model, ids, mask, max_new_tokens=20, eos_token_id=None)
     assert torch.equal(again, both(model, ids, mask)[0])  # plain steps are as before
 
 
@@ -77,17 +83,24 @@ def test_a_text_that_grows_past_longropes_limit():
 def test_a_given_cache_goes_on():
     model, (ids, _) = FAMILIES[2].model(), inputs(101)
     cache = model(ids[:, :-1], use_cache=True).past_key_values
-    found = generation.generate(model, ids, past_key_values=cache, max_new_tokens=5, eos_token_id=None, compiled=True)
+    found = decoding.generate(
+        model, ids, past_key_values=cache, max_new_tokens=5, eos_token_id=None, compiled=True
+    )
     assert torch.equal(found, both(model, ids, max_new_tokens=5)[0]) and len(cache) == found.shape[1] - 1
 
 
 def test_pictures():
     tiny = "checkpoints/tiny-fuyu"
     model, tokenizer = weights.load(fuyu.FuyuForCausalLM, tiny), tokenize.load(tiny)
-    given = fuyu.FuyuProcessor(fuyu.FuyuImageProcessor(), tokenizer)(["Generate a coco-style caption.\n"], [Image.open(f"{tiny}/shapes.png")])
+    given = fuyu.FuyuProcessor(fuyu.FuyuImageProcessor(), tokenizer)(
+        ["Generate a coco-style caption.\n"], [Image.open(f"{tiny}/shapes.png")]
+    )
     ids, before = given.pop("input_ids"), graphs()
-    new = generation.generate(model, ids, **given, max_new_tokens=24, compiled=True)[0, ids.shape[1] :]
-    assert tokenizer.decode(new, skip_special_tokens=True) == "a red circle left of a blue square" and graphs() > before
+    new = decoding.generate(model, ids, **given, max_new_tokens=24, compiled=True)[0, ids.shape[1] :]
+    assert (
+        tokenizer.decode(new, skip_special_tokens=True) == "a red circle left of a blue square"
+        and graphs() > before
+    )
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])

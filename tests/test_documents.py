@@ -11,7 +11,9 @@ from tests.hub_cache import build
 
 WHERE = documents.folder()
 pytestmark = pytest.mark.ecosystem  # two minutes
-needed = pytest.mark.skipif(WHERE is None or not WHERE.is_dir(), reason="DECODERS_DOCS is not set: no documentation to read")
+needed = pytest.mark.skipif(
+    WHERE is None or not WHERE.is_dir(), reason="DECODERS_DOCS is not set: no documentation to read"
+)
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +23,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ours(home, tmp_path_factory):
-    return documents.run(sys.executable, "decoders.tools.hf", home, tmp_path_factory.mktemp("ours"), WHERE)
+    return documents.run(sys.executable, "decoders.hf", home, tmp_path_factory.mktemp("ours"), WHERE)
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +67,17 @@ def test_examples_without_their_gpu(home):
     """FlashAttention's examples, on a CPU."""
     for one in documents.examples(WHERE):
         if "flash_attention_2" in one.code:
-            code = re.sub(r',? ?attn_implementation="flash_attention_2"', "", one.code).replace("cuda", "cpu").replace("100", "8")
-            code = code.replace("from transformers", "from decoders.tools.hf")
-            env = {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(documents.ROOT), "PATH": "/usr/bin:/bin"}
+            code = (
+                re.sub(r',? ?attn_implementation="flash_attention_2"', "", one.code)
+                .replace("cuda", "cpu")
+                .replace("100", "8")
+            )
+            code = code.replace("from transformers", "from decoders.hf")
+            env = {
+                "HF_HOME": str(home),
+                "HF_HUB_OFFLINE": "1",
+                "PYTHONPATH": str(documents.ROOT),
+                "PATH": "/usr/bin:/bin",
+            }
             done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
             assert not done.returncode, (one, done.stderr[-500:])

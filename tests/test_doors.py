@@ -17,7 +17,13 @@ WRONG_IDS = {
     "floats": IDS.float(), "booleans": IDS.bool(), "bytes": IDS.to(torch.uint8), "a list": IDS.tolist(), "1-D": IDS[0], "0-D": IDS[0, 0],
     "3-D": IDS[None], "negative": IDS - 9, "vocab_size": IDS + 96, "2 ** 40": IDS + 2**40, "no tokens": IDS[:, :0], "text": "Hello",
 }  # fmt: skip
-WRONG_MASKS = {"a list": ONES.tolist(), "1-D": ONES[0], "short": ONES[:, :3], "of another batch": torch.ones(3, 4), "0-D": ONES[0, 0]}
+WRONG_MASKS = {
+    "a list": ONES.tolist(),
+    "1-D": ONES[0],
+    "short": ONES[:, :3],
+    "of another batch": torch.ones(3, 4),
+    "0-D": ONES[0, 0],
+}
 WRONG_VALUES = {"NaN": ONES * NAN, "twos": ONES * 2, "negative": -ONES, "a row only": ONES[:1]}
 
 
@@ -31,8 +37,18 @@ def model(family):
 def test_ids(model, what, prepared):
     """By what the lookup says: no pass over the ids."""
     model = kernels.prepare(model) if prepared else model
-    for call in (model, lambda ids: model(input_ids=ids, labels=IDS), lambda ids: model.generate(ids, max_new_tokens=2)):
-        with torch.no_grad(), pytest.raises(ValueError, match="^input_ids must be (a tensor .batch, tokens.|int64 or int32, from 0 to 100)") as caught:
+    for call in (
+        model,
+        lambda ids: model(input_ids=ids, labels=IDS),
+        lambda ids: model.generate(ids, max_new_tokens=2),
+    ):
+        with (
+            torch.no_grad(),
+            pytest.raises(
+                ValueError,
+                match="^input_ids must be (a tensor .batch, tokens.|int64 or int32, from 0 to 100)",
+            ) as caught,
+        ):
             call(WRONG_IDS[what])
         assert "\n" not in str(caught.value)
 
@@ -44,7 +60,10 @@ def test_masks(model, what):
     with pytest.raises(ValueError, match=r"^attention_mask must be a tensor \(2, 4\)"):
         model.generate(IDS, mask, max_new_tokens=2)
     if what in WRONG_MASKS:
-        with torch.no_grad(), pytest.raises(ValueError, match=r"^attention_mask must be a tensor \(2, 4\), with the cached"):
+        with (
+            torch.no_grad(),
+            pytest.raises(ValueError, match=r"^attention_mask must be a tensor \(2, 4\), with the cached"),
+        ):
             model(IDS, attention_mask=mask)
 
 
@@ -60,7 +79,12 @@ def test_numbers(model, name, value):
 
 
 def test_any_top_k_above_the_vocabulary_is_all_of_it(model):
-    ids = [model.generate(IDS, max_new_tokens=3, do_sample=True, top_k=k, generator=torch.Generator().manual_seed(3)).tolist() for k in (10**30, None)]
+    ids = [
+        model.generate(
+            IDS, max_new_tokens=3, do_sample=True, top_k=k, generator=torch.Generator().manual_seed(3)
+        ).tolist()
+        for k in (10**30, None)
+    ]
     assert ids[0] == ids[1]
 
 

@@ -151,7 +151,11 @@ class Repeats(torch.utils.data.Dataset):
         mask = torch.ones(17, dtype=torch.long)
         mask[: i % 4] = 0
         ids = torch.full((17,), 3 + 7 * i % 90)
-        return {"input_ids": ids.where(mask.bool(), 2), "attention_mask": mask, "labels": ids.where(mask.bool(), -100)}
+        return {
+            "input_ids": ids.where(mask.bool(), 2),
+            "attention_mask": mask,
+            "labels": ids.where(mask.bool(), -100),
+        }
 
 
 def test_trainer_with_default_arguments(family, tmp_path):
@@ -160,7 +164,9 @@ def test_trainer_with_default_arguments(family, tmp_path):
     pytest.importorskip("accelerate")
     torch.manual_seed(0)
     model = family.cls()(family.config())
-    arguments = transformers.TrainingArguments(str(tmp_path), report_to=[], disable_tqdm=True, learning_rate=3e-3)
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), report_to=[], disable_tqdm=True, learning_rate=3e-3
+    )
     trainer = transformers.Trainer(model, arguments, train_dataset=Repeats(), eval_dataset=Repeats())
     seen = []
     model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(set(kwargs)), with_kwargs=True)
@@ -178,11 +184,16 @@ def test_trainer_with_default_arguments(family, tmp_path):
 def test_accelerate_trains_in_bfloat16(family):
     accelerate = pytest.importorskip("accelerate")
     torch.manual_seed(0)
-    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # Trainer has set it up otherwise
+    accelerate.state.AcceleratorState._reset_state(
+        reset_partial_state=True
+    )  # Trainer has set it up otherwise
     accelerator = accelerate.Accelerator(mixed_precision="bf16", cpu=True)
     model = family.cls()(family.config())
     model, optimizer, batches = accelerator.prepare(
-        model, torch.optim.AdamW(model.parameters(), lr=3e-3), torch.utils.data.DataLoader(Repeats(), batch_size=8))
+        model,
+        torch.optim.AdamW(model.parameters(), lr=3e-3),
+        torch.utils.data.DataLoader(Repeats(), batch_size=8),
+    )
     losses = []
     for _ in range(3):
         for batch in batches:
@@ -241,7 +252,9 @@ def on_one_of_two(rank: int, name: str, kind: str, port: int) -> None:
     for key, p in model.named_parameters():
         if p.grad is not None:
             found = p.grad.full_tensor() if kind == "FSDP2" else p.grad
-            torch.testing.assert_close(found, expected[key.removeprefix("module.")].grad, atol=1e-6, rtol=1e-4, msg=key)
+            torch.testing.assert_close(
+                found, expected[key.removeprefix("module.")].grad, atol=1e-6, rtol=1e-4, msg=key
+            )
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(ids).logits, plain.eval()(ids).logits, **CLOSE)
     dist.barrier()

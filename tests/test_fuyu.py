@@ -43,7 +43,9 @@ def test_patches_are_bit_for_bit_those_of_4_37(size, processor):
     found = processor("", picture(height, width))
     [patches] = found["image_patches"]
     assert list(patches.shape[1:]) == expected["patches"]
-    assert patches[0, 0, :6].tolist() == expected["first"] and patches[0, -1, -6:].tolist() == expected["last"]
+    assert (
+        patches[0, 0, :6].tolist() == expected["first"] and patches[0, -1, -6:].tolist() == expected["last"]
+    )
     assert golden_fuyu.digest(patches[0]) == expected["sha256"]
     images = processor.image_processor.preprocess(picture(height, width))
     assert images.image_scale_factors == [[expected["scale"]]]
@@ -64,8 +66,13 @@ def test_published_numbers_of_patches(processor, height, width, rows, columns):
 
 def test_scaling_into_smaller_frames():
     for frame, expected in (((180, 360), (180, 84)), ((160, 320), (160, 74))):
-        images = fuyu.FuyuImageProcessor({"height": frame[0], "width": frame[1]}).preprocess(picture(450, 210))
-        assert (images.image_unpadded_heights, images.image_unpadded_widths) == ([[expected[0]]], [[expected[1]]])
+        images = fuyu.FuyuImageProcessor({"height": frame[0], "width": frame[1]}).preprocess(
+            picture(450, 210)
+        )
+        assert (images.image_unpadded_heights, images.image_unpadded_widths) == (
+            [[expected[0]]],
+            [[expected[1]]],
+        )
 
 
 def test_the_order_inside_a_patch_and_the_colour_of_padding(processor):
@@ -117,7 +124,9 @@ def test_arrays_and_tensors_are_pictures_too(processor):
     assert torch.equal(processor("", numpy.asarray(as_pil("L")))["image_patches"][0], grey)
     for large in ((1100, 64), (20, 2000)):
         image = Image.frombytes("RGB", large[::-1], bytes(picture(*large).flatten().tolist()))
-        assert torch.equal(processor("", image)["image_patches"][0], processor("", picture(*large))["image_patches"][0])
+        assert torch.equal(
+            processor("", image)["image_patches"][0], processor("", picture(*large))["image_patches"][0]
+        )
 
 
 @pytest.mark.parametrize(("image", "message"), [
@@ -140,12 +149,23 @@ def test_documented_results_of_the_image_processor():
     images = fuyu.FuyuImageProcessor(patch_size=4)
     row = [images.prepared(picture(5, 9)), images.prepared(picture(4, 3))]
     info = images.preprocess_with_tokenizer_info(
-        [[row[0][0], row[1][0], row[1][0]]], [[1, 0, 1]], [[5, 4, 4]], [[9, 3, 3]], 7, 9)
+        [[row[0][0], row[1][0], row[1][0]]], [[1, 0, 1]], [[5, 4, 4]], [[9, 3, 3]], 7, 9
+    )
     assert [ids.tolist() for ids in info["image_input_ids"][0]] == [[7, 7, 7, 9] * 2, [], [7, 9]]
-    assert [i.tolist() for i in info["image_patch_indices_per_batch"][0]] == [[0, 1, 2, -1, 3, 4, 5, -1], [], [6, -1]]
-    assert [i.tolist() for i in info["image_patch_indices_per_subsequence"][0]] == [[0, 1, 2, -1, 3, 4, 5, -1], [], [0, -1]]
+    assert [i.tolist() for i in info["image_patch_indices_per_batch"][0]] == [
+        [0, 1, 2, -1, 3, 4, 5, -1],
+        [],
+        [6, -1],
+    ]
+    assert [i.tolist() for i in info["image_patch_indices_per_subsequence"][0]] == [
+        [0, 1, 2, -1, 3, 4, 5, -1],
+        [],
+        [0, -1],
+    ]
     assert [p.shape for p in info["image_patches"][0]] == [(6, 48), (1, 48)] and len(info["images"]) == 2
-    whole = images.preprocess_with_tokenizer_info(row[0][0][None, None], torch.ones(1, 1, 1), [[5]], [[9]], 7, 9, False)
+    whole = images.preprocess_with_tokenizer_info(
+        row[0][0][None, None], torch.ones(1, 1, 1), [[5]], [[9]], 7, 9, False
+    )
     assert whole["image_input_ids"][0][0].tolist() == [7] * 6
     assert torch.equal(images.patchify_image(row[0][0][None]), info["image_patches"][0][0][None])
 
@@ -163,7 +183,10 @@ def test_prompts_are_id_for_id_those_of_4_37(processor, case):
 def test_batches_are_those_of_4_37(processor):
     found = processor(["a red circle", "x"], [picture(90, 120), picture(40, 40)])
     expected = GOLDEN["batch"]
-    assert found["input_ids"].tolist() == expected["input_ids"] and found["attention_mask"].tolist() == expected["attention_mask"]
+    assert (
+        found["input_ids"].tolist() == expected["input_ids"]
+        and found["attention_mask"].tolist() == expected["attention_mask"]
+    )
     L = found["input_ids"].shape[1]  # 4.37 adds ten empty places on the right for tokens to come
     assert found["image_patches_indices"].tolist() == [row[:L] for row in expected["image_patches_indices"]]
     assert all(index == -1 for row in expected["image_patches_indices"] for index in row[L:])
@@ -237,7 +260,9 @@ def ids_of(processor, text: str) -> list[int]:
 def test_places_in_answers(processor, text, size, expected, places):
     """Transformers loops for ever on five numbers, and misses a box that begins the text (all versions)."""
     ids = ids_of(processor, text)
-    [found] = processor.post_process_box_coordinates([torch.tensor(ids, dtype=torch.long)], None if size is None else [size])
+    [found] = processor.post_process_box_coordinates(
+        [torch.tensor(ids, dtype=torch.long)], None if size is None else [size]
+    )
     assert found.places == places
     if expected is not None:
         assert found.text.strip() == expected or found.text.replace(" ", "") == expected.replace(" ", "")
@@ -248,9 +273,14 @@ def test_places_in_answers(processor, text, size, expected, places):
 def test_any_ids_terminate_and_lose_nothing(processor):
     """100,000 random sequences, most of them of tags and numbers."""
     rng = random.Random(0)
-    some = [processor.id_of(tag) for tag in ("<0x00>", "<0x01>", "<0x02>", "<0x03>", "0", "7", "960", "<s>", "|ENDOFTEXT|", "▁")]
+    some = [
+        processor.id_of(tag)
+        for tag in ("<0x00>", "<0x01>", "<0x02>", "<0x03>", "0", "7", "960", "<s>", "|ENDOFTEXT|", "▁")
+    ]
     for _ in range(100_000):
-        ids = [rng.choice(some) if rng.random() < 0.9 else rng.randrange(1300) for _ in range(rng.randint(0, 14))]
+        ids = [
+            rng.choice(some) if rng.random() < 0.9 else rng.randrange(1300) for _ in range(rng.randint(0, 14))
+        ]
         found = processor.located(torch.tensor(ids, dtype=torch.long), None)
         boxes = sum(isinstance(place, fuyu.Box) for place in found.places)
         assert 6 * boxes + 4 * (len(found.places) - boxes) <= len(ids)
@@ -283,12 +313,20 @@ def sighted(seed: int = 0, sizes=((9, 13), (5, 6), None)):
             places.append([-1] * len(words))
             patches.append(torch.empty(1, 0, 48))
             continue
-        image, height, width, _ = images.prepared(torch.randint(0, 256, (*size, 3), generator=generator, dtype=torch.uint8))
-        info = images.preprocess_with_tokenizer_info([[image]], [[1]], [[height]], [[width]], PLACEHOLDER, NEWLINE)
+        image, height, width, _ = images.prepared(
+            torch.randint(0, 256, (*size, 3), generator=generator, dtype=torch.uint8)
+        )
+        info = images.preprocess_with_tokenizer_info(
+            [[image]], [[1]], [[height]], [[width]], PLACEHOLDER, NEWLINE
+        )
         rows.append(info["image_input_ids"][0][0].tolist() + words)
         places.append(info["image_patch_indices_per_batch"][0][0].tolist() + [-1] * len(words))
         patches.append(info["image_patches"][0][0][None])
-    return {**fuyu.padded(rows), "image_patches": patches, "image_patches_indices": fuyu.padded(places, -1)["input_ids"]}
+    return {
+        **fuyu.padded(rows),
+        "image_patches": patches,
+        "image_patches_indices": fuyu.padded(places, -1)["input_ids"],
+    }
 
 
 def places_of(mask: torch.Tensor) -> torch.Tensor:
@@ -327,7 +365,10 @@ def test_gradients_reach_the_patches_as_in_transformers():
     b.loss.backward()
     name = "vision_embed_tokens.weight"
     theirs_grad = dict(theirs.named_parameters())["model." + name].grad
-    assert theirs_grad.abs().max() > 0 and (dict(ours.named_parameters())[name].grad - theirs_grad).abs().max() < 1e-6
+    assert (
+        theirs_grad.abs().max() > 0
+        and (dict(ours.named_parameters())[name].grad - theirs_grad).abs().max() < 1e-6
+    )
 
 
 MISTAKES = {
@@ -383,7 +424,9 @@ def test_pictures_are_fed_again_when_dynamic_scaling_asks_for_it():
     scaled = {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "max_position_embeddings": 22}
     model = redraw(fuyu.FuyuForCausalLM(read(fuyu.FuyuConfig, {**FUYU.tiny, **PATCH, **scaled}))).eval()
     options = {"max_new_tokens": 8, "eos_token_id": None}
-    assert torch.equal(model.generate(**sighted(), **options), model.generate(**sighted(), **options, use_cache=False))
+    assert torch.equal(
+        model.generate(**sighted(), **options), model.generate(**sighted(), **options, use_cache=False)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -414,27 +457,45 @@ def test_pictures_that_do_not_fit_are_said(change, message):
 def test_the_hubs_config_means_what_it_meant(data):
     """Its text_config holds a model_type only. Transformers 5.23 finds no rope_theta there, and takes 10,000."""
     config = read(fuyu.FuyuConfig, json.loads((data / "configs" / "fuyu-8b.json").read_text()))
-    assert config.text_config.rope_theta == 25000.0 and config.eos_token_id == 71013 and config.text_config.hidden_size == 4096
+    assert (
+        config.text_config.rope_theta == 25000.0
+        and config.eos_token_id == 71013
+        and config.text_config.hidden_size == 4096
+    )
     with torch.device("meta"):
         model = fuyu.FuyuForCausalLM(config)
     assert sum(p.numel() for p in model.parameters()) == 9_408_238_592
-    silent = {"model_type": "fuyu", "hidden_size": 64, "num_attention_heads": 2, "text_config": {"model_type": "persimmon", "hidden_size": 32}}
+    silent = {
+        "model_type": "fuyu",
+        "hidden_size": 64,
+        "num_attention_heads": 2,
+        "text_config": {"model_type": "persimmon", "hidden_size": 32},
+    }
     text = read(fuyu.FuyuConfig, silent).text_config
-    assert (text.hidden_size, text.num_attention_heads, text.rope_theta, text.vocab_size) == (32, 2, 25000.0, 262144)
+    assert (text.hidden_size, text.num_attention_heads, text.rope_theta, text.vocab_size) == (
+        32,
+        2,
+        25000.0,
+        262144,
+    )
 
 
 @pytest.mark.parametrize("name", ["fuyu-8b", "fuyu-8b.initial"])
 def test_the_real_indexes_have_exactly_our_names(data, name):
     index = json.loads((data / "configs" / "index" / f"{name}.model.safetensors.index.json").read_text())
     with torch.device("meta"):
-        model = fuyu.FuyuForCausalLM(read(fuyu.FuyuConfig, json.loads((data / "configs" / "fuyu-8b.json").read_text())))
+        model = fuyu.FuyuForCausalLM(
+            read(fuyu.FuyuConfig, json.loads((data / "configs" / "fuyu-8b.json").read_text()))
+        )
     names = {new for old in index["weight_map"] for new, _ in modern_fuyu(old, torch.empty(0), {})}
     assert names == set(model.state_dict()) and len(names) == 582
     assert index["metadata"]["total_size"] == 2 * 9_408_238_592
 
 
 def test_the_decoder_is_persimmons():
-    text = fuyu.PersimmonConfig(**{key: value for key, value in FUYU.tiny.items() if key in fuyu.PersimmonConfig.__dataclass_fields__})
+    text = fuyu.PersimmonConfig(
+        **{key: value for key, value in FUYU.tiny.items() if key in fuyu.PersimmonConfig.__dataclass_fields__}
+    )
     ours = redraw(fuyu.PersimmonForCausalLM(text)).eval()
     other = persimmon.PersimmonForCausalLM(persimmon.PersimmonConfig(**vars(text))).eval()
     other.load_state_dict(ours.state_dict())
@@ -444,10 +505,14 @@ def test_the_decoder_is_persimmons():
 
 def layouts(state: dict) -> dict[str, dict]:
     first = {name.removeprefix("language_model."): tensor for name, tensor in state.items()}
-    first = {("model." + name if name.startswith("vision") else name): tensor for name, tensor in first.items()}
+    first = {
+        ("model." + name if name.startswith("vision") else name): tensor for name, tensor in first.items()
+    }
     newest = {name.replace("language_model.model.", "model.language_model.").replace("language_model.lm_head", "lm_head"): t
               for name, t in state.items()}  # fmt: skip
-    newest = {("model." + name if name.startswith("vision") else name): tensor for name, tensor in newest.items()}
+    newest = {
+        ("model." + name if name.startswith("vision") else name): tensor for name, tensor in newest.items()
+    }
     return {"hub": state, "first upload": first, "Transformers 5": newest}
 
 
@@ -467,9 +532,15 @@ def test_adepts_release_loads(tmp_path, adept):  # noqa: F811
     model = FUYU.model(**{**PATCH, "patch_size": 30})
     extra, forget = adept
     state = dict(model.state_dict())
-    text = {name.removeprefix("language_model."): t for name, t in state.items() if name.startswith("language_model.")}
+    text = {
+        name.removeprefix("language_model."): t
+        for name, t in state.items()
+        if name.startswith("language_model.")
+    }
     whole = nested(text)
-    whole["vit_encoder"] = {"linear_encoder": {key: state[f"vision_embed_tokens.{key}"] for key in ("weight", "bias")}}
+    whole["vit_encoder"] = {
+        "linear_encoder": {key: state[f"vision_embed_tokens.{key}"] for key in ("weight", "bias")}
+    }
     whole["image_patch_projection"] = {"weight": torch.ones(2, 2), "bias": torch.ones(2)}
     rank = tmp_path / "iter_0001251" / "mp_rank_00"
     rank.mkdir(parents=True)
@@ -486,7 +557,11 @@ def test_transformers_reads_what_we_write_and_we_what_it_writes(tmp_path):
     ours, theirs = FUYU.pair(**PATCH)
     batch = sighted()
     real, flat = batch["attention_mask"].bool(), torch.cat([p[0] for p in batch["image_patches"]])
-    given = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "image_patches": flat}
+    given = {
+        "input_ids": batch["input_ids"],
+        "attention_mask": batch["attention_mask"],
+        "image_patches": flat,
+    }
     weights.save(ours, tmp_path / "a")
     again = transformers.FuyuForCausalLM.from_pretrained(tmp_path / "a", attn_implementation="eager")
     assert (again(**given).logits - ours(**batch).logits)[real].abs().max() < 2e-5
@@ -531,14 +606,20 @@ def test_the_folder_says_how_large_a_picture_may_be(processor, tmp_path):
     from decoders.formats.config import preprocessor
 
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 60, "width": 60}}))
-    small = fuyu.FuyuProcessor(fuyu.FuyuImageProcessor(**preprocessor(tmp_path, {"patch_size": 30})), tokenize.load(TINY))
+    small = fuyu.FuyuProcessor(
+        fuyu.FuyuImageProcessor(**preprocessor(tmp_path, {"patch_size": 30})), tokenize.load(TINY)
+    )
     assert small.image_processor.size == {"height": 60, "width": 60}
     batch, whole = (p("a red circle", picture(180, 300)) for p in (small, processor))
     patches = (batch["image_patches_indices"][0] >= 0).sum()
     assert patches == 4 and (whole["image_patches_indices"][0] >= 0).sum() == 60
     assert whole["input_ids"].shape[1] - batch["input_ids"].shape[1] == (60 + 6) - (4 + 2)
-    for broken, message in (({"size": {"height": 60}}, "size must be height and width"), ({"size": {"height": 0, "width": 9}}, "size"),
-                            ({"do_normalize": False}, "do_normalize False is not supported"), ({"padding_value": "x"}, "padding_value")):
+    for broken, message in (
+        ({"size": {"height": 60}}, "size must be height and width"),
+        ({"size": {"height": 0, "width": 9}}, "size"),
+        ({"do_normalize": False}, "do_normalize False is not supported"),
+        ({"padding_value": "x"}, "padding_value"),
+    ):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(broken))
         with pytest.raises(ValueError, match=message):
             preprocessor(tmp_path, {})

@@ -39,7 +39,12 @@ def test_what_was_found_is_refused(tmp_path, name, file, path, value, message):
 def test_architectures_name_documented_classes_only(tmp_path):
     """["torch"] found the module's own import."""
     for name in ("torch", "nn", "PreTrainedModel", "GPTNeoConfig", "attention"):
-        assert folders.outcome(folders.damaged(tmp_path, "tiny-gpt-neo", "config.json", ("architectures",), [name])) == "answered"
+        assert (
+            folders.outcome(
+                folders.damaged(tmp_path, "tiny-gpt-neo", "config.json", ("architectures",), [name])
+            )
+            == "answered"
+        )
 
 
 def test_any_text_has_the_ids_of_the_fast_tokenizer():

@@ -6,10 +6,9 @@ import threading
 import pytest
 import torch
 
-from decoders import fuyu, gpt_neo, kernels, tokenize, weights
-from decoders.tools import generation
-from decoders.tools.beams import Ended, Item
-from decoders.tools.constraints import Beam, State, spread
+from decoders import decoding, fuyu, gpt_neo, kernels, tokenize, weights
+from decoders.decoding.beams import Ended, Item
+from decoders.decoding.constraints import Beam, State, spread
 from tests import golden_generation
 from tests.conftest import ROOT
 from tests.families import GPT_NEO, LENGTH, LONGROPE, PADDED, PHI3, inputs
@@ -52,15 +51,24 @@ BEAMS = {
 def both(family, padded: bool, options: dict, compare: tuple[str, ...]) -> None:
     """The same ids, and what is to be compared within 2e-5."""
     if family.name == "openai-gpt" and "guidance_scale" in options:
-        pytest.skip("Transformers 5.23 feeds the negative prompt's last token alone: this family has no cache there")
+        pytest.skip(
+            "Transformers 5.23 feeds the negative prompt's last token alone: this family has no cache there"
+        )
     ours, theirs = family.pair()
     ids, mask = inputs(101, padded=padded)
-    options = {"max_new_tokens": 14, "eos_token_id": EOS, "pad_token_id": 1, **options}  # 5.23 fills beams with a stop id where pad is 0
+    options = {
+        "max_new_tokens": 14,
+        "eos_token_id": EOS,
+        "pad_token_id": 1,
+        **options,
+    }  # 5.23 fills beams with a stop id where pad is 0
     wanted = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
     torch.manual_seed(5)
-    found = generation.generate(ours, ids, mask, **options, **wanted)
+    found = decoding.generate(ours, ids, mask, **options, **wanted)
     torch.manual_seed(5)
-    expected = theirs.generate(ids, attention_mask=torch.ones_like(ids) if mask is None else mask, **options, **wanted)
+    expected = theirs.generate(
+        ids, attention_mask=torch.ones_like(ids) if mask is None else mask, **options, **wanted
+    )
     assert found.sequences.tolist() == expected.sequences.tolist()
     for key in compare:
         a, b = getattr(found, key), getattr(expected, key)
@@ -69,7 +77,10 @@ def both(family, padded: bool, options: dict, compare: tuple[str, ...]) -> None:
             continue
         for x, y in zip(a, b, strict=True):
             infinite = x.isinf()
-            assert torch.equal(infinite, y.isinf()) and ((x - y).abs() / y.abs().clamp(min=1))[~infinite].max() < 2e-5, key
+            assert (
+                torch.equal(infinite, y.isinf())
+                and ((x - y).abs() / y.abs().clamp(min=1))[~infinite].max() < 2e-5
+            ), key
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
@@ -112,14 +123,18 @@ def test_lost_strategies_equal_transformers_4_50(family, what):
     if family.name == "openai-gpt" and what.endswith("padded"):
         pytest.skip("Transformers 4.50.3 counts padding as positions in this family")
     options = golden_generation.calls()[what]
-    found = generation.generate(family.model(), **options, return_dict_in_generate=True)
+    found = decoding.generate(family.model(), **options, return_dict_in_generate=True)
     if (family.name, what) == EARLY:
         scores = torch.tensor(recorded["scores"])
-        assert (found.sequences_scores >= scores - 2e-5).all() and (found.sequences_scores > scores + 1e-3).sum() == 1
+        assert (found.sequences_scores >= scores - 2e-5).all() and (
+            found.sequences_scores > scores + 1e-3
+        ).sum() == 1
         return
     assert first_eos(found.sequences[:, LENGTH:].tolist()) == first_eos(recorded["sequences"])
     if recorded["scores"] is not None:
-        torch.testing.assert_close(found.sequences_scores, torch.tensor(recorded["scores"]), atol=2e-5, rtol=2e-5)
+        torch.testing.assert_close(
+            found.sequences_scores, torch.tensor(recorded["scores"]), atol=2e-5, rtol=2e-5
+        )
 
 
 def test_the_recorded_is_what_4_50_says(family, other):  # noqa: F811
@@ -129,7 +144,9 @@ def test_the_recorded_is_what_4_50_says(family, other):  # noqa: F811
     if version != "4.50.3":
         pytest.skip(f"Transformers {version} is not 4.50.3")
     for name, one in zip(given, found, strict=True):
-        assert [row[LENGTH:] for row in one.get("sequences", ())] == GOLDEN[family.name][name]["sequences"], name
+        assert [row[LENGTH:] for row in one.get("sequences", ())] == GOLDEN[family.name][name]["sequences"], (
+            name
+        )
 
 
 # ---- What must hold whatever a reference says
@@ -139,7 +156,9 @@ def test_guidance_is_the_formula(family):
     """By two passes over whole texts, beams of both moved alike."""
     model, (ids, _) = family.model(), inputs(101)
     away_ids, scale = torch.tensor([[4, 9, 13, 2, 60], [8, 7, 6, 5, 4]]), 1.8
-    found = generation.generate(model, ids, negative_prompt_ids=away_ids, guidance_scale=scale, max_new_tokens=9, eos_token_id=None)
+    found = decoding.generate(
+        model, ids, negative_prompt_ids=away_ids, guidance_scale=scale, max_new_tokens=9, eos_token_id=None
+    )
     for _ in range(9):
         own, away = (model(rows).logits[:, -1].log_softmax(-1) for rows in (ids, away_ids))
         new = (away + scale * (own - away)).argmax(-1, keepdim=True)
@@ -158,50 +177,92 @@ def test_scores_of_beams_are_those_of_their_texts(family, guided):
     """A cache that followed the wrong beam would show; with guidance that of the negative prompt too."""
     model, (ids, _) = family.model(), inputs(101)
     options = {"guidance_scale": 1.6, "negative_prompt_ids": ids[:, 9:]} if guided else {}
-    found = generation.generate(model, ids, num_beams=5, num_return_sequences=5, max_new_tokens=12, eos_token_id=None,
-                                return_dict_in_generate=True, output_scores=True, length_penalty=1.0, **options)
+    found = decoding.generate(
+        model,
+        ids,
+        num_beams=5,
+        num_return_sequences=5,
+        max_new_tokens=12,
+        eos_token_id=None,
+        return_dict_in_generate=True,
+        output_scores=True,
+        length_penalty=1.0,
+        **options,
+    )
     expected = log_chances(model, found.sequences, LENGTH)
     if guided:
         away = log_chances(model, found.sequences[:, 9:], LENGTH - 9)
         expected = away + 1.6 * (expected - away)
     torch.testing.assert_close(found.sequences_scores * 12, expected, atol=2e-4, rtol=1e-5)
-    told = generation.compute_transition_scores(found.sequences, found.scores, found.beam_indices)
+    told = decoding.compute_transition_scores(found.sequences, found.scores, found.beam_indices)
     torch.testing.assert_close(told.sum(1), found.sequences_scores * 12, atol=2e-4, rtol=1e-5)
 
 
 def test_constraints_are_met_by_every_beam_that_has_the_room(family):
     model, (ids, mask) = family.model(), inputs(101, padded=True)
-    one = [generation.PhrasalConstraint([50, 50, 51]), generation.DisjunctiveConstraint([[60, 61], [62]])]
-    found = generation.generate(model, ids, mask, constraints=one, num_beams=6, max_new_tokens=12, eos_token_id=EOS, pad_token_id=0)
+    one = [decoding.PhrasalConstraint([50, 50, 51]), decoding.DisjunctiveConstraint([[60, 61], [62]])]
+    found = decoding.generate(
+        model, ids, mask, constraints=one, num_beams=6, max_new_tokens=12, eos_token_id=EOS, pad_token_id=0
+    )
     for row in found[:, LENGTH:].tolist():
         text = " " + " ".join(map(str, row)) + " "
         assert " 50 50 51 " in text and (" 60 61 " in text or " 62 " in text)
 
 
-@pytest.mark.parametrize("options", [{"forced_eos_token_id": 3}, {"prefix_allowed_tokens_fn": lambda text, ids: [50, 3]}, {"eos_token_id": list(range(1, 100))}], ids=["forced", "two tokens", "many stops"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"forced_eos_token_id": 3},
+        {"prefix_allowed_tokens_fn": lambda text, ids: [50, 3]},
+        {"eos_token_id": list(range(1, 100))},
+    ],
+    ids=["forced", "two tokens", "many stops"],
+)
 def test_constraints_where_little_else_may_follow(family, options):
     model, (ids, _) = family.model(), inputs(101)
-    found = generation.generate(model, ids, **{"force_words_ids": [[50]], "num_beams": 3, "max_new_tokens": 4, "eos_token_id": EOS, "pad_token_id": 0, **options})
+    found = decoding.generate(
+        model,
+        ids,
+        **{
+            "force_words_ids": [[50]],
+            "num_beams": 3,
+            "max_new_tokens": 4,
+            "eos_token_id": EOS,
+            "pad_token_id": 0,
+            **options,
+        },
+    )
     assert all(50 in row for row in found[:, LENGTH:].tolist())
 
 
 def test_never_looks_to_the_last_length():
     """An ended beam of -1.0; a running one of -5.0 after 5 of 10 steps could still come to -0.5."""
     for early, hopeful in (("never", True), (False, False)):
-        item = Item(1, generation.GenerationConfig(early_stopping=early), 10)
+        item = Item(1, decoding.GenerationConfig(early_stopping=early), 10)
         item.add(Ended(-1.0, torch.tensor([3]), [0]))
         item.look(-5.0, 5)
         assert item.hopeful is hopeful
 
 
 def test_every_bank_of_constraints_keeps_its_best():
-    one = [generation.PhrasalConstraint([1, 2]), generation.PhrasalConstraint([3])]
+    one = [decoding.PhrasalConstraint([1, 2]), decoding.PhrasalConstraint([3])]
     states = {"none": State((0, 1)), "begun": State((0, 1), 0, (1,)), "three": State((0,)), "all": State(())}
     assert [states[key].bank(one) for key in states] == [0, 1, 2, 4]
-    pool = [Beam(i, 0, total, states[key]) for i, (key, total) in enumerate([("none", -1.0), ("none", -2.0), ("all", -9.0), ("three", -5.0), ("three", -4.0), ("begun", -6.0)])]
-    assert [beam.row for beam in spread(pool, one, 6)] == [2, 4, 5, 0, 3, 1] and [beam.row for beam in spread(pool, one, 3)] == [2, 4, 5]
+    pool = [
+        Beam(i, 0, total, states[key])
+        for i, (key, total) in enumerate(
+            [("none", -1.0), ("none", -2.0), ("all", -9.0), ("three", -5.0), ("three", -4.0), ("begun", -6.0)]
+        )
+    ]
+    assert [beam.row for beam in spread(pool, one, 6)] == [2, 4, 5, 0, 3, 1] and [
+        beam.row for beam in spread(pool, one, 3)
+    ] == [2, 4, 5]
     after = states["begun"].after(1, one)  # a wrong token that begins the phrase anew
-    assert after == State((0, 1), 0, (1,)) and after.after(2, one) == State((1,)) and states["begun"].after(3, one) == State((0,))
+    assert (
+        after == State((0, 1), 0, (1,))
+        and after.after(2, one) == State((1,))
+        and states["begun"].after(3, one) == State((0,))
+    )
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"penalty_alpha": 0.5, "top_k": 3}, {"dola_layers": "high"}, {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0},
@@ -209,24 +270,40 @@ def test_every_bank_of_constraints_keeps_its_best():
 def test_rows_of_a_padded_batch_get_what_each_gets_alone(family, options):
     model, (ids, mask) = family.model(), inputs(101, padded=True)
     options = {"max_new_tokens": 10, "eos_token_id": EOS, "pad_token_id": 0, **options}
-    batch = generation.generate(model, ids, mask, **options)
+    batch = decoding.generate(model, ids, mask, **options)
     for i, start in ((0, PADDED), (1, 0)):
-        alone = generation.generate(model, ids[i : i + 1, start:], **options)[0, LENGTH - start :].tolist()
+        alone = decoding.generate(model, ids[i : i + 1, start:], **options)[0, LENGTH - start :].tolist()
         found = batch[i, LENGTH:].tolist()
         assert found[: len(alone)] == alone and not any(found[len(alone) :])
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0}, {"dola_layers": [0, 1]}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_beams": 3},
+        {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0},
+        {"dola_layers": [0, 1]},
+    ],
+    ids=str,
+)
 def test_cached_equals_uncached(family, options):
     model, (ids, mask) = family.model(), inputs(101, padded=True)
-    texts = [generation.generate(model, ids, mask, max_new_tokens=12, eos_token_id=EOS, pad_token_id=0, use_cache=use, **options).tolist() for use in (True, False)]
+    texts = [
+        decoding.generate(
+            model, ids, mask, max_new_tokens=12, eos_token_id=EOS, pad_token_id=0, use_cache=use, **options
+        ).tolist()
+        for use in (True, False)
+    ]
     assert texts[0] == texts[1]
 
 
 # ---- Assisted
 
 
-@pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3}, {"min_new_tokens": 20}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3}, {"min_new_tokens": 20}], ids=str
+)
 @pytest.mark.parametrize("helper", ["lookup", "lookup of one", "the same model", "another model"])
 def test_assisted_greedy_gives_the_text_of_greedy(family, helper, options):
     model, (ids, _) = family.model(), inputs(101)
@@ -234,8 +311,8 @@ def test_assisted_greedy_gives_the_text_of_greedy(family, helper, options):
     given = {"lookup": {"prompt_lookup_num_tokens": 6}, "lookup of one": {"prompt_lookup_num_tokens": 1}, "the same model": {"assistant_model": model},
              "another model": {"assistant_model": family.model(seed=1), "assistant_confidence_threshold": 0.0, "num_assistant_tokens": 5}}[helper]  # fmt: skip
     options = {"max_new_tokens": 30, "eos_token_id": EOS, "pad_token_id": 0, **options}
-    found = generation.generate(model, prompt, **options, **given, return_dict_in_generate=True)
-    assert found.sequences.tolist() == generation.generate(model, prompt, **options).tolist()
+    found = decoding.generate(model, prompt, **options, **given, return_dict_in_generate=True)
+    assert found.sequences.tolist() == decoding.generate(model, prompt, **options).tolist()
     stats, new = found.stats, found.sequences.shape[1] - prompt.shape[1]
     assert stats["accepted"] + stats["passes"] >= new and stats["accepted"] <= stats["proposed"]
     if helper == "the same model":
@@ -250,22 +327,32 @@ def test_assisted_decoding_goes_over_the_switch_of_frequencies():
     prompt = ids[:1, : limit - 5]
     options = {"max_new_tokens": 20, "eos_token_id": None}
     plain = model.generate(prompt, **options).tolist()
-    for given in ({"prompt_lookup_num_tokens": 8}, {"assistant_model": model}, {"assistant_model": PHI3.model(seed=1, **LONGROPE), "assistant_confidence_threshold": 0.0}):
-        assert generation.generate(model, prompt, **options, **given).tolist() == plain
+    for given in (
+        {"prompt_lookup_num_tokens": 8},
+        {"assistant_model": model},
+        {"assistant_model": PHI3.model(seed=1, **LONGROPE), "assistant_confidence_threshold": 0.0},
+    ):
+        assert decoding.generate(model, prompt, **options, **given).tolist() == plain
     beams = {"num_beams": 3, "max_new_tokens": 12, "eos_token_id": None}
-    assert generation.generate(model, prompt, **beams).tolist() == generation.generate(model, prompt, **beams, use_cache=False).tolist()
+    assert (
+        decoding.generate(model, prompt, **beams).tolist()
+        == decoding.generate(model, prompt, **beams, use_cache=False).tolist()
+    )
 
 
 def test_strategies_see_pictures():
     folder = ROOT / "checkpoints" / "tiny-fuyu"
-    model, processor = weights.load(fuyu.FuyuForCausalLM, folder), fuyu.FuyuProcessor(fuyu.FuyuImageProcessor(), tokenize.load(folder))
+    model, processor = (
+        weights.load(fuyu.FuyuForCausalLM, folder),
+        fuyu.FuyuProcessor(fuyu.FuyuImageProcessor(), tokenize.load(folder)),
+    )
     inputs = processor("what is there?\n", picture(100, 130))
     del inputs["attention_mask"]
     options = {"max_new_tokens": 20, "eos_token_id": None}
-    plain = generation.generate(model, **inputs, **options).tolist()
-    assert generation.generate(model, **inputs, **options, prompt_lookup_num_tokens=5).tolist() == plain
-    assert generation.generate(model, **inputs, **options, assistant_model=model).tolist() == plain
-    assert len(generation.generate(model, **inputs, **options, num_beams=3)) == 1
+    plain = decoding.generate(model, **inputs, **options).tolist()
+    assert decoding.generate(model, **inputs, **options, prompt_lookup_num_tokens=5).tolist() == plain
+    assert decoding.generate(model, **inputs, **options, assistant_model=model).tolist() == plain
+    assert len(decoding.generate(model, **inputs, **options, num_beams=3)) == 1
 
 
 def tiny_vocabulary(seed: int):
@@ -277,18 +364,41 @@ def test_assisted_sampling_keeps_the_distribution(helper, draws=10_000):
     """Chi-square over all texts of two tokens after a prompt, against their chances by whole passes."""
     model, assistant = tiny_vocabulary(0), tiny_vocabulary(1)
     prompt = torch.tensor([[1, 2, 3, 1, 2, 3, 1, 2]])
-    given = {"prompt_lookup_num_tokens": 3} if helper == "lookup" else {"assistant_model": assistant, "num_assistant_tokens": 3}
+    given = (
+        {"prompt_lookup_num_tokens": 3}
+        if helper == "lookup"
+        else {"assistant_model": assistant, "num_assistant_tokens": 3}
+    )
     firsts = model(prompt).logits[0, -1].div(3).softmax(-1)
-    chances = torch.stack([firsts[i] * model(torch.cat([prompt, torch.tensor([[i]])], 1)).logits[0, -1].div(3).softmax(-1) for i in range(7)])
+    chances = torch.stack(
+        [
+            firsts[i] * model(torch.cat([prompt, torch.tensor([[i]])], 1)).logits[0, -1].div(3).softmax(-1)
+            for i in range(7)
+        ]
+    )
     counts, generator = torch.zeros(7, 7), torch.Generator().manual_seed(3)
     for _ in range(draws):
-        found = generation.generate(model, prompt, max_new_tokens=2, do_sample=True, temperature=3.0, top_k=0, eos_token_id=None, generator=generator, **given)
+        found = decoding.generate(
+            model,
+            prompt,
+            max_new_tokens=2,
+            do_sample=True,
+            temperature=3.0,
+            top_k=0,
+            eos_token_id=None,
+            generator=generator,
+            **given,
+        )
         counts[found[0, -2], found[0, -1]] += 1
     expected = chances * draws
     large = expected > 5
-    statistic = ((counts - expected) ** 2 / expected)[large].sum() + (counts[~large].sum() - expected[~large].sum()) ** 2 / expected[~large].sum().clamp(min=1)
+    statistic = ((counts - expected) ** 2 / expected)[large].sum() + (
+        counts[~large].sum() - expected[~large].sum()
+    ) ** 2 / expected[~large].sum().clamp(min=1)
     freedom = int(large.sum())
-    assert statistic < freedom + 3.3 * (2 * freedom) ** 0.5, f"chi-square {statistic:.1f} with {freedom} degrees of freedom"
+    assert statistic < freedom + 3.3 * (2 * freedom) ** 0.5, (
+        f"chi-square {statistic:.1f} with {freedom} degrees of freedom"
+    )
 
 
 # ---- What is given and what comes back
@@ -296,69 +406,156 @@ def test_assisted_sampling_keeps_the_distribution(helper, draws=10_000):
 
 def test_settings_come_from_the_folder_and_arguments_win(family):
     model, (ids, _) = family.model(), inputs(101)
-    model.generation_config = {"do_sample": True, "temperature": 0.7, "max_new_tokens": 4, "transformers_version": "4.1", "_from_model_config": True}
+    model.generation_config = {
+        "do_sample": True,
+        "temperature": 0.7,
+        "max_new_tokens": 4,
+        "transformers_version": "4.1",
+        "_from_model_config": True,
+    }
     torch.manual_seed(1)
-    found = generation.generate(model, ids)
+    found = decoding.generate(model, ids)
     torch.manual_seed(1)
-    assert found.tolist() == generation.generate(model, ids, generation_config={}, do_sample=True, temperature=0.7, max_new_tokens=4, top_k=50).tolist()
+    assert (
+        found.tolist()
+        == decoding.generate(
+            model, ids, generation_config={}, do_sample=True, temperature=0.7, max_new_tokens=4, top_k=50
+        ).tolist()
+    )
     model.generation_config["temperature"] = 0.0
     with pytest.raises(ValueError, match="temperature must be a number from 1e-30 to 1e.30, not 0.0"):
-        generation.generate(model, ids)
+        decoding.generate(model, ids)
     greedy = model.generate(ids, max_new_tokens=6)
-    assert generation.generate(model, ids, do_sample=False, temperature=None, max_new_tokens=6).tolist() == greedy.tolist()
-    config = generation.GenerationConfig(max_new_tokens=6)
-    assert generation.generate(model, ids, generation_config=config).tolist() == greedy.tolist()
-    assert generation.generate(model, ids, generation_config=config, max_new_tokens=2).tolist() == greedy[:, : LENGTH + 2].tolist()
+    assert (
+        decoding.generate(model, ids, do_sample=False, temperature=None, max_new_tokens=6).tolist()
+        == greedy.tolist()
+    )
+    config = decoding.GenerationConfig(max_new_tokens=6)
+    assert decoding.generate(model, ids, generation_config=config).tolist() == greedy.tolist()
+    assert (
+        decoding.generate(model, ids, generation_config=config, max_new_tokens=2).tolist()
+        == greedy[:, : LENGTH + 2].tolist()
+    )
 
 
 def test_lengths(family):
     model, (ids, _) = family.model(), inputs(101)
-    for options, n in (({}, 20), ({"max_length": LENGTH + 3}, 3), ({"max_length": LENGTH + 3, "max_new_tokens": 5}, 5), ({"max_new_tokens": 0}, 0)):
-        assert generation.generate(model, ids, eos_token_id=None, **options).shape[1] == LENGTH + n
+    for options, n in (
+        ({}, 20),
+        ({"max_length": LENGTH + 3}, 3),
+        ({"max_length": LENGTH + 3, "max_new_tokens": 5}, 5),
+        ({"max_new_tokens": 0}, 0),
+    ):
+        assert decoding.generate(model, ids, eos_token_id=None, **options).shape[1] == LENGTH + n
     long = torch.zeros(1, 60, dtype=torch.long)
     if model.max_positions is not None:  # 67
-        assert generation.generate(model, long, eos_token_id=None).shape[1] == 68, "the default takes what room there is"
+        assert decoding.generate(model, long, eos_token_id=None).shape[1] == 68, (
+            "the default takes what room there is"
+        )
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"penalty_alpha": 0.5, "top_k": 3}, {"do_sample": True, "num_return_sequences": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_beams": 3},
+        {"penalty_alpha": 0.5, "top_k": 3},
+        {"do_sample": True, "num_return_sequences": 2},
+    ],
+    ids=str,
+)
 def test_nothing_in_nothing_out_and_half_precision(family, options):
     ids, mask = inputs(101, padded=True)
-    assert generation.generate(family.model(), ids[:0], max_new_tokens=3, **options).shape == (0, LENGTH)
+    assert decoding.generate(family.model(), ids[:0], max_new_tokens=3, **options).shape == (0, LENGTH)
     for dtype in (torch.bfloat16, torch.float16):
-        found = generation.generate(kernels.prepare(family.model(dtype=dtype)), ids, mask, max_new_tokens=5, eos_token_id=None, **options)
+        found = decoding.generate(
+            kernels.prepare(family.model(dtype=dtype)),
+            ids,
+            mask,
+            max_new_tokens=5,
+            eos_token_id=None,
+            **options,
+        )
         assert found.shape == (2 * options.get("num_return_sequences", 1), LENGTH + 5)
 
 
 def test_a_text_may_begin_with_nothing_or_with_embeddings(family):
     model, (ids, _) = family.model(bos_token_id=9), inputs(101)
-    assert generation.generate(model, max_new_tokens=5).tolist() == generation.generate(model, torch.tensor([[9]]), max_new_tokens=5).tolist()
+    assert (
+        decoding.generate(model, max_new_tokens=5).tolist()
+        == decoding.generate(model, torch.tensor([[9]]), max_new_tokens=5).tolist()
+    )
     table = next(part for part in model.modules() if isinstance(part, torch.nn.Embedding))
-    for options in ({}, {"min_length": LENGTH + 4, "eos_token_id": list(range(90))}, {"num_beams": 3}, {"repetition_penalty": 1.0, "penalty_alpha": 0.6, "top_k": 3}):
+    for options in (
+        {},
+        {"min_length": LENGTH + 4, "eos_token_id": list(range(90))},
+        {"num_beams": 3},
+        {"repetition_penalty": 1.0, "penalty_alpha": 0.6, "top_k": 3},
+    ):
         options = {"max_new_tokens": 6, "eos_token_id": None, **options}
-        expected = generation.generate(model, ids, **options)[:, LENGTH:]
-        assert generation.generate(model, inputs_embeds=table(ids), **options).tolist() == expected.tolist()
+        expected = decoding.generate(model, ids, **options)[:, LENGTH:]
+        assert decoding.generate(model, inputs_embeds=table(ids), **options).tolist() == expected.tolist()
 
 
 def test_what_is_recorded_has_the_documented_layout(family):
     model, (ids, _) = family.model(), inputs(101)
-    wanted = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True, "output_attentions": True, "output_hidden_states": True}
-    for options, rows in (({}, 2), ({"do_sample": True, "num_return_sequences": 3}, 6), ({"num_beams": 4}, 8), ({"penalty_alpha": 0.6, "top_k": 4}, 2), ({"dola_layers": "high"}, 2)):
-        found = generation.generate(model, ids, max_new_tokens=5, eos_token_id=None, **options, **wanted)
-        assert [step.shape for step in found.scores] == [step.shape for step in found.logits] == [(rows, 101)] * 5
+    wanted = {
+        "return_dict_in_generate": True,
+        "output_scores": True,
+        "output_logits": True,
+        "output_attentions": True,
+        "output_hidden_states": True,
+    }
+    for options, rows in (
+        ({}, 2),
+        ({"do_sample": True, "num_return_sequences": 3}, 6),
+        ({"num_beams": 4}, 8),
+        ({"penalty_alpha": 0.6, "top_k": 4}, 2),
+        ({"dola_layers": "high"}, 2),
+    ):
+        found = decoding.generate(model, ids, max_new_tokens=5, eos_token_id=None, **options, **wanted)
+        assert (
+            [step.shape for step in found.scores]
+            == [step.shape for step in found.logits]
+            == [(rows, 101)] * 5
+        )
         layers = len(found.attentions[0])
-        assert len(found.attentions) == len(found.hidden_states) == 5 and all(len(step) == layers + 1 for step in found.hidden_states)
+        assert len(found.attentions) == len(found.hidden_states) == 5 and all(
+            len(step) == layers + 1 for step in found.hidden_states
+        )
         assert {tuple(a.shape[i] for i in (0, 2, 3)) for a in found.attentions[0]} == {(rows, LENGTH, LENGTH)}
         assert found.attentions[-1][0].shape[0] == rows and found.attentions[-1][0].shape[2] == 1
-        assert found.hidden_states[0][0].shape[:2] == (rows, LENGTH) and found.hidden_states[-1][0].shape[:2] == (rows, 1)
+        assert found.hidden_states[0][0].shape[:2] == (rows, LENGTH) and found.hidden_states[-1][0].shape[
+            :2
+        ] == (rows, 1)
         assert len(found.past_key_values) == LENGTH + 4
 
 
 def test_assisted_decoding_records_what_plain_steps_do(family):
     model, (ids, _) = family.model(), inputs(101)
-    wanted = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True, "output_attentions": True, "output_hidden_states": True}
-    plain = generation.generate(model, ids[:1], max_new_tokens=12, eos_token_id=None, **wanted)
-    found = generation.generate(model, ids[:1], max_new_tokens=12, eos_token_id=None, assistant_model=model, assistant_confidence_threshold=0.0, num_assistant_tokens=4, **wanted)
-    assert found.stats["accepted"] > 5 and found.sequences.tolist() == plain.sequences.tolist() and len(found.past_key_values) == LENGTH + 11
+    wanted = {
+        "return_dict_in_generate": True,
+        "output_scores": True,
+        "output_logits": True,
+        "output_attentions": True,
+        "output_hidden_states": True,
+    }
+    plain = decoding.generate(model, ids[:1], max_new_tokens=12, eos_token_id=None, **wanted)
+    found = decoding.generate(
+        model,
+        ids[:1],
+        max_new_tokens=12,
+        eos_token_id=None,
+        assistant_model=model,
+        assistant_confidence_threshold=0.0,
+        num_assistant_tokens=4,
+        **wanted,
+    )
+    assert (
+        found.stats["accepted"] > 5
+        and found.sequences.tolist() == plain.sequences.tolist()
+        and len(found.past_key_values) == LENGTH + 11
+    )
     for key in ("scores", "logits"):
         torch.testing.assert_close(getattr(found, key), getattr(plain, key), atol=2e-5, rtol=0)
     for key in ("attentions", "hidden_states"):
@@ -372,9 +569,15 @@ def test_a_processor_may_write_into_what_it_gets(family):
         return scores
 
     model, (ids, _) = family.model(), inputs(101)
-    wanted = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True, "max_new_tokens": 3, "eos_token_id": None}
+    wanted = {
+        "return_dict_in_generate": True,
+        "output_scores": True,
+        "output_logits": True,
+        "max_new_tokens": 3,
+        "eos_token_id": None,
+    }
     for options in ({}, {"num_beams": 2}):
-        found = generation.generate(model, ids, logits_processor=[process], **wanted, **options)
+        found = decoding.generate(model, ids, logits_processor=[process], **wanted, **options)
         assert (found.sequences[:, LENGTH:] == 7).all() and all(step.max() < 1e3 for step in found.logits)
 
 
@@ -382,24 +585,37 @@ def test_scores_of_a_text(family):
     model, (ids, mask) = family.model(), inputs(101, padded=True)
     expected = model(ids).logits.log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
     for rows in (1, 5, 1000):
-        torch.testing.assert_close(generation.score(model, ids, rows=rows), expected, atol=2e-5, rtol=0)
-    padded = generation.score(model, ids, mask)
-    alone = generation.score(model, ids[:1, PADDED:])
+        torch.testing.assert_close(decoding.score(model, ids, rows=rows), expected, atol=2e-5, rtol=0)
+    padded = decoding.score(model, ids, mask)
+    alone = decoding.score(model, ids[:1, PADDED:])
     torch.testing.assert_close(padded[:1, PADDED:], alone, atol=2e-5, rtol=0)
     torch.testing.assert_close(padded[1], expected[1], atol=2e-5, rtol=0)
-    assert not padded[0, :PADDED].any() and generation.score(model, ids[:, :1]).shape == (2, 0)
+    assert not padded[0, :PADDED].any() and decoding.score(model, ids[:, :1]).shape == (2, 0)
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("options", [{}, {"num_beams": 4, "num_return_sequences": 2}], ids=["greedy", "beams"])
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 4, "num_return_sequences": 2}], ids=["greedy", "beams"]
+)
 def test_transition_scores_equal_transformers(family, options, normalize):
     ours, theirs = family.pair()
     ids, _ = inputs(101)
-    given = {"max_new_tokens": 12, "eos_token_id": EOS, "pad_token_id": 1, "return_dict_in_generate": True, "output_scores": True, **options}
+    given = {
+        "max_new_tokens": 12,
+        "eos_token_id": EOS,
+        "pad_token_id": 1,
+        "return_dict_in_generate": True,
+        "output_scores": True,
+        **options,
+    }
     expected = theirs.generate(ids, attention_mask=torch.ones_like(ids), **given)
     indices = getattr(expected, "beam_indices", None)
-    told = theirs.compute_transition_scores(expected.sequences, expected.scores, indices, normalize_logits=normalize)
-    found = generation.compute_transition_scores(expected.sequences, expected.scores, indices, normalize_logits=normalize)
+    told = theirs.compute_transition_scores(
+        expected.sequences, expected.scores, indices, normalize_logits=normalize
+    )
+    found = decoding.compute_transition_scores(
+        expected.sequences, expected.scores, indices, normalize_logits=normalize
+    )
     torch.testing.assert_close(found, told, atol=1e-6, rtol=0)
 
 
@@ -410,21 +626,30 @@ def test_transition_scores_equal_transformers(family, options, normalize):
 def story():
     folder = ROOT / "checkpoints" / "tiny-gpt-neo"
     tokenizer = tokenize.load(folder)
-    return weights.load(gpt_neo.GPTNeoForCausalLM, folder), tokenizer, torch.tensor([tokenizer.encode("Once upon a time")])
+    return (
+        weights.load(gpt_neo.GPTNeoForCausalLM, folder),
+        tokenizer,
+        torch.tensor([tokenizer.encode("Once upon a time")]),
+    )
 
 
 def test_a_stream_gives_the_same_piece_by_piece(story):
     model, tokenizer, ids = story
-    whole = generation.generate(model, ids, max_new_tokens=40)
-    steps = list(generation.stream(model, ids, max_new_tokens=40))
-    assert all(step.shape == (1,) for step in steps) and torch.cat(steps).tolist() == whole[0, ids.shape[1] :].tolist()
-    pieces = list(generation.stream(model, ids, tokenizer=tokenizer, max_new_tokens=40))
-    assert len(pieces) > 10 and "".join(pieces) == tokenizer.decode(whole[0], skip_special_tokens=True).removeprefix("Once upon a time")
-    assisted = list(generation.stream(model, ids, max_new_tokens=40, prompt_lookup_num_tokens=4))
+    whole = decoding.generate(model, ids, max_new_tokens=40)
+    steps = list(decoding.stream(model, ids, max_new_tokens=40))
+    assert (
+        all(step.shape == (1,) for step in steps)
+        and torch.cat(steps).tolist() == whole[0, ids.shape[1] :].tolist()
+    )
+    pieces = list(decoding.stream(model, ids, tokenizer=tokenizer, max_new_tokens=40))
+    assert len(pieces) > 10 and "".join(pieces) == tokenizer.decode(
+        whole[0], skip_special_tokens=True
+    ).removeprefix("Once upon a time")
+    assisted = list(decoding.stream(model, ids, max_new_tokens=40, prompt_lookup_num_tokens=4))
     assert torch.cat(assisted).tolist() == torch.cat(steps).tolist()
-    for _ in generation.stream(model, ids, max_new_tokens=2):
+    for _ in decoding.stream(model, ids, max_new_tokens=2):
         assert torch.is_grad_enabled(), "between two steps all is as the caller has it"
-    first = next(generation.stream(model, ids, max_new_tokens=10**2))
+    first = next(decoding.stream(model, ids, max_new_tokens=10**2))
     assert first.tolist() == steps[0].tolist(), "what is not asked for is not computed"
 
 
@@ -433,23 +658,34 @@ def test_streamers_of_transformers_work(story):
     model, tokenizer, ids = story
     theirs = transformers.AutoTokenizer.from_pretrained(ROOT / "checkpoints" / "tiny-gpt-neo")
     streamer = transformers.TextIteratorStreamer(theirs, skip_prompt=True, skip_special_tokens=True)
-    thread = threading.Thread(target=generation.generate, args=(model, ids), kwargs={"max_new_tokens": 30, "streamer": streamer})
+    thread = threading.Thread(
+        target=decoding.generate, args=(model, ids), kwargs={"max_new_tokens": 30, "streamer": streamer}
+    )
     thread.start()
     text = "".join(streamer)
     thread.join()
-    assert text == tokenizer.decode(generation.generate(model, ids, max_new_tokens=30)[0, ids.shape[1] :], skip_special_tokens=True)
+    assert text == tokenizer.decode(
+        decoding.generate(model, ids, max_new_tokens=30)[0, ids.shape[1] :], skip_special_tokens=True
+    )
     criteria = transformers.StoppingCriteriaList([transformers.MaxLengthCriteria(ids.shape[1] + 3)])
     processors = transformers.LogitsProcessorList([transformers.TopKLogitsWarper(1)])
-    assert generation.generate(model, ids, max_new_tokens=30, stopping_criteria=criteria, logits_processor=processors).shape[1] == ids.shape[1] + 3
+    assert (
+        decoding.generate(
+            model, ids, max_new_tokens=30, stopping_criteria=criteria, logits_processor=processors
+        ).shape[1]
+        == ids.shape[1] + 3
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"prompt_lookup_num_tokens": 3}], ids=str)
 def test_stop_strings_end_a_text_also_inside_a_token(story, options):
     model, tokenizer, ids = story
-    whole = generation.generate(model, ids, max_new_tokens=40, **options)[0].tolist()
+    whole = decoding.generate(model, ids, max_new_tokens=40, **options)[0].tolist()
     text = tokenizer.decode(whole[ids.shape[1] :])
     for stop in (text[9:14], text[3:4], text[20:22], text[11:30]):
-        found = generation.generate(model, ids, max_new_tokens=40, stop_strings=["never there", stop], tokenizer=tokenizer, **options)[0].tolist()
+        found = decoding.generate(
+            model, ids, max_new_tokens=40, stop_strings=["never there", stop], tokenizer=tokenizer, **options
+        )[0].tolist()
         assert stop not in tokenizer.decode(found[ids.shape[1] : -1])
         if not options.get("num_beams"):  # of which others may be better
             assert stop in tokenizer.decode(found[ids.shape[1] :]) and found == whole[: len(found)]
@@ -457,10 +693,17 @@ def test_stop_strings_end_a_text_also_inside_a_token(story, options):
 
 def test_the_time_is_limited(story):
     model, _, ids = story
-    assert generation.generate(model, ids, max_new_tokens=200, eos_token_id=None, max_time=0.0).shape[1] == ids.shape[1] + 1
+    assert (
+        decoding.generate(model, ids, max_new_tokens=200, eos_token_id=None, max_time=0.0).shape[1]
+        == ids.shape[1] + 1
+    )
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"prompt_lookup_num_tokens": 3}, {"penalty_alpha": 0.6, "top_k": 3}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_beams": 3}, {"prompt_lookup_num_tokens": 3}, {"penalty_alpha": 0.6, "top_k": 3}],
+    ids=str,
+)
 def test_an_interrupt_brings_what_there_is_and_leaves_the_cache_whole(family, options):
     model, (ids, _) = family.model(), inputs(101)
     cache, passes = family.module.KVCache(), 0
@@ -472,20 +715,22 @@ def test_an_interrupt_brings_what_there_is_and_leaves_the_cache_whole(family, op
         if passes == 4:
             raise KeyboardInterrupt
 
-    hook = layers[-1].register_forward_pre_hook(interrupt)  # the first layers have written what is new already
+    hook = layers[-1].register_forward_pre_hook(
+        interrupt
+    )  # the first layers have written what is new already
     options = {"max_new_tokens": 12, "eos_token_id": None, **options}
     with pytest.raises(KeyboardInterrupt) as caught:
-        generation.generate(model, ids[:1], past_key_values=cache, **options)
+        decoding.generate(model, ids[:1], past_key_values=cache, **options)
     hook.remove()
-    plain = generation.generate(model, ids[:1], **options)
+    plain = decoding.generate(model, ids[:1], **options)
     so_far = caught.value.ids
     assert so_far.shape[1] > LENGTH
     if len(options) == 2 or "prompt_lookup_num_tokens" in options:
         n = min(so_far.shape[1], LENGTH + 3)
         assert so_far[0, :n].tolist() == plain[0, :n].tolist() and len({k.shape[2] for k, _ in cache}) == 1
         kept = plain[:, : len(cache) + 1]
-        again = generation.generate(model, kept, past_key_values=cache, max_new_tokens=5, eos_token_id=None)
-        assert again.tolist() == generation.generate(model, kept, max_new_tokens=5, eos_token_id=None).tolist()
+        again = decoding.generate(model, kept, past_key_values=cache, max_new_tokens=5, eos_token_id=None)
+        assert again.tolist() == decoding.generate(model, kept, max_new_tokens=5, eos_token_id=None).tolist()
 
 
 def test_a_streamer_that_raises_leaves_the_cache_whole(family):
@@ -497,15 +742,31 @@ def test_a_streamer_that_raises_leaves_the_cache_whole(family):
         def end(self):
             raise AssertionError
 
-    for options in ({}, {"penalty_alpha": 0.6, "top_k": 3}, {"prompt_lookup_num_tokens": 4}, {"assistant_model": family.model(seed=1), "assistant_confidence_threshold": 0.0}):
+    for options in (
+        {},
+        {"penalty_alpha": 0.6, "top_k": 3},
+        {"prompt_lookup_num_tokens": 4},
+        {"assistant_model": family.model(seed=1), "assistant_confidence_threshold": 0.0},
+    ):
         model, cache = family.model(), family.module.KVCache()
         ids = inputs(101)[0][:1]
         with pytest.raises(RuntimeError, match="no paper"):
-            generation.generate(model, ids, max_new_tokens=9, streamer=Broken(), past_key_values=cache, **options)
-        text = generation.generate(model, ids, max_new_tokens=20, eos_token_id=None, **{k: v for k, v in options.items() if "assist" not in k})
+            decoding.generate(
+                model, ids, max_new_tokens=9, streamer=Broken(), past_key_values=cache, **options
+            )
+        text = decoding.generate(
+            model,
+            ids,
+            max_new_tokens=20,
+            eos_token_id=None,
+            **{k: v for k, v in options.items() if "assist" not in k},
+        )
         assert len(cache) >= LENGTH and len(cache[0][0]) == 1
         kept = text[:, : len(cache) + 1]
-        assert model.generate(kept, max_new_tokens=3, past_key_values=cache).tolist() == model.generate(kept, max_new_tokens=3).tolist()
+        assert (
+            model.generate(kept, max_new_tokens=3, past_key_values=cache).tolist()
+            == model.generate(kept, max_new_tokens=3).tolist()
+        )
 
 
 # ---- What cannot be
@@ -534,42 +795,64 @@ WRONG = [
 @pytest.mark.parametrize(("options", "message"), WRONG, ids=[message[:40] for _, message in WRONG])
 def test_what_cannot_be_is_one_sentence(options, message):
     with pytest.raises(ValueError, match=message) as caught:
-        generation.generate(GPT_NEO.model(), inputs(101)[0], **{"max_new_tokens": 3, **options})
+        decoding.generate(GPT_NEO.model(), inputs(101)[0], **{"max_new_tokens": 3, **options})
     assert "\n" not in str(caught.value)
 
 
 def test_an_assistant_of_another_vocabulary_is_refused(family):
-    with pytest.raises(ValueError, match="assistant_model has a vocabulary of 90 tokens, the model one of 101"):
-        generation.generate(family.model(), inputs(101)[0][:1], assistant_model=family.model(vocab_size=90, pad_token_id=0))
+    with pytest.raises(
+        ValueError, match="assistant_model has a vocabulary of 90 tokens, the model one of 101"
+    ):
+        decoding.generate(
+            family.model(), inputs(101)[0][:1], assistant_model=family.model(vocab_size=90, pad_token_id=0)
+        )
 
 
-@pytest.mark.parametrize(("name", "near"), [("num_beam", "num_beams"), ("temprature", "temperature"), ("attention_masks", "attention_mask"), ("qqqqqqqq", None)])
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("num_beam", "num_beams"),
+        ("temprature", "temperature"),
+        ("attention_masks", "attention_mask"),
+        ("qqqqqqqq", None),
+    ],
+)
 def test_unknown_names_are_told_with_the_nearest_known(family, name, near):
     hint = f": did you mean '{near}'\\?" if near else ""
     with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'{hint}$"):
-        generation.generate(family.model(), inputs(101)[0], **{name: 2})
+        decoding.generate(family.model(), inputs(101)[0], **{name: 2})
 
 
 def test_there_is_nothing_to_stream_of_beams():
     with pytest.raises(ValueError, match="there is nothing to stream"):
-        next(generation.stream(GPT_NEO.model(), inputs(101)[0], num_beams=2))
+        next(decoding.stream(GPT_NEO.model(), inputs(101)[0], num_beams=2))
 
 
 # ---- Long prompts ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 8, 100])
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"guidance_scale": 1.5}, {"prompt_lookup_num_tokens": 3}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 3}, {"guidance_scale": 1.5}, {"prompt_lookup_num_tokens": 3}], ids=str
+)
 def test_a_prompt_in_chunks_gives_the_same_text(family, chunk, options):
     model = kernels.prepare(family.model())
     ids, mask = inputs(101, padded=True)
     given = (ids[1:], None) if "prompt_lookup_num_tokens" in options else (ids, mask)
     passes = []
-    model.register_forward_pre_hook(lambda m, args, kwargs: passes.append(kwargs["input_ids"].shape[1]), with_kwargs=True)
-    options = {**options, "max_new_tokens": 6, "eos_token_id": None, "output_scores": True, "return_dict_in_generate": True}
-    whole = generation.generate(model, *given, **options)
+    model.register_forward_pre_hook(
+        lambda m, args, kwargs: passes.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    options = {
+        **options,
+        "max_new_tokens": 6,
+        "eos_token_id": None,
+        "output_scores": True,
+        "return_dict_in_generate": True,
+    }
+    whole = decoding.generate(model, *given, **options)
     passes.clear()
-    parts = generation.generate(model, *given, prefill_chunk_size=chunk, **options)
+    parts = decoding.generate(model, *given, prefill_chunk_size=chunk, **options)
     assert torch.equal(whole.sequences, parts.sequences)
     for a, b in zip(whole.scores, parts.scores, strict=True):
         torch.testing.assert_close(a.clamp(min=-1e4), b.clamp(min=-1e4), atol=5e-5, rtol=0)
@@ -588,7 +871,7 @@ def test_an_interrupt_between_chunks_leaves_the_cache_as_it_was(family):
 
     model.register_forward_pre_hook(stop, with_kwargs=True)
     with pytest.raises(KeyboardInterrupt):
-        generation.generate(model, ids, past_key_values=cache, prefill_chunk_size=5, max_new_tokens=3)
+        decoding.generate(model, ids, past_key_values=cache, prefill_chunk_size=5, max_new_tokens=3)
     assert seen == [4, 9, 14] and len(cache) == 4
 
 
@@ -602,7 +885,9 @@ def test_chunks_are_of_ids_alone(family):
         ("not with inputs_embeds", {"input_ids": None, "inputs_embeds": vectors}),
     ):
         with pytest.raises(ValueError, match=told):
-            generation.generate(model, **{"input_ids": ids, "prefill_chunk_size": 3, "max_new_tokens": 2, **given})
+            decoding.generate(
+                model, **{"input_ids": ids, "prefill_chunk_size": 3, "max_new_tokens": 2, **given}
+            )
 
 
 # ---- Rows that have ended ----------------------------------------------------------------------------------
@@ -622,14 +907,26 @@ def test_rows_that_have_ended_leave_the_batch(family, options, padded, monkeypat
             if hasattr(part, "config"):
                 part.config.use_cache = False
     seen, forward = [], type(model).forward
-    monkeypatch.setattr(type(model), "forward", lambda self, *args, **more: seen.append(len(more["input_ids"])) or forward(self, *args, **more))
+    monkeypatch.setattr(
+        type(model),
+        "forward",
+        lambda self, *args, **more: seen.append(len(more["input_ids"])) or forward(self, *args, **more),
+    )
 
     def run():
         del seen[:]
         torch.manual_seed(3)
-        return generation.generate(model, ids, mask, max_new_tokens=30, eos_token_id=list(range(0, 101, 4)), pad_token_id=1, **options)
+        return decoding.generate(
+            model,
+            ids,
+            mask,
+            max_new_tokens=30,
+            eos_token_id=list(range(0, 101, 4)),
+            pad_token_id=1,
+            **options,
+        )
 
     found, rows = run(), list(seen)
-    monkeypatch.setattr(generation.Run, "may_leave", False)
+    monkeypatch.setattr("decoders.decoding.loop.Run.may_leave", False)
     assert torch.equal(found, run()) and len(set(seen[1:])) == 1
     assert rows[0] == seen[0] and rows[-1] < seen[-1] and len(rows) == len(seen), rows

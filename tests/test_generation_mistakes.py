@@ -6,7 +6,9 @@ import textwrap
 
 import pytest
 
-from decoders.tools import beams, constraints, generation, processors, texts
+from decoders.decoding import beams, constraints, texts
+from decoders.decoding import logits_processors as processors
+from decoders.decoding import loop as generation
 from tests import test_generation as tests
 from tests.families import GPT_NEO, PHI, PHI3
 
@@ -15,7 +17,12 @@ pytest.importorskip("transformers")
 
 def against_5(what: str, table: dict, padded: bool = False, family=PHI, **extra):
     compare = ("scores", "logits", *(("sequences_scores", "beam_indices") if table is tests.BEAMS else ()))
-    return lambda: tests.both(family, padded, {**({"do_sample": True} if table is tests.SAMPLING else {}), **table[what], **extra}, compare)
+    return lambda: tests.both(
+        family,
+        padded,
+        {**({"do_sample": True} if table is tests.SAMPLING else {}), **table[what], **extra},
+        compare,
+    )
 
 
 def against_4(what: str, family=PHI):
@@ -109,10 +116,15 @@ def put(monkeypatch, function, old: str, new: str) -> None:
 
 
 LONG = (  # thousands of texts each
-    "a rejected token may come again", "what the assistant would say comes again", "all that is proposed is taken")
+    "a rejected token may come again",
+    "what the assistant would say comes again",
+    "all that is proposed is taken",
+)
 
 
-@pytest.mark.parametrize("what", [pytest.param(what, marks=pytest.mark.proof if what in LONG else ()) for what in MISTAKES])
+@pytest.mark.parametrize(
+    "what", [pytest.param(what, marks=pytest.mark.proof if what in LONG else ()) for what in MISTAKES]
+)
 def test_a_wrong_strategy_is_noticed(what, monkeypatch):
     function, old, new, check = MISTAKES[what]
     check()

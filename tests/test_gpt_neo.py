@@ -83,7 +83,12 @@ def test_a_loaded_models_local_layers_score_no_more_than_two_windows_at_once(T, 
 def test_plain_causal_attention_needs_no_mask():
     for T, S, window in ((9, 9, None), (1, 9, None), (9, 9, 9), (1, 5, 5)):
         assert gpt_neo.local_bias(T, S, window, None, None, torch.zeros(1), False) is None
-    assert gpt_neo.local_bias(1, 300, 5, torch.ones(2, 300), None, torch.zeros(2), False).shape == (2, 1, 1, 5)
+    assert gpt_neo.local_bias(1, 300, 5, torch.ones(2, 300), None, torch.zeros(2), False).shape == (
+        2,
+        1,
+        1,
+        5,
+    )
 
 
 @pytest.mark.parametrize("window", [1, 2, 22, 23, 24, 67])
@@ -137,12 +142,16 @@ def test_a_missing_field_is_never_a_default(field):
 def test_other_names_and_labels():
     tiny = dict(GPT_NEO.tiny)
     renamed = {"num_hidden_layers": tiny.pop("num_layers"), "num_attention_heads": tiny.pop("num_heads")}
-    config = read(gpt_neo.GPTNeoConfig, {**tiny, **renamed, "id2label": {"0": "a", "1": "b", "2": "c"}, "n": 1})
+    config = read(
+        gpt_neo.GPTNeoConfig, {**tiny, **renamed, "id2label": {"0": "a", "1": "b", "2": "c"}, "n": 1}
+    )
     assert (config.num_layers, config.num_heads, config.num_labels) == (3, 4, 3)
     assert read(gpt_neo.GPTNeoConfig, config.to_dict()) == config
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("gpt-neo-125m", 125_198_592), ("gpt-neo-1.3B", 1_315_575_808)])
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("gpt-neo-125m", 125_198_592), ("gpt-neo-1.3B", 1_315_575_808)]
+)
 def test_real_configs_have_the_published_size(data, name, parameters):
     config = read(gpt_neo.GPTNeoConfig, json.loads((data / "configs" / f"{name}.json").read_text()))
     with torch.device("meta"):

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from decoders import weights
-from decoders.tools import generation, hf, hf_text
+from decoders import decoding, hf, weights
+from decoders.hf import text as hf_text
 from tests import folders, golden_fuyu, hub_cache
 from tests.families import GPT_NEO, OPENAI_GPT, PHI, inputs
 from tests.hub_cache import CHECKPOINTS
@@ -72,7 +72,9 @@ def test_positional_arguments_are_the_documented_ones(family, tmp_path):
     given = {"input_ids": ids, "attention_mask": mask}
     output = model(*(given.get(name) for name in names[: names.index("attention_mask") + 1]))
     assert torch.equal(output.logits, model(ids, attention_mask=mask).logits)
-    with pytest.raises(TypeError, match=r"unexpected keyword argument 'attention_maks': did you mean 'attention_mask'"):
+    with pytest.raises(
+        TypeError, match=r"unexpected keyword argument 'attention_maks': did you mean 'attention_mask'"
+    ):
         model(ids, attention_maks=mask)
     with pytest.raises(TypeError, match="takes"):
         model(*[None] * 30)
@@ -85,16 +87,23 @@ def test_positional_arguments_are_the_documented_ones(family, tmp_path):
 def test_a_returned_cache_stays_as_it_is(family, tmp_path):
     """Two branches from one cache: the second one saw the first one's tokens."""
     model, (ids, _) = documented(family, tmp_path), inputs(101)
-    whole = [model(torch.cat([ids[:, :9], ids[:, i : i + 1]], 1), use_cache=True).logits[:, -1] for i in (9, 12, 15)]
+    whole = [
+        model(torch.cat([ids[:, :9], ids[:, i : i + 1]], 1), use_cache=True).logits[:, -1]
+        for i in (9, 12, 15)
+    ]
     past = model(ids[:, :9], use_cache=True).past_key_values
     before = [part.clone() for layer in past for part in layer]
     for _ in range(2):
         for right, i in zip(whole, (9, 12, 15), strict=True):
             step = model(ids[:, i : i + 1], past_key_values=past, use_cache=True)
             torch.testing.assert_close(step.logits[:, -1], right, **CLOSE)
-            longer = model(ids[:, 16:18], past_key_values=step.past_key_values, use_cache=True).past_key_values
+            longer = model(
+                ids[:, 16:18], past_key_values=step.past_key_values, use_cache=True
+            ).past_key_values
             assert step.past_key_values.get_seq_length() == 10 and longer.get_seq_length() == 12
-    assert all(torch.equal(a, b) for a, b in zip(before, (part for layer in past for part in layer), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, (part for layer in past for part in layer), strict=True)
+    )
     assert isinstance(past, tuple) and len(past) == 3 and past[0][0].shape[2] == 9
     by_hand = tuple((k.clone(), v.clone()) for k, v in past)
     torch.testing.assert_close(model(ids[:, 9:10], past_key_values=by_hand).logits[:, -1], whole[0], **CLOSE)
@@ -109,7 +118,9 @@ def test_a_dynamic_cache_grows(family, tmp_path):
         assert output.past_key_values is cache and cache.get_seq_length() == 3 * i + 3
     torch.testing.assert_close(output.logits[:, -1], model(ids[:, :15]).logits[:, -1], **CLOSE)
     cache.crop(9)
-    torch.testing.assert_close(model(ids[:, 9:15], past_key_values=cache).logits[:, -1], output.logits[:, -1], **CLOSE)
+    torch.testing.assert_close(
+        model(ids[:, 9:15], past_key_values=cache).logits[:, -1], output.logits[:, -1], **CLOSE
+    )
 
 
 # ---- generate
@@ -121,12 +132,19 @@ def test_generate_is_ours(family, tmp_path):
     plain = family.model()
     for settings in ({}, {"num_beams": 3}, {"do_sample": True, "top_k": 7}, {"repetition_penalty": 1.4}):
         torch.manual_seed(3)
-        right = generation.generate(plain, ids, mask, max_new_tokens=7, eos_token_id=None, **settings)
+        right = decoding.generate(plain, ids, mask, max_new_tokens=7, eos_token_id=None, **settings)
         torch.manual_seed(3)
         found = model.generate(ids, attention_mask=mask, max_new_tokens=7, eos_token_id=None, **settings)
         assert torch.equal(found, right)
-    output = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=4, eos_token_id=None, return_dict_in_generate=True,
-                            output_scores=True, num_beams=2)
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=4,
+        eos_token_id=None,
+        return_dict_in_generate=True,
+        output_scores=True,
+        num_beams=2,
+    )
     assert list(output)[:3] == ["sequences", "sequences_scores", "scores"] and output.attentions is None
     config = hf.GenerationConfig(max_new_tokens=3, eos_token_id=None)
     assert model.generate(ids, generation_config=config).shape == (2, 26)
@@ -156,8 +174,12 @@ def test_generating_from_a_cache(family, tmp_path):
     model, (ids, _) = documented(family, tmp_path), inputs(101)
     past = model(ids[:, :-1], use_cache=True).past_key_values
     found = [model.generate(ids, past_key_values=past, max_new_tokens=6, eos_token_id=None) for _ in range(2)]
-    assert torch.equal(*found) and torch.equal(found[0], model.generate(ids, max_new_tokens=6, eos_token_id=None))
-    given = model.prepare_inputs_for_generation(ids, past_key_values=past, attention_mask=torch.ones_like(ids))
+    assert torch.equal(*found) and torch.equal(
+        found[0], model.generate(ids, max_new_tokens=6, eos_token_id=None)
+    )
+    given = model.prepare_inputs_for_generation(
+        ids, past_key_values=past, attention_mask=torch.ones_like(ids)
+    )
     assert given["input_ids"].shape == (2, 1)
     torch.testing.assert_close(model(**given).logits[:, -1], model(ids).logits[:, -1], **CLOSE)
 
@@ -167,12 +189,17 @@ def test_a_subclass_with_another_pass_generates_by_it(tmp_path):
     class Biased(hf.PhiForCausalLM):
         def forward(self, *args, **kwargs):
             output = super().forward(*args, **kwargs)
-            output.logits = output.logits.index_add(-1, torch.tensor([7]), torch.full((*output.logits.shape[:2], 1), 1e4))
+            output.logits = output.logits.index_add(
+                -1, torch.tensor([7]), torch.full((*output.logits.shape[:2], 1), 1e4)
+            )
             return output
 
     model = Biased.from_pretrained(folder_of(PHI, tmp_path))
     assert model.generate(torch.ones(1, 3, dtype=torch.long), max_new_tokens=4)[0, 3:].tolist() == [7] * 4
-    assert model.generate(torch.ones(1, 3, dtype=torch.long), max_new_tokens=4, num_beams=2)[0, 3:].tolist() == [7] * 4
+    assert (
+        model.generate(torch.ones(1, 3, dtype=torch.long), max_new_tokens=4, num_beams=2)[0, 3:].tolist()
+        == [7] * 4
+    )
 
 
 def test_transformers_own_settings_count(tmp_path):
@@ -188,10 +215,18 @@ def test_a_config_keeps_what_it_does_not_know(family, tmp_path):
     config_class = getattr(hf, family.class_name("Config").replace("LMHeadModelConfig", "Config"))
     sizes = {key: value for key, value in family.tiny.items() if key != "model_type"}
     config = config_class(**sizes, id2label={0: "no", 1: "so so", 2: "yes"}, note={"a": 1})
-    assert config.num_labels == 3 and config.label2id == {"no": 0, "so so": 1, "yes": 2} and config.note == {"a": 1}
+    assert (
+        config.num_labels == 3
+        and config.label2id == {"no": 0, "so so": 1, "yes": 2}
+        and config.note == {"a": 1}
+    )
     config.save_pretrained(tmp_path)
     again = config_class.from_pretrained(tmp_path)
-    assert again.id2label == config.id2label and again.note == {"a": 1} and again.to_dict() == {**config.to_dict(), "_name_or_path": str(tmp_path)}
+    assert (
+        again.id2label == config.id2label
+        and again.note == {"a": 1}
+        and again.to_dict() == {**config.to_dict(), "_name_or_path": str(tmp_path)}
+    )
     assert json.loads(config.to_json_string())["note"] == {"a": 1}
     again.num_labels = 5
     assert again.id2label[4] == "LABEL_4" and len(again.label2id) == 5
@@ -202,7 +237,14 @@ def test_a_config_keeps_what_it_does_not_know(family, tmp_path):
     assert unused == {"num_label": 4}
     assert type(hf.AutoConfig.from_pretrained(tmp_path)) is config_class
     with pytest.raises(ValueError, match="hidden_act|afn|activation_function"):
-        config_class(**{**sizes, {"gpt_neo": "activation_function", "openai-gpt": "afn"}.get(family.name, "hidden_act"): "none"})
+        config_class(
+            **{
+                **sizes,
+                {"gpt_neo": "activation_function", "openai-gpt": "afn"}.get(
+                    family.name, "hidden_act"
+                ): "none",
+            }
+        )
 
 
 def test_names_of_other_models(tmp_path):
@@ -218,25 +260,40 @@ def test_names_of_other_models(tmp_path):
     assert hf.PhiConfig.from_pretrained(tmp_path).hidden_size == 2048
     config = hf.PhiConfig(101, 48, 80, 2, 4, torch_dtype="float16")
     assert hf.AutoModelForCausalLM.from_config(config).dtype == torch.float16
-    assert hf.PhiModel(config).dtype == torch.float32 and hf.PhiModel(config)._no_split_modules == ["PhiBlock"]
+    assert hf.PhiModel(config).dtype == torch.float32 and hf.PhiModel(config)._no_split_modules == [
+        "PhiBlock"
+    ]
 
 
 # ---- From a folder, and back
 
 
-@pytest.mark.parametrize("asked, found", [({}, torch.float32), ({"torch_dtype": "auto"}, torch.bfloat16), ({"dtype": torch.float16}, torch.float16),
-                                          ({"torch_dtype": "float64"}, torch.float64), ({"torch_dtype": torch.float16, "dtype": "float16"}, torch.float16)])
+@pytest.mark.parametrize(
+    "asked, found",
+    [
+        ({}, torch.float32),
+        ({"torch_dtype": "auto"}, torch.bfloat16),
+        ({"dtype": torch.float16}, torch.float16),
+        ({"torch_dtype": "float64"}, torch.float64),
+        ({"torch_dtype": torch.float16, "dtype": "float16"}, torch.float16),
+    ],
+)
 def test_float32_unless_asked(tmp_path, asked, found):
     folder = folder_of(PHI, tmp_path, dtype=torch.bfloat16)
     model = hf.PhiForCausalLM.from_pretrained(folder, **asked)
-    assert model.dtype == found == model.config.torch_dtype and model.device.type == "cpu" and not model.training
+    assert (
+        model.dtype == found == model.config.torch_dtype and model.device.type == "cpu" and not model.training
+    )
 
 
 def test_what_cannot_be_loaded_is_told(tmp_path):
     folder = folder_of(PHI, tmp_path)
-    for options, told in (({"torch_dtype": "float16", "dtype": "float32"}, "are the same argument"), ({"torch_dtype": "float15"}, "must be a torch.dtype"),
-                          ({"attn_implementation": "flash"}, "'sdpa', 'eager' or 'flash_attention_2'"),
-                          ({"attn_implementation": "flash_attention_2"}, "NVIDIA GPU")):
+    for options, told in (
+        ({"torch_dtype": "float16", "dtype": "float32"}, "are the same argument"),
+        ({"torch_dtype": "float15"}, "must be a torch.dtype"),
+        ({"attn_implementation": "flash"}, "'sdpa', 'eager' or 'flash_attention_2'"),
+        ({"attn_implementation": "flash_attention_2"}, "NVIDIA GPU"),
+    ):
         if "flash_attention_2" in str(options) and torch.cuda.is_available():
             continue
         with pytest.raises(ValueError, match=told):
@@ -259,8 +316,9 @@ def test_what_has_no_effect_is_said_once(tmp_path):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         for _ in range(2):
-            hf.PhiForCausalLM.from_pretrained(folder, trust_remote_code=True, low_cpu_mem_usage=True).generate(
-                torch.ones(1, 2, dtype=torch.long), synced_gpus=True, max_new_tokens=1)
+            hf.PhiForCausalLM.from_pretrained(
+                folder, trust_remote_code=True, low_cpu_mem_usage=True
+            ).generate(torch.ones(1, 2, dtype=torch.long), synced_gpus=True, max_new_tokens=1)
     found = [str(one.message).split(" ")[0] for one in said]
     assert sorted(found) == ["low_cpu_mem_usage", "synced_gpus", "trust_remote_code"]
 
@@ -268,8 +326,13 @@ def test_what_has_no_effect_is_said_once(tmp_path):
 def test_loading_tells_what_was_missing(tmp_path):
     folder = folder_of(PHI, tmp_path)
     with pytest.warns(UserWarning, match="score.weight: drawn anew"):
-        model, told = hf.PhiForSequenceClassification.from_pretrained(folder, num_labels=3, output_loading_info=True)
-    assert told["missing_keys"] == ["score.weight"] and sorted(told["unexpected_keys"]) == ["lm_head.bias", "lm_head.weight"]
+        model, told = hf.PhiForSequenceClassification.from_pretrained(
+            folder, num_labels=3, output_loading_info=True
+        )
+    assert told["missing_keys"] == ["score.weight"] and sorted(told["unexpected_keys"]) == [
+        "lm_head.bias",
+        "lm_head.weight",
+    ]
     assert model.config.num_labels == 3 and model.score.weight.shape == (3, 48)
     config = hf.PhiConfig.from_pretrained(folder, attention_dropout=0.25)
     model = hf.PhiModel.from_pretrained(folder, config=config, resid_pdrop=0.5)
@@ -281,9 +344,17 @@ def test_a_head_of_other_size_is_drawn_anew_if_asked(tmp_path):
     with pytest.raises(ValueError, match=r"score.weight is \(2, 48\)"):
         hf.PhiForSequenceClassification.from_pretrained(folder, num_labels=5)
     with pytest.warns(UserWarning, match="score.weight have 5 labels, the checkpoint's 2: drawn anew"):
-        model, told = hf.PhiForSequenceClassification.from_pretrained(folder, num_labels=5, ignore_mismatched_sizes=True, output_loading_info=True)
-    assert model.score.weight.shape == (5, 48) and model.score.weight.std() > 0 and len(model.config.id2label) == 5
-    assert told["mismatched_keys"] == ["score.weight"] and model(torch.ones(1, 3, dtype=torch.long)).logits.shape == (1, 5)
+        model, told = hf.PhiForSequenceClassification.from_pretrained(
+            folder, num_labels=5, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    assert (
+        model.score.weight.shape == (5, 48)
+        and model.score.weight.std() > 0
+        and len(model.config.id2label) == 5
+    )
+    assert told["mismatched_keys"] == ["score.weight"] and model(
+        torch.ones(1, 3, dtype=torch.long)
+    ).logits.shape == (1, 5)
 
 
 def test_a_hub_id_resolves_in_the_cache(tmp_path):
@@ -292,7 +363,10 @@ def test_a_hub_id_resolves_in_the_cache(tmp_path):
     options = {"cache_dir": str(home / "hub"), "local_files_only": True, "revision": "main", "token": None}
     model = hf.AutoModelForCausalLM.from_pretrained("adept/persimmon-8b-base", device_map="auto", **options)
     tokenizer = hf.AutoTokenizer.from_pretrained("adept/persimmon-8b-base", **options)
-    assert model.name_or_path == "adept/persimmon-8b-base" and model.generate(**tokenizer("Once", return_tensors="pt"), max_new_tokens=2).shape[1] > 3
+    assert (
+        model.name_or_path == "adept/persimmon-8b-base"
+        and model.generate(**tokenizer("Once", return_tensors="pt"), max_new_tokens=2).shape[1] > 3
+    )
     hf.FuyuProcessor.from_pretrained("adept/fuyu-8b", **options)
     inside = hf.AutoModelForCausalLM.from_pretrained(home / "folders", subfolder="tiny-phi")
     assert type(inside) is hf.PhiForCausalLM
@@ -324,7 +398,9 @@ def test_transformers_reads_what_is_saved(family, tmp_path):
     transformers = pytest.importorskip("transformers")
     model, (ids, _) = documented(family, tmp_path), inputs(101)
     model.save_pretrained(tmp_path / "saved")
-    theirs = getattr(transformers, type(model).__name__).from_pretrained(tmp_path / "saved", attn_implementation="eager")
+    theirs = getattr(transformers, type(model).__name__).from_pretrained(
+        tmp_path / "saved", attn_implementation="eager"
+    )
     with torch.no_grad():
         torch.testing.assert_close(theirs(ids).logits, model(ids).logits, **CLOSE)
 
@@ -345,7 +421,9 @@ def test_embeddings(family, tmp_path):
     assert model.config.vocab_size == 104 and model.get_output_embeddings().out_features == 104
     model.set_input_embeddings(nn.Embedding(104, 48))
     assert not torch.equal(model(ids).logits[..., :101], before)
-    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == model.config.tie_word_embeddings
+    assert (
+        model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    ) == model.config.tie_word_embeddings
     counted = sum(p.numel() for p in model.parameters())
     assert model.num_parameters() == counted and model.num_parameters(exclude_embeddings=True) < counted
     assert model.base_model is getattr(model, model.base_model_prefix) and model.can_generate()
@@ -413,7 +491,7 @@ def test_training_by_the_documented_class(family, tmp_path):
 
 def test_the_two_lines_read_flax(tmp_path):
     with pytest.raises(ImportError, match="two lines") as told:
-        from decoders.tools.hf import FlaxGPTNeoForCausalLM  # noqa: F401
+        from decoders.hf import FlaxGPTNeoForCausalLM  # noqa: F401
     folder = folders.write_config(tmp_path, GPT_NEO)
     folders.flax(folder, folders.weights_of(GPT_NEO))
     run_lines(str(told.value), folder, GPT_NEO.model())
@@ -422,7 +500,7 @@ def test_the_two_lines_read_flax(tmp_path):
 def test_the_two_lines_read_tensorflow(tmp_path):
     pytest.importorskip("h5py")
     with pytest.raises(ImportError, match="two lines") as told:
-        from decoders.tools.hf import TFOpenAIGPTLMHeadModel  # noqa: F401
+        from decoders.hf import TFOpenAIGPTLMHeadModel  # noqa: F401
     folder = folders.write_config(tmp_path, OPENAI_GPT)
     folders.tensorflow(folder, folders.weights_of(OPENAI_GPT))
     run_lines(str(told.value), folder, OPENAI_GPT.model())
@@ -439,15 +517,17 @@ def run_lines(told: str, folder, right) -> None:
 
 def test_unknown_names_have_a_nearest_one():
     with pytest.raises(ImportError):
-        from decoders.tools.hf import PhiForCausalLm  # noqa: F401
+        from decoders.hf import PhiForCausalLm  # noqa: F401
     with pytest.raises(AttributeError, match="did you mean 'PhiForCausalLM'"):
         hf.PhiForCausalLm  # noqa: B018
 
 
 def test_importing_needs_the_core_alone():
     """And takes about as long as importing torch does."""
-    code = ("import sys; sys.modules.update(dict.fromkeys(('transformers', 'numpy', 'huggingface_hub', 'PIL', 'jinja2')))\n"
-            "import decoders.tools.hf as hf; print(hf.PhiForCausalLM.__name__)")
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('transformers', 'numpy', 'huggingface_hub', 'PIL', 'jinja2')))\n"
+        "import decoders.hf as hf; print(hf.PhiForCausalLM.__name__)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "PhiForCausalLM", done.stderr
 
@@ -468,7 +548,9 @@ def test_streamers(phi, capsys):
     model.generate(**given, max_new_tokens=20, streamer=hf.TextStreamer(tokenizer))
     assert capsys.readouterr().out == text + "\n"
     streamer = hf.TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=30)
-    thread = threading.Thread(target=model.generate, kwargs={**given, "max_new_tokens": 20, "streamer": streamer})
+    thread = threading.Thread(
+        target=model.generate, kwargs={**given, "max_new_tokens": 20, "streamer": streamer}
+    )
     thread.start()
     assert "Once upon a time" + "".join(streamer) == text
     thread.join()
@@ -477,7 +559,9 @@ def test_streamers(phi, capsys):
 def test_processors_and_criteria_by_name(phi):
     model, tokenizer = phi
     ids = tokenizer("Once upon a time", return_tensors="pt").input_ids
-    chosen = hf.LogitsProcessorList([hf.RepetitionPenaltyLogitsProcessor(penalty=1.5), hf.NoRepeatNGramLogitsProcessor(2)])
+    chosen = hf.LogitsProcessorList(
+        [hf.RepetitionPenaltyLogitsProcessor(penalty=1.5), hf.NoRepeatNGramLogitsProcessor(2)]
+    )
     right = model.generate(ids, max_new_tokens=15, repetition_penalty=1.5, no_repeat_ngram_size=2)
     assert torch.equal(model.generate(ids, max_new_tokens=15, logits_processor=chosen), right)
     ends = hf.StoppingCriteriaList([hf.MaxLengthCriteria(max_length=ids.shape[1] + 3)])
@@ -493,30 +577,45 @@ def test_processors_and_criteria_by_name(phi):
 def test_a_token_is_added_and_saved(tmp_path):
     tokenizer = hf.OpenAIGPTTokenizer.from_pretrained(CHECKPOINTS / "tiny-openai-gpt")
     n = len(tokenizer)
-    assert tokenizer.add_special_tokens({"cls_token": "[CLS]"}) == 1 and tokenizer.cls_token_id == n and len(tokenizer) == n + 1
+    assert (
+        tokenizer.add_special_tokens({"cls_token": "[CLS]"}) == 1
+        and tokenizer.cls_token_id == n
+        and len(tokenizer) == n + 1
+    )
     assert tokenizer.encode("hello [CLS]")[-1] == n and tokenizer.decode([n], skip_special_tokens=True) == ""
     tokenizer.pad_token = "[CLS]"
     assert tokenizer.pad_token_id == n and tokenizer.all_special_ids[-1] == n
     tokenizer.save_pretrained(tmp_path)
     again = hf.AutoTokenizer.from_pretrained(tmp_path)
-    assert type(again) is hf.OpenAIGPTTokenizerFast and again.cls_token == again.pad_token == "[CLS]" and again.encode("[CLS]") == [n]
+    assert (
+        type(again) is hf.OpenAIGPTTokenizerFast
+        and again.cls_token == again.pad_token == "[CLS]"
+        and again.encode("[CLS]") == [n]
+    )
     paths = tokenizer.save_vocabulary(tmp_path, "mine")
     files = hf.OpenAIGPTTokenizer(*paths)
     assert files.encode("hello there") == tokenizer.encode("hello there") and files.unk_token == "<unk>"
-    assert tokenizer.decode(tokenizer.encode("Hello, my dog is cute!")) == "hello, my dog is cute!"  # cleaned up
+    assert (
+        tokenizer.decode(tokenizer.encode("Hello, my dog is cute!")) == "hello, my dog is cute!"
+    )  # cleaned up
     with pytest.raises(TypeError, match="'cls_tokens': did you mean 'cls_token'"):
         tokenizer.add_special_tokens({"cls_tokens": "x"})
 
 
 def test_tokenizers_tell_what_is_wrong(phi):
     _, tokenizer = phi
-    for call, told in ((lambda: tokenizer(["a", "a b c d"], return_tensors="pt"), "different lengths: give padding=True"),
-                       (lambda: tokenizer(["a", "b"], padding=True), "padding needs a pad_token"),
-                       (lambda: tokenizer("a", return_tensors="tf"), "TensorFlow and JAX take 'np'"),
-                       (lambda: tokenizer(3.5), "must be a text"),
-                       (lambda: tokenizer("a", truncation="yes"), "truncation must be"),
-                       (lambda: tokenizer(["a", "b"], is_split_into_words=True), "add_prefix_space=True"),
-                       (lambda: hf.LlamaTokenizer.from_pretrained(CHECKPOINTS / "tiny-phi"), "holds no LlamaTokenizer: use GPT2Tokenizer")):
+    for call, told in (
+        (lambda: tokenizer(["a", "a b c d"], return_tensors="pt"), "different lengths: give padding=True"),
+        (lambda: tokenizer(["a", "b"], padding=True), "padding needs a pad_token"),
+        (lambda: tokenizer("a", return_tensors="tf"), "TensorFlow and JAX take 'np'"),
+        (lambda: tokenizer(3.5), "must be a text"),
+        (lambda: tokenizer("a", truncation="yes"), "truncation must be"),
+        (lambda: tokenizer(["a", "b"], is_split_into_words=True), "add_prefix_space=True"),
+        (
+            lambda: hf.LlamaTokenizer.from_pretrained(CHECKPOINTS / "tiny-phi"),
+            "holds no LlamaTokenizer: use GPT2Tokenizer",
+        ),
+    ):
         with pytest.raises(ValueError, match=told):
             call()
     with pytest.raises(TypeError, match="'paddings': did you mean 'padding'"):
@@ -529,26 +628,38 @@ def test_a_batch_goes_to_a_device(phi):
     assert batch.to("meta").input_ids.device.type == "meta" and isinstance(batch, dict)
     assert tokenizer("Once upon", return_tensors="np")["input_ids"].dtype.name == "int64"
     tokens = tokenizer.tokenize("Once upon a time")
-    assert tokenizer.convert_tokens_to_ids(tokens) == tokenizer("Once upon a time").input_ids and any("Ġ" in token for token in tokens)
+    assert tokenizer.convert_tokens_to_ids(tokens) == tokenizer("Once upon a time").input_ids and any(
+        "Ġ" in token for token in tokens
+    )
     assert tokenizer.convert_tokens_to_string(tokens) == "Once upon a time"
     assert {tokenizer.get_vocab()[token] for token in tokens} <= set(range(len(tokenizer)))
 
 
 def test_chat_templates(tmp_path):
     tokenizer = hf.AutoTokenizer.from_pretrained(CHECKPOINTS / "tiny-phi3")
-    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}, {"role": "user", "content": "Who?"}]
+    messages = [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi"},
+        {"role": "user", "content": "Who?"},
+    ]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
     assert ids == tokenizer.plain.chat(messages)
-    whole = tokenizer.apply_chat_template([messages[:1], messages], add_generation_prompt=True, tokenize=False)
+    whole = tokenizer.apply_chat_template(
+        [messages[:1], messages], add_generation_prompt=True, tokenize=False
+    )
     assert len(whole) == 2 and whole[1].startswith(whole[0][:10])
     going_on = tokenizer.apply_chat_template(messages[:2], continue_final_message=True, tokenize=False)
     assert going_on.endswith("Hi")
-    custom = tokenizer.apply_chat_template(messages, chat_template="{{ messages|length }}{{ bos_token }}", tokenize=False)
+    custom = tokenizer.apply_chat_template(
+        messages, chat_template="{{ messages|length }}{{ bos_token }}", tokenize=False
+    )
     assert custom == "3<s>"
     with pytest.raises(ValueError, match="refused the conversation: no"):
         tokenizer.apply_chat_template(messages, chat_template="{{ raise_exception('no') }}")
     with pytest.raises(ValueError, match="refused|template"):
-        tokenizer.apply_chat_template(messages, chat_template="{{ ''.__class__.__mro__[1].__subclasses__() }}", tokenize=False)
+        tokenizer.apply_chat_template(
+            messages, chat_template="{{ ''.__class__.__mro__[1].__subclasses__() }}", tokenize=False
+        )
 
 
 def test_pipelines(phi, tmp_path):
@@ -556,15 +667,23 @@ def test_pipelines(phi, tmp_path):
     write = hf.pipeline("text-generation", model=CHECKPOINTS / "tiny-phi")
     [found] = write("Once upon a time", max_new_tokens=8)
     ids = tokenizer("Once upon a time", return_tensors="pt").input_ids
-    assert found["generated_text"] == tokenizer.decode(model.generate(ids, max_new_tokens=8)[0], skip_special_tokens=True)
-    assert [len(row) for row in write(["Once", "There"], max_new_tokens=3, do_sample=True, num_return_sequences=2)] == [2, 2]
-    [answer] = hf.pipeline("text-generation", model=CHECKPOINTS / "tiny-phi3")([{"role": "user", "content": "Tell me a story."}], max_new_tokens=5)
+    assert found["generated_text"] == tokenizer.decode(
+        model.generate(ids, max_new_tokens=8)[0], skip_special_tokens=True
+    )
+    assert [
+        len(row) for row in write(["Once", "There"], max_new_tokens=3, do_sample=True, num_return_sequences=2)
+    ] == [2, 2]
+    [answer] = hf.pipeline("text-generation", model=CHECKPOINTS / "tiny-phi3")(
+        [{"role": "user", "content": "Tell me a story."}], max_new_tokens=5
+    )
     assert answer["generated_text"][-1]["role"] == "assistant"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         classify = hf.pipeline("text-classification", model=CHECKPOINTS / "tiny-phi")
-        label = hf.pipeline("token-classification", model=CHECKPOINTS / "tiny-phi", aggregation_strategy="simple")
+        label = hf.pipeline(
+            "token-classification", model=CHECKPOINTS / "tiny-phi", aggregation_strategy="simple"
+        )
         ask = hf.pipeline("question-answering", model=CHECKPOINTS / "tiny-gpt-neo")
     [best] = classify("A fox.")
     assert best["label"] in ("LABEL_0", "LABEL_1") and 0.5 <= best["score"] <= 1
@@ -589,11 +708,16 @@ def test_fuyu_answers_about_a_picture():
     given = processor(text="Generate a coco-style caption.\n", images=image, return_tensors="pt")
     assert list(given) == ["input_ids", "attention_mask", "image_patches", "image_patches_indices"]
     assert model(**given).logits.shape == (1, given.input_ids.shape[1], model.config.vocab_size)
-    [text] = processor.batch_decode(model.generate(**given, max_new_tokens=12)[:, -12:], skip_special_tokens=True)
+    [text] = processor.batch_decode(
+        model.generate(**given, max_new_tokens=12)[:, -12:], skip_special_tokens=True
+    )
     assert "circle" in text or "square" in text or "triangle" in text, text
     with pytest.raises(ValueError, match="return_attention_mask=False"):
         processor("x", return_attention_mask=False)
-    assert "input_ids" in processor("only text") and type(hf.AutoProcessor.from_pretrained(CHECKPOINTS / "tiny-fuyu")) is hf.FuyuProcessor
+    assert (
+        "input_ids" in processor("only text")
+        and type(hf.AutoProcessor.from_pretrained(CHECKPOINTS / "tiny-fuyu")) is hf.FuyuProcessor
+    )
 
 
 @pytest.mark.parametrize("size", GOLDEN["pictures"])
@@ -607,9 +731,20 @@ def test_pictures_are_bit_for_bit_those_of_4_37(size):
     assert image.shape == (3, 1080, 1920)  # as documented
 
 
-@pytest.mark.parametrize("changes", [{"do_resize": False}, {"do_pad": False}, {"do_normalize": False}, {"do_rescale": False, "do_normalize": False},
-                                     {"image_mean": 0.3, "image_std": 0.7}, {"size": {"height": 60, "width": 90}}, {"padding_value": 7.0},
-                                     {"rescale_factor": 0.01}, {"resample": 0}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"do_resize": False},
+        {"do_pad": False},
+        {"do_normalize": False},
+        {"do_rescale": False, "do_normalize": False},
+        {"image_mean": 0.3, "image_std": 0.7},
+        {"size": {"height": 60, "width": 90}},
+        {"padding_value": 7.0},
+        {"rescale_factor": 0.01},
+        {"resample": 0},
+    ],
+)
 def test_each_step_of_a_picture_can_change(changes, tmp_path):
     """As defined: scale down, pad, times the factor, minus the mean, by the deviation."""
     numpy = pytest.importorskip("numpy")
@@ -617,7 +752,11 @@ def test_each_step_of_a_picture_can_change(changes, tmp_path):
     small = {"size": {"height": 60, "width": 90}}
     processor = hf.FuyuImageProcessor(**{**small, **changes})
     found = processor(pixels)
-    image, height, width = found.images[0][0], found.image_unpadded_heights[0][0], found.image_unpadded_widths[0][0]
+    image, height, width = (
+        found.images[0][0],
+        found.image_unpadded_heights[0][0],
+        found.image_unpadded_widths[0][0],
+    )
     s = processor.to_dict()
     if s["do_resize"]:
         assert (height, width) == (60, 80)
@@ -625,7 +764,14 @@ def test_each_step_of_a_picture_can_change(changes, tmp_path):
         assert (height, width) == (75, 100)
     assert tuple(image.shape[1:]) == ((max(60, height), max(90, width)) if s["do_pad"] else (height, width))
     inner = image[:, :height, :width]
-    plain = hf.FuyuImageProcessor(**{**small, "do_rescale": False, "do_normalize": False, **{k: v for k, v in changes.items() if k in ("resample", "do_resize")}})(pixels)
+    plain = hf.FuyuImageProcessor(
+        **{
+            **small,
+            "do_rescale": False,
+            "do_normalize": False,
+            **{k: v for k, v in changes.items() if k in ("resample", "do_resize")},
+        }
+    )(pixels)
     values = plain.images[0][0][:, :height, :width].double()
     values = values * s["rescale_factor"] if s["do_rescale"] else values
     values = (values - s["image_mean"]) / s["image_std"] if s["do_normalize"] else values
@@ -635,5 +781,3 @@ def test_each_step_of_a_picture_can_change(changes, tmp_path):
     assert again.to_dict() == processor.to_dict() and torch.equal(again(pixels).images[0][0], image)
     with pytest.raises(ValueError, match="size must be height and width in pixels"):
         hf.FuyuImageProcessor(size={"height": 60})
-
-

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from decoders.tools import hf
+from decoders import hf
 from tests.families import OPENAI_GPT, inputs
 from tests.hub_cache import CHECKPOINTS
 from tests.test_hf import documented
@@ -22,25 +22,41 @@ def transformers():
 
 
 def arguments(transformers, folder, **options):
-    return transformers.TrainingArguments(str(folder), per_device_train_batch_size=8, report_to=[], use_cpu=True, disable_tqdm=True,
-                                          save_strategy="no", **{"learning_rate": 1e-3, "num_train_epochs": 6, **options})
+    return transformers.TrainingArguments(
+        str(folder),
+        per_device_train_batch_size=8,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy="no",
+        **{"learning_rate": 1e-3, "num_train_epochs": 6, **options},
+    )
 
 
 def test_trainer_trains_and_saves_what_transformers_loads(transformers, tmp_path):
     pytest.importorskip("accelerate")
     tokenizer = hf.AutoTokenizer.from_pretrained(CHECKPOINTS / "tiny-phi")
     tokenizer.pad_token = tokenizer.eos_token
-    model = hf.PhiForSequenceClassification.from_pretrained(CHECKPOINTS / "tiny-phi", num_labels=2, pad_token_id=tokenizer.pad_token_id)
+    model = hf.PhiForSequenceClassification.from_pretrained(
+        CHECKPOINTS / "tiny-phi", num_labels=2, pad_token_id=tokenizer.pad_token_id
+    )
     rows = tokenizer(TEXTS, padding=True)
     data = [{name: rows[name][i] for name in rows} | {"labels": i % 2} for i in range(len(TEXTS))]
-    trainer = transformers.Trainer(model=model, args=arguments(transformers, tmp_path), train_dataset=data, eval_dataset=data[:8],
-                                   processing_class=tokenizer)
+    trainer = transformers.Trainer(
+        model=model,
+        args=arguments(transformers, tmp_path),
+        train_dataset=data,
+        eval_dataset=data[:8],
+        processing_class=tokenizer,
+    )
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     after = trainer.evaluate()["eval_loss"]
     assert after < 0.2 * before
     trainer.save_model(tmp_path / "saved")
-    theirs = transformers.PhiForSequenceClassification.from_pretrained(tmp_path / "saved", attn_implementation="eager").eval()
+    theirs = transformers.PhiForSequenceClassification.from_pretrained(
+        tmp_path / "saved", attn_implementation="eager"
+    ).eval()
     ours = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
     given = hf.AutoTokenizer.from_pretrained(tmp_path / "saved")(TEXTS[:4], padding=True, return_tensors="pt")
     with torch.no_grad():
@@ -53,9 +69,18 @@ def test_lora_trains_merges_and_reloads(family, target, tmp_path):
     peft = pytest.importorskip("peft")
     model, (ids, mask) = documented(family, tmp_path), inputs(101, padded=True)
     if target is None:  # by name
-        target = ["c_attn", "c_proj"] if family is OPENAI_GPT else [name for name, part in model.named_modules()
-                                                                    if type(part) is torch.nn.Linear and "attn" in name]
-    adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=8, target_modules=target))
+        target = (
+            ["c_attn", "c_proj"]
+            if family is OPENAI_GPT
+            else [
+                name
+                for name, part in model.named_modules()
+                if type(part) is torch.nn.Linear and "attn" in name
+            ]
+        )
+    adapted = peft.get_peft_model(
+        model, peft.LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=8, target_modules=target)
+    )
     adapted.train()
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=0.02)
     losses = []
@@ -71,7 +96,9 @@ def test_lora_trains_merges_and_reloads(family, target, tmp_path):
         right = adapted(input_ids=ids, attention_mask=mask).logits
     text = adapted.generate(input_ids=ids, attention_mask=mask, max_new_tokens=4, eos_token_id=None)
     adapted.save_pretrained(tmp_path / "adapter")
-    again = peft.PeftModel.from_pretrained(type(model).from_pretrained(tmp_path / "checkpoint"), tmp_path / "adapter").eval()
+    again = peft.PeftModel.from_pretrained(
+        type(model).from_pretrained(tmp_path / "checkpoint"), tmp_path / "adapter"
+    ).eval()
     with torch.no_grad():
         torch.testing.assert_close(again(input_ids=ids, attention_mask=mask).logits, right, **CLOSE)
     merged = adapted.merge_and_unload()
@@ -89,8 +116,19 @@ def test_trl_tunes_by_instructions(transformers, tmp_path):
     tokenizer.pad_token = tokenizer.eos_token
     rows = [tokenizer(text + " because it is so.") for text in TEXTS]
     data = datasets.Dataset.from_list([{"input_ids": row["input_ids"]} for row in rows])
-    config = trl.SFTConfig(str(tmp_path), per_device_train_batch_size=8, num_train_epochs=4, learning_rate=1e-3, report_to=[], use_cpu=True,
-                           disable_tqdm=True, save_strategy="no", bf16=False, gradient_checkpointing=False, max_length=64)
+    config = trl.SFTConfig(
+        str(tmp_path),
+        per_device_train_batch_size=8,
+        num_train_epochs=4,
+        learning_rate=1e-3,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy="no",
+        bf16=False,
+        gradient_checkpointing=False,
+        max_length=64,
+    )
     own = transformers.AutoTokenizer.from_pretrained(CHECKPOINTS / "tiny-phi")
     own.pad_token = own.eos_token
     trainer = trl.SFTTrainer(model=model, args=config, train_dataset=data, processing_class=own)
@@ -107,27 +145,39 @@ def test_lm_eval_scores_as_with_transformers(transformers):
 
     folder = str(CHECKPOINTS / "tiny-phi")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    requests = [Instance("loglikelihood", {}, (question, answer), i) for i, (question, answer) in enumerate(
-        (question, answer) for question in ("Once upon a time", "The fox", "Nora met") for answer in (" there was", " a", " an owl."))]
+    requests = [
+        Instance("loglikelihood", {}, (question, answer), i)
+        for i, (question, answer) in enumerate(
+            (question, answer)
+            for question in ("Once upon a time", "The fox", "Nora met")
+            for answer in (" there was", " a", " an owl.")
+        )
+    ]
     found = []
     for library in (hf, transformers):
         model = library.AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32)
         scorer = HFLM(pretrained=model, tokenizer=tokenizer, device="cpu", batch_size=4)
         scores = scorer.loglikelihood(requests, disable_tqdm=True)
-        [text] = scorer.generate_until([Instance("generate_until", {}, ("Once upon a time", {"until": ["."], "max_gen_toks": 12}), 0)], disable_tqdm=True)
+        [text] = scorer.generate_until(
+            [Instance("generate_until", {}, ("Once upon a time", {"until": ["."], "max_gen_toks": 12}), 0)],
+            disable_tqdm=True,
+        )
         found.append((scores, text))
     (ours, text), (theirs, other) = found
     assert text == other and [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
-    torch.testing.assert_close(torch.tensor([s for s, _ in ours]), torch.tensor([s for s, _ in theirs]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        torch.tensor([s for s, _ in ours]), torch.tensor([s for s, _ in theirs]), atol=1e-3, rtol=0
+    )
 
 
 @torch.no_grad()
 def test_accelerate_dispatches(family, tmp_path):
     accelerate = pytest.importorskip("accelerate")
     model, (ids, mask) = documented(family, tmp_path), inputs(101, padded=True)
-    right, text = model(ids, attention_mask=mask).logits, model.generate(ids, attention_mask=mask, max_new_tokens=4)
+    right, text = (
+        model(ids, attention_mask=mask).logits,
+        model.generate(ids, attention_mask=mask, max_new_tokens=4),
+    )
     offloaded = accelerate.cpu_offload(model, torch.device("cpu"))
     torch.testing.assert_close(offloaded(ids, attention_mask=mask).logits, right, **CLOSE)
     assert torch.equal(offloaded.generate(ids, attention_mask=mask, max_new_tokens=4), text)
-
-

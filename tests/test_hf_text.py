@@ -7,15 +7,46 @@ from pathlib import Path
 
 import pytest
 
-from decoders.tools import hf
+from decoders import hf
 
 transformers = pytest.importorskip("transformers")
 DATA = Path(os.environ.get("DECODERS_TEST_DATA", "/nowhere")) / "hub"
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 FOLDERS = ["phi-2", "phi-3-mini-4k", "phi-3.5-mini", "phi-4", "phi-4-mini", "gpt-neo-125m", "openai-gpt"]
 TINY = ["tiny-phi", "tiny-phi3", "tiny-persimmon", "tiny-fuyu", "tiny-gpt-neo", "tiny-openai-gpt"]
-WORDS = ["Hello", "world", "don't", "a", "the owl", "I'm", "Café", "naïve", "日本語", "🤗🤗", "x = 1", "    return", "\n\n", "\t", "  ", "1234567",
-         "E=mc²", "…", "“quoted”", "<b>", "/usr/bin", "HTTPServer", "one,two", "?!", "Ελλάδα", "fin.", "-", "ß", "İ", "ﬁ", ""]
+WORDS = [
+    "Hello",
+    "world",
+    "don't",
+    "a",
+    "the owl",
+    "I'm",
+    "Café",
+    "naïve",
+    "日本語",
+    "🤗🤗",
+    "x = 1",
+    "    return",
+    "\n\n",
+    "\t",
+    "  ",
+    "1234567",
+    "E=mc²",
+    "…",
+    "“quoted”",
+    "<b>",
+    "/usr/bin",
+    "HTTPServer",
+    "one,two",
+    "?!",
+    "Ελλάδα",
+    "fin.",
+    "-",
+    "ß",
+    "İ",
+    "ﬁ",
+    "",
+]
 
 
 def folder_of(name: str) -> Path:
@@ -37,7 +68,9 @@ def pair(request):
 
 
 def a_text(rng: random.Random) -> str:
-    return rng.choice(["", " "]).join(rng.choice(WORDS) + rng.choice(["", " "]) for _ in range(rng.randint(0, 9)))
+    return rng.choice(["", " "]).join(
+        rng.choice(WORDS) + rng.choice(["", " "]) for _ in range(rng.randint(0, 9))
+    )
 
 
 def a_call(rng: random.Random, offsets: bool) -> tuple[tuple, dict]:
@@ -54,7 +87,14 @@ def a_call(rng: random.Random, offsets: bool) -> tuple[tuple, dict]:
         options["padding_side"] = rng.choice(["left", "right"])
     if rng.random() < 0.5 or options.get("padding") == "max_length":
         options["max_length"] = rng.randint(6, 30)
-        options["truncation"] = rng.choice([True, "longest_first", False, *(["only_first", "only_second"] if paired and len(args) == 2 else ["only_first"])])
+        options["truncation"] = rng.choice(
+            [
+                True,
+                "longest_first",
+                False,
+                *(["only_first", "only_second"] if paired and len(args) == 2 else ["only_first"]),
+            ]
+        )
     if rng.random() < 0.3:
         options["return_token_type_ids"] = True
     if rng.random() < 0.3:
@@ -104,11 +144,16 @@ def test_decoding_gives_what_transformers_gives(pair):
     assert ours.convert_tokens_to_ids(known) == theirs.convert_tokens_to_ids(known)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         assert getattr(ours, name) == getattr(theirs, name), name
-    assert theirs.unk_token_id in (ours.unk_token_id, None)  # phi-4's class of 4.x has one, that of 5.x has none
+    assert theirs.unk_token_id in (
+        ours.unk_token_id,
+        None,
+    )  # phi-4's class of 4.x has one, that of 5.x has none
     assert ours.vocab_size == theirs.vocab_size and ours.get_vocab() == theirs.get_vocab()
 
 
-@pytest.mark.parametrize("name", ["phi-3-mini-4k", "openai-gpt", "gpt-neo-125m", "tiny-phi3", "tiny-openai-gpt", "tiny-gpt-neo"])
+@pytest.mark.parametrize(
+    "name", ["phi-3-mini-4k", "openai-gpt", "gpt-neo-125m", "tiny-phi3", "tiny-openai-gpt", "tiny-gpt-neo"]
+)
 def test_words_give_what_transformers_gives(name):
     options = {"add_prefix_space": True} if "neo" in name else {}
     theirs = transformers.AutoTokenizer.from_pretrained(folder_of(name), **options)
@@ -123,16 +168,34 @@ def test_words_give_what_transformers_gives(name):
 
 @pytest.mark.parametrize("name", ["phi-3-mini-4k", "phi-3.5-mini", "phi-4", "phi-4-mini"])
 def test_conversations_give_what_transformers_gives(name):
-    ours, theirs = hf.AutoTokenizer.from_pretrained(folder_of(name)), transformers.AutoTokenizer.from_pretrained(folder_of(name))
+    ours, theirs = (
+        hf.AutoTokenizer.from_pretrained(folder_of(name)),
+        transformers.AutoTokenizer.from_pretrained(folder_of(name)),
+    )
     tools = json.dumps([{"name": "weather", "parameters": {"city": "text"}}])
-    talks = [[{"role": "user", "content": "Hello"}],
-             [{"role": "system", "content": "Be kind."}, {"role": "user", "content": " Who\n?"}, {"role": "assistant", "content": "I."}],
-             [{"role": "system", "content": "Use these.", "tools": tools}, {"role": "user", "content": "Rain in Oslo?"}]]
+    talks = [
+        [{"role": "user", "content": "Hello"}],
+        [
+            {"role": "system", "content": "Be kind."},
+            {"role": "user", "content": " Who\n?"},
+            {"role": "assistant", "content": "I."},
+        ],
+        [
+            {"role": "system", "content": "Use these.", "tools": tools},
+            {"role": "user", "content": "Rain in Oslo?"},
+        ],
+    ]
     for talk in talks:
         for options in ({}, {"add_generation_prompt": True}, {"continue_final_message": True}):
             if "continue_final_message" in options and talk[-1]["role"] != "assistant":
                 continue
-            assert ours.apply_chat_template(talk, tokenize=False, **options) == theirs.apply_chat_template(talk, tokenize=False, **options)
-            assert ours.apply_chat_template(talk, **options) == theirs.apply_chat_template(talk, return_dict=False, **options)
-    batch = ours.apply_chat_template(talks, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True)
+            assert ours.apply_chat_template(talk, tokenize=False, **options) == theirs.apply_chat_template(
+                talk, tokenize=False, **options
+            )
+            assert ours.apply_chat_template(talk, **options) == theirs.apply_chat_template(
+                talk, return_dict=False, **options
+            )
+    batch = ours.apply_chat_template(
+        talks, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
+    )
     assert batch["input_ids"].shape == batch["attention_mask"].shape and len(batch["input_ids"]) == 3

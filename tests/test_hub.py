@@ -35,8 +35,13 @@ class Hub(http.server.BaseHTTPRequestHandler):
             siblings = [{"rfilename": f.name, "size": f.stat().st_size} for f in self.files()]
             info = {"id": "tiny/gpt-neo", "modelId": "tiny/gpt-neo", "sha": COMMIT, "siblings": siblings,
                     "private": False, "tags": [], "downloads": 0, "likes": 0}  # fmt: skip
-            tree = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": f.name} for f in self.files()]
-            return self.reply(json.dumps(tree if "/tree/" in self.path else info).encode(), "application/json")
+            tree = [
+                {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": f.name}
+                for f in self.files()
+            ]
+            return self.reply(
+                json.dumps(tree if "/tree/" in self.path else info).encode(), "application/json"
+            )
         name = self.path.split("/resolve/")[-1].split("/")[-1].split("?")[0]
         if "/tiny/gpt-neo/resolve/" in self.path and name in [f.name for f in self.files()]:
             return self.reply((TINY / name).read_bytes(), "application/octet-stream", name)
@@ -74,7 +79,9 @@ def run(cache, endpoint, *arguments, offline=False):
     environment = {**os.environ, "HF_HOME": str(cache), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1",
                    "HF_HUB_OFFLINE": "1" if offline else "0", "HF_HUB_DISABLE_TELEMETRY": "1"}  # fmt: skip
     environment.pop("HF_TOKEN", None)
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=ROOT)
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=ROOT
+    )
 
 
 def test_online_once_then_offline(hub, tmp_path):
@@ -85,7 +92,9 @@ def test_online_once_then_offline(hub, tmp_path):
     assert online.returncode == 0, online.stderr
     assert online.stdout == local.stdout
     fetched = [path for path in Hub.requests if "/resolve/" in path]
-    assert any("model.safetensors" in path for path in fetched) and not any("loss.png" in path for path in fetched)
+    assert any("model.safetensors" in path for path in fetched) and not any(
+        "loss.png" in path for path in fetched
+    )
     asked = len(Hub.requests)
     offline = run(tmp_path, hub, *arguments, offline=True)
     assert offline.returncode == 0, offline.stderr
@@ -112,7 +121,7 @@ def test_a_repository_without_weights(hub, tmp_path):
 
 def test_without_the_client(tmp_path):
     """The extra is named where the package is not installed."""
-    code = "import sys; sys.modules['huggingface_hub'] = None; from decoders.__main__ import main; "
+    code = "import sys; sys.modules['huggingface_hub'] = None; from decoders.cli.main import main; "
     found = run(tmp_path, "http://127.0.0.1:9", "-c", code + "sys.exit(main(['inspect', 'tiny/gpt-neo']))")
     assert found.returncode == 2 and "pip install 'decoders[hub]'" in found.stderr
 

@@ -8,14 +8,28 @@ import pytest
 import torch
 import torch.nn as nn
 
-from decoders import gpt_neo, kernels, native, phi, phi3
+from decoders import gpt_neo, kernels, phi, phi3
+from decoders.kernels import native
 from tests.families import PADDED, inputs
 
 CLOSE = {"atol": 2e-5, "rtol": 0}
-PHI = phi.PhiConfig(vocab_size=11, hidden_size=48, intermediate_size=8, num_hidden_layers=1, num_attention_heads=4,
-                    num_key_value_heads=2, initializer_range=1.0)
-NEO = gpt_neo.GPTNeoConfig(vocab_size=11, hidden_size=48, num_layers=1, num_heads=4, initializer_range=1.0,
-                           attention_types=[[["global"], 1]])
+PHI = phi.PhiConfig(
+    vocab_size=11,
+    hidden_size=48,
+    intermediate_size=8,
+    num_hidden_layers=1,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    initializer_range=1.0,
+)
+NEO = gpt_neo.GPTNeoConfig(
+    vocab_size=11,
+    hidden_size=48,
+    num_layers=1,
+    num_heads=4,
+    initializer_range=1.0,
+    attention_types=[[["global"], 1]],
+)
 
 
 @torch.no_grad()
@@ -24,12 +38,18 @@ NEO = gpt_neo.GPTNeoConfig(vocab_size=11, hidden_size=48, num_layers=1, num_head
 @pytest.mark.parametrize("stored", ["as it is", "turned", "a view"])
 def test_linear_equals_pytorchs_own(dtype, rows, stored):
     """It chooses among kernels by dtype and number of rows, and leaves the choice of everybody else alone."""
-    weight = {"as it is": torch.randn(31, 24), "turned": torch.randn(24, 31).t(), "a view": torch.randn(40, 24)[5:36]}
+    weight = {
+        "as it is": torch.randn(31, 24),
+        "turned": torch.randn(24, 31).t(),
+        "a view": torch.randn(40, 24)[5:36],
+    }
     weight, bias, x = weight[stored].to(dtype), torch.randn(31).to(dtype), torch.randn(*rows, 24).to(dtype)
     for b in (bias, None):
         found = kernels.linear(x, weight, b)
         expected = torch.nn.functional.linear(x, weight, b)
-        tolerance = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 0.2, torch.float16: 0.02}[dtype]
+        tolerance = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 0.2, torch.float16: 0.02}[
+            dtype
+        ]
         assert found.dtype == dtype and found.shape == expected.shape
         torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
     with pytest.raises(RuntimeError, match="shapes|size"):
@@ -67,7 +87,9 @@ def test_autograd_autocast_and_functional_transforms_see_the_plain_model(family)
                 assert torch.equal(model(ids).logits, prepared(ids).logits)
 
     def loss(parameters, ids):
-        return torch.func.functional_call(prepared, parameters, (ids,), {"labels": ids, "use_cache": False}).loss
+        return torch.func.functional_call(
+            prepared, parameters, (ids,), {"labels": ids, "use_cache": False}
+        ).loss
 
     parameters = {name: p.detach() for name, p in prepared.named_parameters()}
     each = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, ids[:, None])
@@ -110,13 +132,19 @@ def test_eight_threads_share_a_model_and_no_setting_is_touched(family):
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("H", "K", "S", "D"), [(4, 4, 1, 12), (4, 2, 37, 80), (6, 1, 200, 100), (3, 3, 65, 256)])
+@pytest.mark.parametrize(
+    ("H", "K", "S", "D"), [(4, 4, 1, 12), (4, 2, 37, 80), (6, 1, 200, 100), (3, 3, 65, 256)]
+)
 def test_one_query_equals_the_formula(dtype, H, K, S, D):
     """Keys and values are views of a larger cache, the mask of one row or of every head."""
     q, cache = torch.randn(2, H, 1, D).to(dtype), torch.randn(2, 2, K, S + 9, D).to(dtype)
     k, v = cache[0, :, :, 3 : 3 + S], cache[1, :, :, 3 : 3 + S]
     wide = [t.double() for t in (q, k.repeat_interleave(H // K, 1), v.repeat_interleave(H // K, 1))]
-    for bias in (None, torch.randn(2, 1, 1, S), torch.randn(1, H, 1, S).masked_fill(torch.arange(S) < S // 2, -torch.inf)):
+    for bias in (
+        None,
+        torch.randn(2, 1, 1, S),
+        torch.randn(1, H, 1, S).masked_fill(torch.arange(S) < S // 2, -torch.inf),
+    ):
         found, _ = kernels.attention(None, None, q, k, v, None if bias is None else bias.to(dtype), 0.3)
         mask = None if bias is None else bias.to(dtype).double()
         expected = torch.nn.functional.scaled_dot_product_attention(*wide, mask, scale=0.3)
@@ -149,7 +177,9 @@ def test_the_norm_equals_the_model_files_own(dtype, size):
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
-@pytest.mark.parametrize(("B", "H", "T", "D", "R"), [(1, 4, 1, 80, 32), (3, 2, 1, 100, 26), (2, 3, 37, 24, 24), (1, 2, 5, 66, 2)])
+@pytest.mark.parametrize(
+    ("B", "H", "T", "D", "R"), [(1, 4, 1, 80, 32), (3, 2, 1, 100, 26), (2, 3, 37, 24, 24), (1, 2, 5, 66, 2)]
+)
 def test_the_rotation_is_the_model_files_own_bit_for_bit(dtype, B, H, T, D, R):
     """Views as the projections give them, tables of one row or of each."""
     joint = torch.randn(B, T, H, 3, D).to(dtype)
@@ -161,8 +191,13 @@ def test_the_rotation_is_the_model_files_own_bit_for_bit(dtype, B, H, T, D, R):
             assert torch.equal(found, phi.rotate(x, *tables)) and found.is_contiguous()
     broken = joint[:, :, :, 0].transpose(1, 2).clone()
     broken[0, 0, 0, 0], broken[0, 0, 0, D - 1] = torch.nan, torch.inf
-    torch.testing.assert_close(kernels.rotation(phi.rotate, broken, *tables), phi.rotate(broken, *tables),
-                               atol=0, rtol=0, equal_nan=True)
+    torch.testing.assert_close(
+        kernels.rotation(phi.rotate, broken, *tables),
+        phi.rotate(broken, *tables),
+        atol=0,
+        rtol=0,
+        equal_nan=True,
+    )
     with torch.enable_grad():
         x = x.clone().requires_grad_()
         kernels.rotation(phi.rotate, x, *tables).sum().backward()
@@ -204,11 +239,15 @@ def test_who_looks_into_q_k_or_v_sees_each_of_them(kind, monkeypatch):
     kernels.prepare(kernels.quantize(model, kind) if kind else model)
     attention, x = model.model.layers[0].self_attn, torch.randn(1, 1, 48)
     q, k, v = attention.project(x)
-    twice = [lambda layer: layer.register_forward_hook(lambda module, args, y: 2 * y),
-             lambda layer: layer.register_forward_pre_hook(lambda module, args: (2 * args[0],))]
+    twice = [
+        lambda layer: layer.register_forward_hook(lambda module, args, y: 2 * y),
+        lambda layer: layer.register_forward_pre_hook(lambda module, args: (2 * args[0],)),
+    ]
     for hook in twice if kind is None else twice[:1]:  # 8 bits round the doubled input alike, and biases stay
         handle = hook(attention.k_proj)
-        assert torch.equal(attention.project(x)[1], attention.k_proj(x)) and not torch.equal(attention.k_proj(x), k)
+        assert torch.equal(attention.project(x)[1], attention.k_proj(x)) and not torch.equal(
+            attention.k_proj(x), k
+        )
         handle.remove()
     seen = []
     handle = nn.modules.module.register_module_forward_hook(lambda module, args, y: seen.append(module))

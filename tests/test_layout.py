@@ -64,7 +64,10 @@ def test_the_lower_floors_import_no_model_and_no_tool(file):
 
 def test_the_package_itself_imports_nothing_heavy():
     code = "import decoders, sys; print(any(m in sys.modules for m in ('torch', 'tiktoken', 'safetensors')))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout == "False\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout
+        == "False\n"
+    )
 
 
 @pytest.mark.parametrize("file", MODELS, ids=lambda f: f.name)
@@ -108,7 +111,9 @@ def test_each_model_file_works_when_copied_alone(family, tmp_path):
     file = PACKAGE / f"{family.module.__name__.split('.')[-1]}.py"
     shutil.copy(file, tmp_path)
     folders.pickle_whole(tmp_path, folders.weights_of(family))
-    (tmp_path / "run.py").write_text(ALONE.format(module=file.stem, prefix=family.prefix, cls=family.class_name(), tiny=family.tiny))
+    (tmp_path / "run.py").write_text(
+        ALONE.format(module=file.stem, prefix=family.prefix, cls=family.class_name(), tiny=family.tiny)
+    )
     found = subprocess.run([sys.executable, "-P", "-c", "import sys; sys.path.insert(0, ''); exec(open('run.py').read())"],
                            capture_output=True, text=True, cwd=tmp_path, env={"PATH": "/usr/bin"})  # fmt: skip
     assert found.returncode == 0, found.stderr
@@ -126,7 +131,11 @@ def test_python_started_at_the_root_works():
 def test_python_started_inside_the_package_says_what_is_wrong(arguments):
     """There decoders/tokenize.py hides the standard library's, without which torch cannot be imported."""
     found = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=PACKAGE)
-    assert found.returncode != 0 and found.stderr.count("\n") == 1 and "start Python in another folder" in found.stderr
+    assert (
+        found.returncode != 0
+        and found.stderr.count("\n") == 1
+        and "start Python in another folder" in found.stderr
+    )
 
 
 def test_nothing_is_printed_by_constructors(family, capsys):
@@ -136,5 +145,7 @@ def test_nothing_is_printed_by_constructors(family, capsys):
 
 def test_ruff_finds_nothing():
     pytest.importorskip("ruff")
-    found = subprocess.run([sys.executable, "-m", "ruff", "check", "."], capture_output=True, text=True, cwd=ROOT)
+    found = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "."], capture_output=True, text=True, cwd=ROOT
+    )
     assert found.returncode == 0, found.stdout

@@ -11,11 +11,11 @@ import numpy
 import pytest
 import torch
 
-from decoders import tokenize, weights
-from decoders.__main__ import main
+from decoders import look, tokenize, weights
+from decoders.cli.main import main
+from decoders.compare.formula import STAGES
 from decoders.formats.config import model_class, read_config
-from decoders.tools import diagram, look
-from decoders.tools.formula import STAGES
+from decoders.look import diagram
 from examples import diary
 from tests.families import FAMILIES, GPT_NEO, PHI, inputs
 
@@ -81,14 +81,21 @@ def test_numbers_of_the_page_are_the_models(tiny):
     assert values.sum(0) == pytest.approx(shown["writers"]["logits"], abs=0.05)
     assert shown["writers"]["targets"] == [*ids[0, 1:].tolist(), logits[-1].argmax()]
     entry = shown["values"]["mlp_out"]
-    assert entry["rms"][2][4] == pytest.approx(found["layers.2.mlp_out"][0, 4].square().mean().sqrt().item(), rel=1e-3)
-    assert entry["largest"][1][3] == pytest.approx(found["layers.1.mlp_out"][0, 3].abs().max().item(), rel=1e-3)
+    assert entry["rms"][2][4] == pytest.approx(
+        found["layers.2.mlp_out"][0, 4].square().mean().sqrt().item(), rel=1e-3
+    )
+    assert entry["largest"][1][3] == pytest.approx(
+        found["layers.1.mlp_out"][0, 3].abs().max().item(), rel=1e-3
+    )
     strip = numpy.frombuffer(base64.b64decode(entry["strips"][1]), dtype=numpy.int8).reshape(T, -1)
     part = found["layers.1.mlp_out"][0, 3].view(32, -1)  # 96 or 128 numbers
     part = part.gather(1, part.abs().argmax(1, keepdim=True))[:, 0] / part.abs().max()
     assert strip[3] / 127 == pytest.approx(part.tolist(), abs=0.004)
     text = "".join(shown["words"][id] for id in shown["ids"])
-    assert text.replace("|ENDOFTEXT|", "").strip().lower() == "once upon a time there was a fox. the fox" or "openai" in f.family
+    assert (
+        text.replace("|ENDOFTEXT|", "").strip().lower() == "once upon a time there was a fox. the fox"
+        or "openai" in f.family
+    )
 
 
 def test_words_of_the_page_spell_the_text(tiny):
@@ -114,15 +121,24 @@ def test_of_a_large_model_the_largest_are_kept(monkeypatch, tiny):
     shown, _ = look.data(look.Run(model, ids, tokenizer))
     told, T = shown["attention"], ids.shape[1]
     assert told["kind"] == "largest" and 2 <= told["kept"] <= 8 and 0 < told["lost"] < 1
-    keys = numpy.frombuffer(base64.b64decode(told["keys"]), dtype="<i2").reshape(len(found.f.layers), found.f.H, T, -1)
+    keys = numpy.frombuffer(base64.b64decode(told["keys"]), dtype="<i2").reshape(
+        len(found.f.layers), found.f.H, T, -1
+    )
     weight = unpacked(told["bytes"]).reshape(keys.shape)
     exact = found["layers.1.weights"][0, 2, T - 1].float()
-    assert exact[torch.tensor(keys[1, 2, -1].copy()).long()].numpy() == pytest.approx(weight[1, 2, -1], abs=0.01)
+    assert exact[torch.tensor(keys[1, 2, -1].copy()).long()].numpy() == pytest.approx(
+        weight[1, 2, -1], abs=0.01
+    )
     assert exact.topk(told["kept"]).indices.tolist() == keys[1, 2, -1].tolist()
     assert not shown["writers"]["by_head"] and "layers.0.heads" in shown["writers"]["names"]
-    assert numpy.array(shown["writers"]["values"]).sum(0) == pytest.approx(shown["writers"]["logits"], abs=0.05)
+    assert numpy.array(shown["writers"]["values"]).sum(0) == pytest.approx(
+        shown["writers"]["logits"], abs=0.05
+    )
     assert shown["values"]["out"]["first"] == T - 20 // len(found.f.layers)
-    assert shown["values"]["out"]["rms"][0] == whole["values"]["out"]["rms"][0][shown["values"]["out"]["first"] :]
+    assert (
+        shown["values"]["out"]["rms"][0]
+        == whole["values"]["out"]["rms"][0][shown["values"]["out"]["first"] :]
+    )
     assert len(shown["lens"][0]["ids"][0]) == 3
 
 
@@ -191,13 +207,24 @@ def test_texts_of_one_length_are_compared_place_by_place(family):
 def test_other_lengths_are_compared_where_they_agree():
     folder = CHECKPOINTS / "tiny-phi"
     model, tokenizer = weights.load(model_class(read_config(folder)), folder), tokenize.load(folder)
-    texts = [tokenizer.encode(text) for text in ("Once upon a time there was a fox.", "Once upon a time there was an old fox.")]
+    texts = [
+        tokenizer.encode(text)
+        for text in ("Once upon a time there was a fox.", "Once upon a time there was an old fox.")
+    ]
     told = content(look.page([look.Run(model, ids, tokenizer) for ids in texts]))["compared"]
-    assert all(texts[0][i] == texts[1][j] for i, j in told["pairs"]) and len(told["pairs"]) >= len(texts[0]) - 2
+    assert (
+        all(texts[0][i] == texts[1][j] for i, j in told["pairs"]) and len(told["pairs"]) >= len(texts[0]) - 2
+    )
     assert "heads" not in told and "other lengths" in told["remarks"][0]
     neo = CHECKPOINTS / "tiny-gpt-neo"
-    second = look.Run(weights.load(model_class(read_config(neo)), neo), tokenize.load(neo).encode("Once upon a time"), tokenize.load(neo))
-    told = content(look.page([look.Run(model, tokenizer.encode("Once upon a time"), tokenizer), second]))["compared"]
+    second = look.Run(
+        weights.load(model_class(read_config(neo)), neo),
+        tokenize.load(neo).encode("Once upon a time"),
+        tokenize.load(neo),
+    )
+    told = content(look.page([look.Run(model, tokenizer.encode("Once upon a time"), tokenizer), second]))[
+        "compared"
+    ]
     assert "bits" not in told and "sums" not in told and not told["writers"]
     assert "The models have other vocabularies, so their chances are not compared" in told["remarks"]
 
@@ -232,7 +259,9 @@ def test_every_box_has_its_lines_and_its_stage(family):
         assert source.file == f"decoders/{family.module.__name__.rpartition('.')[2]}.py"
         file = Path(family.module.__file__).read_text().splitlines()
         assert all(file[n - 1] == line for n, line in source.lines)
-        assert {box.key for box in plan.boxes} == set(source.boxes) and {box.stage for box in plan.boxes} <= known
+        assert {box.key for box in plan.boxes} == set(source.boxes) and {
+            box.stage for box in plan.boxes
+        } <= known
         for key, spans in source.boxes.items():
             assert spans and all(a <= b and a in lines and b in lines for a, b in spans), key
         for key, module in diagram.modules_of(model, layer).items():
@@ -240,7 +269,7 @@ def test_every_box_has_its_lines_and_its_stage(family):
                 continue
             name = diagram.Formula(model.config, {}).parts[key].rpartition(".")[2]
             assert any(name in lines[n] for a, b in source.boxes[key] for n in range(a, b + 1)), key
-            n, m = (diagram.matrix_of(module).shape if module.weight.dim() == 2 else (0, 0))
+            n, m = diagram.matrix_of(module).shape if module.weight.dim() == 2 else (0, 0)
             size = next(box.size for box in plan.boxes if box.key == key)
             assert size == f"{m:,} → {n:,}" if n else "48" in size or "12" in size
         keys = {box.key for box in plan.boxes}
@@ -251,7 +280,9 @@ def test_a_block_is_drawn_as_it_is_built():
     plans = {family.name: diagram.plan(family.model()) for family in FAMILIES}
     after = {name: {(a, b) for a, b in plan.edges} for name, plan in plans.items()}
     assert ("norm_1", "up") in after["phi"] and ("o", "add_2") in after["phi"]  # side by side
-    assert ("in", "joint") in after["openai-gpt"] and ("add_1", "norm_1") in after["openai-gpt"]  # norms behind
+    assert ("in", "joint") in after["openai-gpt"] and ("add_1", "norm_1") in after[
+        "openai-gpt"
+    ]  # norms behind
     for name in ("gpt_neo", "phi3", "persimmon"):
         assert {("in", "norm_1"), ("add_1", "norm_2"), ("norm_2", "up"), ("add_1", "add_2")} <= after[name]
     turned = {name: [box.turned for box in plan.boxes if box.key == "q_turn"] for name, plan in plans.items()}
@@ -273,19 +304,33 @@ def run(*arguments: str, capsys) -> tuple[int, str]:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_command_writes_a_page(name, tmp_path, capsys):
     page = tmp_path / "page.html"
-    status, told = run(str(CHECKPOINTS / name), "Once upon a time", "-o", str(page), "--max-new-tokens", "5", capsys=capsys)
+    status, told = run(
+        str(CHECKPOINTS / name), "Once upon a time", "-o", str(page), "--max-new-tokens", "5", capsys=capsys
+    )
     shown = content(page.read_text())["runs"][0]
     assert status == 0 and shown["name"] == name and 1 <= len(shown["ids"]) - shown["prompt"] <= 5
-    assert told.startswith(f"{page}: {len(shown['ids'])} tokens") and [file.name for file in tmp_path.iterdir()] == ["page.html"]
+    assert told.startswith(f"{page}: {len(shown['ids'])} tokens") and [
+        file.name for file in tmp_path.iterdir()
+    ] == ["page.html"]
 
 
 def test_a_picture_and_its_places(tmp_path, capsys):
     page, folder = tmp_path / "page.html", CHECKPOINTS / "tiny-fuyu"
-    run(str(folder), "where is the red circle?", "--image", str(folder / "shapes.png"), "-o", str(page), capsys=capsys)
+    run(
+        str(folder),
+        "where is the red circle?",
+        "--image",
+        str(folder / "shapes.png"),
+        "-o",
+        str(page),
+        capsys=capsys,
+    )
     shown = content(page.read_text())["runs"][0]
     picture = shown["picture"]
     assert (picture["width"], picture["height"], picture["patch"], picture["columns"]) == (150, 120, 30, 5)
-    assert len(picture["tokens"]) == 20 and all(shown["ids"][i] == read_config(folder)["image_token_id"] for i in picture["tokens"])
+    assert len(picture["tokens"]) == 20 and all(
+        shown["ids"][i] == read_config(folder)["image_token_id"] for i in picture["tokens"]
+    )
     assert len(picture["places"]) == 1 and len(picture["places"][0]) == 4
     assert shown["title"] == "where is the red circle?" and "<box>" in shown["words"].values()
     png = base64.b64decode(picture["source"].removeprefix("data:image/png;base64,"))
@@ -297,7 +342,16 @@ def test_two_prompts_and_two_models(tmp_path, capsys, monkeypatch):
     model = str(CHECKPOINTS / "tiny-phi3")
     run(model, "Once upon a time", "--with", "One day", "-o", str(page), capsys=capsys)
     assert [one["title"] for one in content(page.read_text())["runs"]] == ["Once upon a time", "One day"]
-    run(model, "Tell me a story", "--chat", "--with-model", str(CHECKPOINTS / "tiny-phi"), "-o", str(page), capsys=capsys)
+    run(
+        model,
+        "Tell me a story",
+        "--chat",
+        "--with-model",
+        str(CHECKPOINTS / "tiny-phi"),
+        "-o",
+        str(page),
+        capsys=capsys,
+    )
     assert [one["name"] for one in content(page.read_text())["runs"]] == ["tiny-phi3", "tiny-phi"]
     status, told = run(model, "a", "--with", "b", "--with-model", model, "-o", str(page), capsys=capsys)
     assert status == 2 and "a page shows two runs at most" in told
@@ -306,12 +360,29 @@ def test_two_prompts_and_two_models(tmp_path, capsys, monkeypatch):
 def test_bad_input_is_told_in_a_line(tmp_path, capsys):
     model, page = str(CHECKPOINTS / "tiny-persimmon"), str(tmp_path / "page.html")
     cases = {
-        (model, "Once", "-o", str(tmp_path / "none" / "page.html")): "no page can be written there, give a file in a folder that exists",
+        (
+            model,
+            "Once",
+            "-o",
+            str(tmp_path / "none" / "page.html"),
+        ): "no page can be written there, give a file in a folder that exists",
         (model, "time " * 5000, "-o", page): "are more than the 512 of a page: with --last 256 all are read",
         (model, "Once", "-o", page, "--last", "0"): "--last must be from 1 to 512, not 0",
-        (model, "Once", "-o", page, "--image", str(CHECKPOINTS / "tiny-fuyu" / "shapes.png")): "takes no pictures",
+        (
+            model,
+            "Once",
+            "-o",
+            page,
+            "--image",
+            str(CHECKPOINTS / "tiny-fuyu" / "shapes.png"),
+        ): "takes no pictures",
         (str(tmp_path), "Once", "-o", page): "config.json",
-        (str(CHECKPOINTS / "tiny-gpt-neo"), "", "-o", page): "the prompt is empty: there is no token to look at",
+        (
+            str(CHECKPOINTS / "tiny-gpt-neo"),
+            "",
+            "-o",
+            page,
+        ): "the prompt is empty: there is no token to look at",
     }
     for arguments, expected in cases.items():
         status, told = run(*arguments, capsys=capsys)
@@ -321,7 +392,17 @@ def test_bad_input_is_told_in_a_line(tmp_path, capsys):
 
 def test_a_long_text_by_its_last_tokens(tmp_path, capsys):
     page = tmp_path / "page.html"
-    status, told = run(str(CHECKPOINTS / "tiny-persimmon"), "time " * 700, "--last", "30", "--max-new-tokens", "3", "-o", str(page), capsys=capsys)
+    status, told = run(
+        str(CHECKPOINTS / "tiny-persimmon"),
+        "time " * 700,
+        "--last",
+        "30",
+        "--max-new-tokens",
+        "3",
+        "-o",
+        str(page),
+        capsys=capsys,
+    )
     shown = content(page.read_text())["runs"][0]
     assert status == 0 and len(shown["ids"]) == 30 and shown["start"] > 650 and shown["prompt"] == 27
 
@@ -333,7 +414,12 @@ def test_a_folder_without_a_tokenizer_shows_ids(tmp_path, capsys):
         os.link(CHECKPOINTS / "tiny-phi" / name, folder / name)
     status, told = run(str(folder), "12 5 7", "-o", str(page), "--max-new-tokens", "2", capsys=capsys)
     shown = content(page.read_text())["runs"][0]
-    assert status == 0 and "tokens are shown as ids" in told and shown["ids"][:3] == [12, 5, 7] and shown["words"]["12"] == " 12"
+    assert (
+        status == 0
+        and "tokens are shown as ids" in told
+        and shown["ids"][:3] == [12, 5, 7]
+        and shown["words"]["12"] == " 12"
+    )
     status, _ = run(str(folder), "12 5 7", "--with", "12 5 8", "-o", str(page), capsys=capsys)
     assert status == 0 and [one["ids"][2] for one in content(page.read_text())["runs"]] == [7, 8]
     status, told = run(str(folder), "hello", "-o", str(page), capsys=capsys)
@@ -371,7 +457,10 @@ def test_a_diary_of_training(tmp_path):
     first, second = (content((tmp_path / "diary" / name).read_text())["runs"][0] for name in names[1:])
     assert first["ids"] == second["ids"] and first["next"]["p"] != second["next"]["p"]
     page = Parts((tmp_path / "diary" / "index.html").read_text())
-    assert json.loads(page.data) == {"pages": [[0, "step-000000.html"], [2, "step-000002.html"]], "losses": [3.0, 2.5]}
+    assert json.loads(page.data) == {
+        "pages": [[0, "step-000000.html"], [2, "step-000002.html"]],
+        "losses": [3.0, 2.5],
+    }
     assert page.tags.count("script") == 2 and page.tags.count("img") == 0
     with pytest.raises(ValueError, match="holds a diary already: name another folder"):
         diary.Diary(tmp_path / "diary", model, tokenizer, "Once", every=2, name="other")

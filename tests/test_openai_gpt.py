@@ -35,13 +35,19 @@ def test_double_heads_agree(activation):
     ids, places = choices()
     labels, right = ids.masked_fill(ids < 9, -100), torch.tensor([2, 0])
     for options in ({}, {"mc_token_ids": places}, {"mc_token_ids": places, "token_type_ids": ids.flip(2)}):
-        a = ours(ids, labels=labels, mc_labels=right, output_hidden_states=True, output_attentions=True, **options)
-        b = theirs(ids, labels=labels, mc_labels=right, output_hidden_states=True, output_attentions=True, **options)
+        a = ours(
+            ids, labels=labels, mc_labels=right, output_hidden_states=True, output_attentions=True, **options
+        )
+        b = theirs(
+            ids, labels=labels, mc_labels=right, output_hidden_states=True, output_attentions=True, **options
+        )
         for key in ("loss", "mc_loss", "logits", "mc_logits"):
             assert (getattr(a, key) - b[key]).abs().max() < 2e-5, key
         for key in ("hidden_states", "attentions"):
             for x, y in zip(getattr(a, key), b[key], strict=True):
-                assert (x - y.view_as(x)).abs().max() < 2e-5, key  # theirs: (B * M, T, C), and the last (B, M, T, C)
+                assert (x - y.view_as(x)).abs().max() < 2e-5, (
+                    key
+                )  # theirs: (B * M, T, C), and the last (B, M, T, C)
     (a.loss + a.mc_loss).backward()
     (b["loss"] + b["mc_loss"]).backward()
     gradients = dict(theirs.named_parameters())
@@ -147,8 +153,15 @@ def write_release(folder, state, **spoil):
     numpy = pytest.importorskip("numpy")
     parts = [f"{p}.{leaf}" for p in ("attn.c_attn", "attn.c_proj", "ln_1", "mlp.c_fc", "mlp.c_proj", "ln_2")
              for leaf in ("weight", "bias")]  # fmt: skip
-    names = ["positions_embed.weight", "tokens_embed.weight", *(f"h.{i}.{p}" for i in range(3) for p in parts)]
-    shapes = [[1, *state[n].shape] if state[n].dim() == 2 and "embed" not in n else list(state[n].shape) for n in names]
+    names = [
+        "positions_embed.weight",
+        "tokens_embed.weight",
+        *(f"h.{i}.{p}" for i in range(3) for p in parts),
+    ]
+    shapes = [
+        [1, *state[n].shape] if state[n].dim() == 2 and "embed" not in n else list(state[n].shape)
+        for n in names
+    ]
     vector = torch.cat([state[n].flatten() for n in names]).numpy()
     for i, piece in enumerate(numpy.array_split(vector, 10)):
         numpy.save(folder / f"params_{i}.npy", piece)

@@ -18,8 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import loss_parallel
 
-from decoders import kernels, weights
-from decoders.tools import generation, parallel
+from decoders import decoding, kernels, parallel, weights
 from tests.families import FAMILIES, PADDED, inputs
 from tests.test_ecosystem import free_port, without_dropout
 
@@ -83,7 +82,9 @@ def cached(family, mesh):
         cache = output.past_key_values
         parts.append(output.logits)
     torch.testing.assert_close(torch.cat(parts, 1)[mask.bool()], whole[mask.bool()], **CLOSE)
-    assert cache[0][0].shape[1] == max(1, plain(ids, use_cache=True).past_key_values[0][0].shape[1] // mesh.size())
+    assert cache[0][0].shape[1] == max(
+        1, plain(ids, use_cache=True).past_key_values[0][0].shape[1] // mesh.size()
+    )
 
 
 @check
@@ -94,7 +95,7 @@ def generation_and_beams(family, mesh):
         texts = []
         for m in (model, plain):
             own = {k: torch.Generator().manual_seed(v) if k == "generator" else v for k, v in options.items()}
-            texts.append(generation.generate(m, ids[:, :9], max_new_tokens=6, eos_token_id=None, **own))
+            texts.append(decoding.generate(m, ids[:, :9], max_new_tokens=6, eos_token_id=None, **own))
         assert torch.equal(*texts), options
 
 
@@ -116,9 +117,13 @@ def a_training_step(family, mesh, **changes):
     grads, tensors = parallel.whole_tensors(model, grads=True), parallel.whole_tensors(model)
     for name, p in plain.named_parameters():
         assert (name in grads) == (p.grad is not None)
-        torch.testing.assert_close(tensors[name], p.detach(), **CLOSE, msg=lambda told, name=name: f"{name}: {told}")
+        torch.testing.assert_close(
+            tensors[name], p.detach(), **CLOSE, msg=lambda told, name=name: f"{name}: {told}"
+        )
         if p.grad is not None:
-            torch.testing.assert_close(grads[name], p.grad, atol=2e-5, rtol=1e-3, msg=lambda told, name=name: f"{name}: {told}")
+            torch.testing.assert_close(
+                grads[name], p.grad, atol=2e-5, rtol=1e-3, msg=lambda told, name=name: f"{name}: {told}"
+            )
 
 
 @check
@@ -183,8 +188,16 @@ def ids_that_nobody_has(family, mesh):
 
 @check
 def what_cannot_be_cut(family, mesh):
-    sizes = {"openai-gpt": {"n_head": 3}, "gpt_neo": {"num_heads": 3}}.get(family.name, {"num_attention_heads": 3, "num_key_value_heads": 3})
-    model = family.model(**{k: v for k, v in sizes.items() if family.name not in ("persimmon", "fuyu") or k != "num_key_value_heads"})
+    sizes = {"openai-gpt": {"n_head": 3}, "gpt_neo": {"num_heads": 3}}.get(
+        family.name, {"num_attention_heads": 3, "num_key_value_heads": 3}
+    )
+    model = family.model(
+        **{
+            k: v
+            for k, v in sizes.items()
+            if family.name not in ("persimmon", "fuyu") or k != "num_key_value_heads"
+        }
+    )
     with pytest.raises(ValueError, match=f"{mesh.size()} processes cannot share 3 heads"):
         parallel.parallelize(model, mesh)
     assert not any(isinstance(p, DTensor) for p in model.parameters())
@@ -206,7 +219,9 @@ def sharded_on_top(family, mesh):
     model(own, labels=own).loss.backward()
     plain(ids, labels=ids).loss.backward()
     own = sum(p.to_local().numel() for p in model.parameters())
-    assert own < 0.4 * sum(p.numel() for p in plain.parameters()) and all(p.device_mesh == both for p in model.parameters())
+    assert own < 0.4 * sum(p.numel() for p in plain.parameters()) and all(
+        p.device_mesh == both for p in model.parameters()
+    )
     torch.optim.SGD(model.parameters(), lr=0.1).step()
     torch.optim.SGD(plain.parameters(), lr=0.1).step()
     with torch.no_grad():
@@ -259,7 +274,7 @@ def started(code: str, *arguments) -> list[subprocess.Popen]:
 READ = """
 import sys, os, torch
 from decoders import gpt_neo
-from decoders.tools import parallel
+from decoders import parallel
 def mapped():
     lines = open("/proc/self/status").read().splitlines()
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssFile", "RssShmem")))
@@ -278,7 +293,9 @@ def test_a_process_reads_its_own_part_only(tmp_path):
 
     sizes = {"hidden_size": 2, "num_layers": 1, "num_heads": 2, "attention_types": [[["global"], 1]]}
     for name, (inner, vocabulary) in {"large": (2**22, 2**18), "small": (32, 64)}.items():
-        config = gpt_neo.GPTNeoConfig(**sizes, intermediate_size=inner, vocab_size=vocabulary, max_position_embeddings=16)
+        config = gpt_neo.GPTNeoConfig(
+            **sizes, intermediate_size=inner, vocab_size=vocabulary, max_position_embeddings=16
+        )
         weights.save(gpt_neo.GPTNeoForCausalLM(config), tmp_path / name)
     total = (tmp_path / "large" / "model.safetensors").stat().st_size
     for one in started(READ, tmp_path / "large", tmp_path / "small"):
@@ -291,7 +308,7 @@ def test_a_process_reads_its_own_part_only(tmp_path):
 DIES = """
 import os, sys, torch
 from decoders import phi3
-from decoders.tools import parallel
+from decoders import parallel
 torch.manual_seed(0)
 with parallel.joined("cpu") as mesh:
     config = phi3.Phi3Config(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, pad_token_id=0)
@@ -309,7 +326,11 @@ def test_when_a_process_dies_the_others_say_so(tmp_path):
     _, err = one.communicate(timeout=120)
     other.communicate(timeout=10)
     assert other.returncode == -9 and one.returncode == 1 and time.monotonic() - start < 60
-    assert err.strip().splitlines()[-1].endswith("OSError: another process has ended, or has not answered for a minute"), err
+    assert (
+        err.strip()
+        .splitlines()[-1]
+        .endswith("OSError: another process has ended, or has not answered for a minute")
+    ), err
 
 
 def torchrun(*arguments, n: int = 2, stdin: str = "") -> subprocess.CompletedProcess:
@@ -320,18 +341,29 @@ def torchrun(*arguments, n: int = 2, stdin: str = "") -> subprocess.CompletedPro
 
 def test_the_command_line(tmp_path):
     tiny, prompt = "checkpoints/tiny-phi3", "Tell me a story about Tom and a fox."
-    alone = subprocess.run([sys.executable, "-m", "decoders", "generate", tiny, prompt, "--chat"], capture_output=True, text=True, cwd=ROOT)
+    alone = subprocess.run(
+        [sys.executable, "-m", "decoders", "generate", tiny, prompt, "--chat"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     assert torchrun(tiny, prompt, "--chat").stdout == alone.stdout != ""
     sampled = torchrun(tiny, "-", "--temperature", "0.8", "--max-new-tokens", "5", stdin="Once upon a time")
     assert not sampled.returncode and sampled.stdout.startswith("Once upon a time"), sampled.stderr
     wrong = torchrun("checkpoints/none", prompt)
-    assert wrong.returncode and "error: --tensor-parallel, process 0: there is no folder checkpoints/none" in wrong.stderr
+    assert (
+        wrong.returncode
+        and "error: --tensor-parallel, process 0: there is no folder checkpoints/none" in wrong.stderr
+    )
 
 
 def test_the_command_line_without_torchrun(capsys):
-    from decoders.__main__ import main
+    from decoders.cli.main import main
 
     assert main(["generate", "checkpoints/tiny-phi3", "x", "--tensor-parallel"]) == 2
-    assert "--tensor-parallel, process 0: several processes are needed: start with torchrun" in capsys.readouterr().err
+    assert (
+        "--tensor-parallel, process 0: several processes are needed: start with torchrun"
+        in capsys.readouterr().err
+    )
     assert main(["generate", "checkpoints/tiny-phi3", "x", "--tensor-parallel", "--quantize", "int8"]) == 2
     assert "exclude each other" in capsys.readouterr().err

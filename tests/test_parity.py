@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from decoders.tools import generation
+from decoders import decoding
 from tests.families import PADDED, inputs
 
 transformers = pytest.importorskip("transformers")
@@ -31,7 +31,9 @@ def test_every_layer_agrees(family, dtype, padded, fast):
     real = mask.bool()
     assert len(a.hidden_states) == len(b.hidden_states)
     for layer, (x, y) in enumerate(zip(a.hidden_states, b.hidden_states, strict=True)):
-        assert largest(x[real], y[real]) < TOLERANCE[dtype], f"the first hidden state that differs is number {layer}"
+        assert largest(x[real], y[real]) < TOLERANCE[dtype], (
+            f"the first hidden state that differs is number {layer}"
+        )
     assert largest(a.logits[real], b.logits[real]) < TOLERANCE[dtype]
     if fast:
         assert a.attentions is None
@@ -81,7 +83,9 @@ def test_positions_and_embeddings_given_by_hand(family):
     ours, theirs = family.pair()
     ids, mask = inputs(101, padded=True)
     places = (mask.cumsum(-1) - 1).clamp(min=0)
-    a, b = (model(ids, attention_mask=mask, position_ids=places).logits[mask.bool()] for model in (ours, theirs))
+    a, b = (
+        model(ids, attention_mask=mask, position_ids=places).logits[mask.bool()] for model in (ours, theirs)
+    )
     assert largest(a, b) < TOLERANCE[torch.float32]
     vectors = torch.randn(2, 9, 48)
     assert largest(ours(inputs_embeds=vectors).logits, theirs(inputs_embeds=vectors).logits) < 2e-5
@@ -122,8 +126,17 @@ def test_loss_and_gradients(family, padded):
         if name.startswith("vision_"):
             continue  # no picture here: test_fuyu.py
         assert p.grad is not None and p.grad.abs().max() > 0, f"{name} gets no gradient"
-        assert largest(p.grad, theirs_by_name[name.replace("language_model.model", "model.language_model").replace(
-            "language_model.lm_head", "lm_head")].grad) < 1e-6, name
+        assert (
+            largest(
+                p.grad,
+                theirs_by_name[
+                    name.replace("language_model.model", "model.language_model").replace(
+                        "language_model.lm_head", "lm_head"
+                    )
+                ].grad,
+            )
+            < 1e-6
+        ), name
 
 
 def test_all_labels_ignored_is_nan(family):
@@ -136,7 +149,9 @@ def test_all_labels_ignored_is_nan(family):
 def test_cache_has_the_reference_layout(family):
     if family.name == "openai-gpt":
         pytest.skip("no other implementation of GPT-1 has a cache")
-    ours, theirs = family.pair(**({"sliding_window": None} if family.name == "phi3" else {}))  # theirs drops what is outside
+    ours, theirs = family.pair(
+        **({"sliding_window": None} if family.name == "phi3" else {})
+    )  # theirs drops what is outside
     ids, _ = inputs(101)
     a, b = ours(ids).past_key_values, theirs(ids, use_cache=True).past_key_values
     assert len(a) == ids.shape[1]
@@ -152,7 +167,9 @@ def test_greedy_text_is_the_same(family, padded):
     ours, theirs = family.pair()
     ids, mask = inputs(101, padded)
     a = ours.generate(ids, mask, max_new_tokens=30, eos_token_id=None)
-    b = theirs.generate(ids, attention_mask=mask, max_new_tokens=30, do_sample=False, eos_token_id=None, pad_token_id=0)
+    b = theirs.generate(
+        ids, attention_mask=mask, max_new_tokens=30, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
     assert a.tolist() == b.tolist()
 
 
@@ -164,7 +181,9 @@ def test_same_seed_draws_the_same_tokens(family, options):
     ours, theirs = family.pair()
     ids, mask = inputs(101, padded=True)
     torch.manual_seed(11)
-    a = generation.generate(ours, ids, mask, max_new_tokens=25, do_sample=True, eos_token_id=None, **{"top_k": 0, **options})
+    a = decoding.generate(
+        ours, ids, mask, max_new_tokens=25, do_sample=True, eos_token_id=None, **{"top_k": 0, **options}
+    )
     torch.manual_seed(11)
     b = theirs.generate(ids, attention_mask=mask, max_new_tokens=25, do_sample=True, eos_token_id=None,
                         **{"pad_token_id": 0, "top_k": 0, **options})  # fmt: skip
@@ -186,7 +205,9 @@ def test_stop_ids_and_padding_are_the_same(family):
         if steps[0] != steps[1]:
             break
     a = ours.generate(ids, max_new_tokens=30, eos_token_id=stops, pad_token_id=1)
-    b = theirs.generate(ids, attention_mask=mask, max_new_tokens=30, do_sample=False, eos_token_id=stops, pad_token_id=1)
+    b = theirs.generate(
+        ids, attention_mask=mask, max_new_tokens=30, do_sample=False, eos_token_id=stops, pad_token_id=1
+    )
     assert a.tolist() == b.tolist() and (a == 1).any()
 
 
@@ -204,7 +225,9 @@ def test_sequence_classification_pools_the_last_real_token(family, where):
     assert largest(ours(ids).logits, theirs(ids).logits) < 2e-5
 
 
-@pytest.mark.parametrize("problem", [None, "single_label_classification", "regression", "multi_label_classification"])
+@pytest.mark.parametrize(
+    "problem", [None, "single_label_classification", "regression", "multi_label_classification"]
+)
 @pytest.mark.parametrize("num_labels", [1, 3])
 def test_sequence_classification_losses(family, problem, num_labels):
     if problem == "single_label_classification" and num_labels == 1:
@@ -266,7 +289,9 @@ def test_dropouts_act_in_training_only(family):
             continue  # does nothing in any version: test_phi3.py
         if rate in ("classifier_dropout", "hidden_dropout"):
             unset = {"classifier_dropout": None} if rate == "hidden_dropout" else {}
-            model = family.model("ForTokenClassification", **{**dict.fromkeys(rates, 0.0), **unset, rate: 0.5})
+            model = family.model(
+                "ForTokenClassification", **{**dict.fromkeys(rates, 0.0), **unset, rate: 0.5}
+            )
         ids, _ = inputs(101)
         assert torch.equal(model(ids).logits, model(ids).logits)
         model.train()
@@ -277,7 +302,9 @@ def test_attention_dropout_is_in_the_weights_returned(family):
     rate = "attention_dropout" if "attention_dropout" in family.config().to_dict() else "attn_pdrop"
     ours = family.model(**{rate: 0.5}).train()
     rows = ours(inputs(101)[0], output_attentions=True).attentions[0][..., -1, :]
-    assert set((rows > 0).unique().tolist()) == {False, True} and not torch.allclose(rows.sum(-1), torch.ones(()))
+    assert set((rows > 0).unique().tolist()) == {False, True} and not torch.allclose(
+        rows.sum(-1), torch.ones(())
+    )
 
 
 def test_training_mode_without_dropout_agrees(family):

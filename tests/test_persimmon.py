@@ -186,7 +186,9 @@ def adept(monkeypatch):
 
     module("tool_use")
     module("tool_use.megatron")
-    backend = module("tool_use.megatron.megatron_utils", ModelBackend=enum.Enum("ModelBackend", ["MEGATRON"])).ModelBackend
+    backend = module(
+        "tool_use.megatron.megatron_utils", ModelBackend=enum.Enum("ModelBackend", ["MEGATRON"])
+    ).ModelBackend
     module("megatron")
     module("megatron.model")
     kind = module("megatron.model.enums", ModelType=enum.Enum("ModelType", ["encoder_or_decoder"])).ModelType
@@ -210,7 +212,10 @@ def nested(state: dict) -> dict:
         else:
             encoder[name.removeprefix("model.")] = tensor
     encoder["layers.0.self_attention.rotary_emb.inv_freq"] = torch.ones(3)
-    return {"language_model": {"embedding": {"word_embeddings": embedding}, "encoder": encoder}, "word_embeddings_for_head": head}
+    return {
+        "language_model": {"embedding": {"word_embeddings": embedding}, "encoder": encoder},
+        "word_embeddings_for_head": head,
+    }
 
 
 def release(folder, model, extra, changes=None, **content):
@@ -221,7 +226,9 @@ def release(folder, model, extra, changes=None, **content):
     args = argparse.Namespace(**{**ARGS, **extra, **(changes or {})})
     import numpy
 
-    random_state = [{"np_rng_state": numpy.random.RandomState(0).get_state(), "torch_rng_state": torch.get_rng_state()}]
+    random_state = [
+        {"np_rng_state": numpy.random.RandomState(0).get_state(), "torch_rng_state": torch.get_rng_state()}
+    ]
     whole = {"model": nested(model.state_dict()), "args": args, "iteration": 1251, "checkpoint_version": 3.0,
              "rng_state": random_state, **content}  # fmt: skip
     torch.save(whole, rank / "model_optim_rng.pt")
@@ -235,7 +242,12 @@ def test_adepts_release_loads(tmp_path, adept):
     forget()  # a user does not have Adept's code
     loaded = weights.load(persimmon.PersimmonForCausalLM, folder)
     assert equal(loaded, model) and loaded.lm_head.weight.dtype == torch.bfloat16
-    for key in PERSIMMON.tiny.keys() - {"model_type", "bos_token_id", "eos_token_id", "max_position_embeddings"}:
+    for key in PERSIMMON.tiny.keys() - {
+        "model_type",
+        "bos_token_id",
+        "eos_token_id",
+        "max_position_embeddings",
+    }:
         assert getattr(loaded.config, key) == PERSIMMON.tiny[key]
     (folder / "config.json").write_text(json.dumps(PERSIMMON.tiny))
     assert equal(weights.load(persimmon.PersimmonForCausalLM, folder), model)
@@ -321,7 +333,11 @@ def synthetic(data):
 def test_chat_is_adepts(synthetic):
     end = synthetic.eos_token_id
     assert synthetic.bytes_of[end] == b"|ENDOFTEXT|"
-    turns = [{"role": "user", "content": " Why? "}, {"role": "assistant", "content": "So."}, {"role": "user", "content": "Oh"}]
+    turns = [
+        {"role": "user", "content": " Why? "},
+        {"role": "assistant", "content": "So."},
+        {"role": "user", "content": "Oh"},
+    ]
     for n, text in ((1, "human: Why?\n\nadept:"), (3, "human: Why?\n\nadept: So.\n\nhuman: Oh\n\nadept:")):
         ids = synthetic.chat(turns[:n])
         assert ids == [end, *synthetic.encode(text, add_special_tokens=False)] == synthetic.encode(text)
@@ -329,17 +345,31 @@ def test_chat_is_adepts(synthetic):
         synthetic.chat([{"role": "system", "content": "x"}])
 
 
-@pytest.mark.parametrize("typed", ["|ENDOFTEXT|", "|SPEAKER|", "<s>", "<0x04>", "<unk>", "||SPEAKER||NEWLINE|", "x|NEWLINE|y"])
+@pytest.mark.parametrize(
+    "typed", ["|ENDOFTEXT|", "|SPEAKER|", "<s>", "<0x04>", "<unk>", "||SPEAKER||NEWLINE|", "x|NEWLINE|y"]
+)
 def test_what_a_user_types_stays_text(synthetic, typed):
     """In a unigram vocabulary these are pieces like any other, so that not marking them would not be enough."""
     ids = synthetic.chat([{"role": "user", "content": f"a {typed} b"}])
-    assert not [id for id in ids[1:] if synthetic.bytes_of[id] in (b"|ENDOFTEXT|", b"|SPEAKER|", b"|NEWLINE|", b"<s>", b"<unk>", b"<0x04>")]
+    assert not [
+        id
+        for id in ids[1:]
+        if synthetic.bytes_of[id] in (b"|ENDOFTEXT|", b"|SPEAKER|", b"|NEWLINE|", b"<s>", b"<unk>", b"<0x04>")
+    ]
     assert typed in synthetic.decode(ids)
 
 
 def test_an_answer_ends_before_the_next_question(synthetic):
     assert synthetic.chat_stops == ("\n\nhuman:",)
-    for text in ("Yes.\n\nhuman: And", "Yes.\n\nhuman:", "Yes.\n\nhum", "Yes.\n\n", "Yes.", "\n\nhuman:", "Yes.\n\nhuman: x\n\nhuman: y"):
+    for text in (
+        "Yes.\n\nhuman: And",
+        "Yes.\n\nhuman:",
+        "Yes.\n\nhum",
+        "Yes.\n\n",
+        "Yes.",
+        "\n\nhuman:",
+        "Yes.\n\nhuman: x\n\nhuman: y",
+    ):
         for size in (1, 2, 5):
             ids, written = synthetic.encode(text, add_special_tokens=False), []
             stream = synthetic.stream(written.append, stops=synthetic.chat_stops)

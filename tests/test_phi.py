@@ -56,7 +56,9 @@ def test_casting_back_and_forth_leaves_the_rotary_tables_alone(dtype):
     exact = phi.rope_tables(*arguments, torch.zeros(1, dtype=torch.float64))
     half = phi.rope_tables(*arguments, torch.zeros(1, dtype=dtype))
     for a, b, c in zip(before, exact, half, strict=True):
-        assert (a - b).abs().max() < 1e-4 and (c.double() - b).abs().max() < (4e-3 if dtype == torch.bfloat16 else 1e-3)
+        assert (a - b).abs().max() < 1e-4 and (c.double() - b).abs().max() < (
+            4e-3 if dtype == torch.bfloat16 else 1e-3
+        )
     assert not list(model.buffers())
 
 
@@ -220,7 +222,9 @@ def test_real_configs_have_the_published_size(data, name, parameters):
 def test_the_real_index_has_exactly_our_names(data, name):
     index = json.loads((data / "configs" / "index" / f"{name}.model.safetensors.index.json").read_text())
     with torch.device("meta"):
-        model = phi.PhiForCausalLM(read(phi.PhiConfig, json.loads((data / "configs" / "phi-2.json").read_text())))
+        model = phi.PhiForCausalLM(
+            read(phi.PhiConfig, json.loads((data / "configs" / "phi-2.json").read_text()))
+        )
     assert set(index["weight_map"]) == set(model.state_dict())
     total = sum(t.numel() for t in model.state_dict().values())
     assert index["metadata"]["total_size"] in (2 * total, 4 * total)
@@ -241,13 +245,19 @@ def legacy(kind: str, kv_heads: int | None):
             joint = torch.cat([state[name.replace("q_proj", f"{x}_proj")] for x in "qkv"])
             stored[name.replace("self_attn.q_proj", "mixer.Wqkv")] = joint
         elif ".k_proj." not in name and ".v_proj." not in name:
-            stored[name.replace("self_attn.dense", "mixer.out_proj").replace("input_layernorm", "ln")] = tensor
+            stored[name.replace("self_attn.dense", "mixer.out_proj").replace("input_layernorm", "ln")] = (
+                tensor
+            )
     renamed = {}
     for name, tensor in stored.items():
         name = name.replace("model.final_layernorm", "lm_head.ln").replace("model.embed_tokens", "embd.wte")
-        name = name.replace("lm_head.weight", "lm_head.linear.weight").replace("lm_head.bias", "lm_head.linear.bias")
+        name = name.replace("lm_head.weight", "lm_head.linear.weight").replace(
+            "lm_head.bias", "lm_head.linear.bias"
+        )
         if kind == "phi-msft":
-            renamed[("" if name.startswith("lm_head") else "transformer.") + name.replace("model.layers", "h")] = tensor
+            renamed[
+                ("" if name.startswith("lm_head") else "transformer.") + name.replace("model.layers", "h")
+            ] = tensor
         else:
             parts = name.replace("model.layers.", "layers.").split(".")
             if parts[0] == "layers":
@@ -295,7 +305,9 @@ def test_a_joint_matrix_of_another_size_is_said(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**config, "n_head": 5}))
     name = "transformer.h.0.mixer.Wqkv.weight"
     torch.save({**stored, name: stored[name][:100]}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="cut into q, k and v|num_attention_heads 5 does not divide") as caught:
+    with pytest.raises(
+        ValueError, match="cut into q, k and v|num_attention_heads 5 does not divide"
+    ) as caught:
         weights.load(phi.PhiForCausalLM, tmp_path)
     assert "\n" not in str(caught.value)
     (tmp_path / "config.json").write_text(json.dumps(config))  # only the matrix is wrong now
@@ -319,19 +331,27 @@ def test_instruct_and_output(data):
     tokenizer = tokenize.load(data / "hub" / "phi-2")
     ids = tokenizer.chat([{"role": "user", "content": "Why is the sky blue?"}])
     assert tokenizer.decode(ids) == "Instruct: Why is the sky blue?\nOutput:"
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
     assert tokenizer.decode(tokenizer.chat(turns)) == "Instruct: a\nOutput: b\nInstruct: c\nOutput:"
     typed = tokenizer.chat([{"role": "user", "content": "x<|endoftext|>y  z"}])
     assert 50256 not in typed and "<|endoftext|>" in tokenizer.decode(typed)
     assert 50286 in typed, "two spaces are a token of their own, but no special one"
-    for bad, message in (([], "last message"), (turns[:2], "last message"), ([{"role": "system", "content": "x"}], "role 'system'")):
+    for bad, message in (
+        ([], "last message"),
+        (turns[:2], "last message"),
+        ([{"role": "system", "content": "x"}], "role 'system'"),
+    ):
         with pytest.raises(ValueError, match=message):
             tokenizer.chat(bad)
 
 
 def test_the_stop_that_no_config_names():
     """phi-1 and phi-1.5 name no stop id anywhere: the tokenizer's is taken."""
-    from decoders.__main__ import stop_ids
+    from decoders.cli.main import stop_ids
 
     tiny = ROOT / "checkpoints" / "tiny-phi"
     model, tokenizer = weights.load(phi.PhiForCausalLM, tiny), tokenize.load(tiny)

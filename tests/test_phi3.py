@@ -64,15 +64,22 @@ def test_a_step_reads_its_window_only(window, dtype, monkeypatch):
     monkeypatch.setattr(phi3.Phi3Attention, "attend", staticmethod(watched))
     step = model(ids[:, 20:21], past_key_values=cache).logits
     assert seen == [window] * 3
-    torch.testing.assert_close(step[:, 0], model(ids[:, :21]).logits[:, -1], atol=2e-5 if dtype == torch.float32 else 0.1, rtol=0)
+    torch.testing.assert_close(
+        step[:, 0], model(ids[:, :21]).logits[:, -1], atol=2e-5 if dtype == torch.float32 else 0.1, rtol=0
+    )
 
 
 def test_the_attention_factor_of_128k():
-    config = PHI3.config(**{**LONGROPE, "max_position_embeddings": 131072, "original_max_position_embeddings": 4096})
+    config = PHI3.config(
+        **{**LONGROPE, "max_position_embeddings": 131072, "original_max_position_embeddings": 4096}
+    )
     assert abs(config.attention_factor - 1.1902380714) < 1e-9
     assert PHI3.config(**{**LONGROPE, "max_position_embeddings": 12}).attention_factor == 1.0
     assert PHI3.config().attention_factor == 1.0
-    for extra, expected in (({"factor": 2}, math.sqrt(1 + math.log(2) / math.log(12))), ({"attention_factor": 1.5}, 1.5)):
+    for extra, expected in (
+        ({"factor": 2}, math.sqrt(1 + math.log(2) / math.log(12))),
+        ({"attention_factor": 1.5}, 1.5),
+    ):
         changes = {**LONGROPE, "rope_scaling": {**LONGROPE["rope_scaling"], **extra}}
         assert PHI3.config(**changes).attention_factor == expected
         ours, theirs = PHI3.pair(**changes)
@@ -97,7 +104,9 @@ def one_by_one(model, ids, mask, n):
     """Greedy text from whole passes only."""
     for _ in range(n):
         places = (mask.cumsum(-1) - 1).clamp(min=0)
-        token = model(ids, attention_mask=mask, position_ids=places, use_cache=False).logits[:, -1:].argmax(-1)
+        token = (
+            model(ids, attention_mask=mask, position_ids=places, use_cache=False).logits[:, -1:].argmax(-1)
+        )
         ids, mask = torch.cat([ids, token], 1), F.pad(mask, (0, 1), value=1)
     return ids
 
@@ -119,7 +128,10 @@ def grows_as_whole_passes(per_row, kind, seed):
     mask[1, : {"full": 0, "one row padded": 0, "all rows padded": 2}[kind]] = 0
     expected = one_by_one(model, ids, mask, 15)
     assert model.generate(ids, mask, max_new_tokens=15, eos_token_id=None).tolist() == expected.tolist()
-    assert model.generate(ids, mask, max_new_tokens=15, eos_token_id=None, use_cache=False).tolist() == expected.tolist()
+    assert (
+        model.generate(ids, mask, max_new_tokens=15, eos_token_id=None, use_cache=False).tolist()
+        == expected.tolist()
+    )
 
 
 def test_the_cache_is_computed_anew_once():
@@ -143,14 +155,16 @@ def test_transformers_5_crosses_the_limit_alike(window):
     ours, theirs = PHI3.pair(**{**LONGROPE, "sliding_window": window})
     ids, mask = inputs(101)
     a = ours.generate(ids[:, :9], max_new_tokens=20, eos_token_id=None)
-    b = theirs.generate(ids[:, :9], attention_mask=mask[:, :9], max_new_tokens=20, do_sample=False, eos_token_id=None)
+    b = theirs.generate(
+        ids[:, :9], attention_mask=mask[:, :9], max_new_tokens=20, do_sample=False, eos_token_id=None
+    )
     assert a.tolist() == b.tolist()
 
 
 @torch.no_grad()
 def test_the_longest_row_decides_unless_each_does():
     ids, mask = inputs(101)
-    mask[0, : LENGTH_SHORT] = 0  # 11 tokens: short by itself
+    mask[0, :LENGTH_SHORT] = 0  # 11 tokens: short by itself
     places = (mask.cumsum(-1) - 1).clamp(min=0)
     for per_row in (False, True):
         model = PHI3.model(rope_per_row=per_row, **LONGROPE)
@@ -174,7 +188,9 @@ def test_a_cache_of_the_other_factors_is_an_error(past):
     cache = model(ids[:, :9]).past_key_values
     model(ids[:, 9:12], past_key_values=cache)
     given = cache if past == "cache" else tuple(cache)
-    with pytest.raises(ValueError, match="other frequencies than past_key_values has: pass the whole text without it"):
+    with pytest.raises(
+        ValueError, match="other frequencies than past_key_values has: pass the whole text without it"
+    ):
         model(ids[:, 12:13], past_key_values=given)
     whole = model(ids[:, :13]).past_key_values
     model(ids[:, 13:14], past_key_values=whole)
@@ -203,7 +219,10 @@ def test_reordered_rows_take_their_factors_along():
     assert cache.rope.tolist() == [False, True]
     cache.reorder(torch.tensor([1, 0]))
     assert cache.rope.tolist() == [True, False]
-    step = {"attention_mask": F.pad(mask, (0, 1), value=1).flip(0), "position_ids": (places[:, -1:] + 1).flip(0)}
+    step = {
+        "attention_mask": F.pad(mask, (0, 1), value=1).flip(0),
+        "position_ids": (places[:, -1:] + 1).flip(0),
+    }
     logits = model(ids[:, :1].flip(0), past_key_values=cache, **step).logits
     alone = model(torch.cat([ids[1:], ids[1:, :1]], 1)).logits[0, -1]
     torch.testing.assert_close(logits[0, -1], alone, atol=2e-5, rtol=0)
@@ -313,7 +332,9 @@ def test_real_configs_have_the_published_size(data, name, parameters, rotary):
 
 
 def test_the_real_index_has_exactly_our_names(data):
-    index = json.loads((data / "configs" / "index" / "Phi-3.5-mini-instruct.model.safetensors.index.json").read_text())
+    index = json.loads(
+        (data / "configs" / "index" / "Phi-3.5-mini-instruct.model.safetensors.index.json").read_text()
+    )
     config = read(phi3.Phi3Config, json.loads((data / "configs" / "Phi-3.5-mini-instruct.json").read_text()))
     with torch.device("meta"):
         model = phi3.Phi3ForCausalLM(config)

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from decoders import kernels
-from decoders.tools import generation
+from decoders import decoding, kernels
 from tests.families import BATCH, FAMILIES, LENGTH, PADDED, inputs
 
 CLOSE = {"atol": 2e-5, "rtol": 0}
@@ -91,7 +90,9 @@ def test_rows_of_padding_look_at_themselves(family):
 def test_left_padding_has_the_right_gradient_from_the_fused_kernel(family):
     """With a row of lowest numbers in the mask it is wrong: log(n) drowns in them. In float64, also of those rows."""
     for window in (None, 3):
-        model = family.model(dtype=torch.float64, **({"sliding_window": window} if family.name == "phi3" else {}))
+        model = family.model(
+            dtype=torch.float64, **({"sliding_window": window} if family.name == "phi3" else {})
+        )
         ids, mask = inputs(101, padded=True)
         outputs = [model(ids, attention_mask=mask, output_attentions=whole).logits for whole in (False, True)]
         torch.testing.assert_close(*outputs, atol=1e-12, rtol=0)
@@ -108,7 +109,9 @@ def test_rows_of_padding_are_finite(family, path, dtype):
     mask[1] = 0
     output = model(ids, attention_mask=mask, **path)
     assert output.logits.isfinite().all()
-    step = model(ids[:, :1], attention_mask=torch.cat([mask, mask[:, :1]], 1), past_key_values=output.past_key_values)
+    step = model(
+        ids[:, :1], attention_mask=torch.cat([mask, mask[:, :1]], 1), past_key_values=output.past_key_values
+    )
     assert step.logits.isfinite().all()
 
 
@@ -228,7 +231,10 @@ def test_greedy_is_the_argmax_of_repeated_full_passes(family, use_cache):
     expected = ids
     for _ in range(25):
         expected = torch.cat([expected, model(expected).logits[:, -1:].argmax(-1)], 1)
-    assert model.generate(ids, max_new_tokens=25, eos_token_id=None, use_cache=use_cache).tolist() == expected.tolist()
+    assert (
+        model.generate(ids, max_new_tokens=25, eos_token_id=None, use_cache=use_cache).tolist()
+        == expected.tolist()
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -254,7 +260,9 @@ def test_a_conversation_keeps_its_cache(family):
     assert len(cache) == 8
     prompt = torch.cat([first, ids[:, :6]], 1)
     lengths = []
-    getattr(model, family.base).register_forward_hook(lambda m, inputs, output: lengths.append(inputs[0].shape[1]))
+    getattr(model, family.base).register_forward_hook(
+        lambda m, inputs, output: lengths.append(inputs[0].shape[1])
+    )
     second = model.generate(prompt, max_new_tokens=4, eos_token_id=None, past_key_values=cache)
     assert lengths == [7, 1, 1, 1] and len(cache) == 18
     assert second.tolist() == model.generate(prompt, max_new_tokens=4, eos_token_id=None).tolist()
@@ -266,8 +274,8 @@ def test_repetition_penalty_leaves_padding_alone(family):
     model = family.model()
     ids, mask = inputs(101, padded=True)
     options = {"max_new_tokens": 20, "eos_token_id": None, "repetition_penalty": 3.0}
-    alone = generation.generate(model, ids[:1, PADDED:], **options)[0]
-    assert generation.generate(model, ids, mask, **options)[0, PADDED:].tolist() == alone.tolist()
+    alone = decoding.generate(model, ids[:1, PADDED:], **options)[0]
+    assert decoding.generate(model, ids, mask, **options)[0, PADDED:].tolist() == alone.tolist()
 
 
 def test_stop_ids_come_from_the_checkpoint_unless_given(family):
@@ -307,7 +315,7 @@ def test_processors_criteria_and_streamer(family):
         assert logits.dtype == torch.float32
         return logits.masked_fill(torch.arange(101) % 2 == 1, -torch.inf)
 
-    result = generation.generate(model, ids, max_new_tokens=30, eos_token_id=None, logits_processor=[only_even], streamer=Streamer(),
+    result = decoding.generate(model, ids, max_new_tokens=30, eos_token_id=None, logits_processor=[only_even], streamer=Streamer(),
                                  stopping_criteria=[lambda ids, logits: ids.shape[1] >= LENGTH + 4])  # fmt: skip
     new = result[0, LENGTH:]
     assert len(new) == 4 and (new % 2 == 0).all()
@@ -327,7 +335,7 @@ def test_processors_criteria_and_streamer(family):
 def test_wrong_options_are_said(family, options, message):
     model = family.model()
     with pytest.raises(ValueError, match=message):
-        generation.generate(model, inputs(101)[0], **{"max_new_tokens": 3, **options})
+        decoding.generate(model, inputs(101)[0], **{"max_new_tokens": 3, **options})
     if "repetition_penalty" not in options:
         with pytest.raises(ValueError, match=message):
             model.generate(inputs(101)[0], **{"max_new_tokens": 3, **options})
@@ -362,7 +370,9 @@ def test_unknown_arguments_are_a_type_error(family):
         family.model().generate(ids, max_new_tokens=1, top_q=0.5)
 
 
-@pytest.mark.parametrize("mask", [torch.ones(2, 22), torch.ones(2, 1, 22, 23), torch.ones(2, 1, 1, 23), torch.ones(23)], ids=str)
+@pytest.mark.parametrize(
+    "mask", [torch.ones(2, 22), torch.ones(2, 1, 22, 23), torch.ones(2, 1, 1, 23), torch.ones(23)], ids=str
+)
 def test_masks_of_another_shape_are_said(family, mask):
     with pytest.raises(ValueError, match="attention_mask must be"):
         family.model()(inputs(101)[0], attention_mask=mask)
@@ -440,9 +450,20 @@ def test_token_types_and_head_masks_act_on_every_step():
     for family in (f for f in FAMILIES if f.name in ("gpt_neo", "openai-gpt")):
         model, (ids, _) = family.model(), inputs(101)
         types, heads = torch.randint(0, 101, ids.shape), torch.tensor([1.0, 0, 0.5, 1])
-        found, text = model.generate(ids, max_new_tokens=5, eos_token_id=None, token_type_ids=types, head_mask=heads), ids
+        found, text = (
+            model.generate(ids, max_new_tokens=5, eos_token_id=None, token_type_ids=types, head_mask=heads),
+            ids,
+        )
         for _ in range(5):
-            text = torch.cat([text, model(text, token_type_ids=types, head_mask=heads, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+            text = torch.cat(
+                [
+                    text,
+                    model(text, token_type_ids=types, head_mask=heads, use_cache=False)
+                    .logits[:, -1:]
+                    .argmax(-1),
+                ],
+                1,
+            )
             types = torch.cat([types, types[:, -1:]], 1)
         assert torch.equal(found, text)
         assert not torch.equal(found, model.generate(ids, max_new_tokens=5, eos_token_id=None))

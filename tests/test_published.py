@@ -43,8 +43,23 @@ LOGITS = {  # checkpoint -> (tolerance, logits[0, :2, :30])
         15.5148 16.0035 18.6652 18.3087 17.2960 17.8223 17.7776 16.8686 17.4093 17.8037 17.2544 16.7231 18.6195 19.6784 16.6647"""),
 }  # fmt: skip
 # The first release of Phi-3-mini-128k had other weights: the beginnings of the same two rows.
-FIRST_128K = ([1.8478, -0.5709, -1.6792, -1.2133, -0.7809, -0.8817, -2.0969, -1.1191, -0.7731, -1.0483, -0.5961, -1.3067],
-              [3.5839, 2.4722, 3.7130, 1.2032, 0.7356, 2.7777])
+FIRST_128K = (
+    [
+        1.8478,
+        -0.5709,
+        -1.6792,
+        -1.2133,
+        -0.7809,
+        -0.8817,
+        -2.0969,
+        -1.1191,
+        -0.7731,
+        -1.0483,
+        -0.5961,
+        -1.3067,
+    ],
+    [3.5839, 2.4722, 3.7130, 1.2032, 0.7356, 2.7777],
+)
 TEXTS = {  # checkpoint -> (prompt or ids, what greedy text follows)
     "phi-1": ("This is an example script .",
               "\n\n\n\nfrom typing import List\n\ndef find_most_common_letter(words: List[str"),
@@ -61,18 +76,39 @@ TEXTS = {  # checkpoint -> (prompt or ids, what greedy text follows)
 EYES = [  # of adept/fuyu-8b: a picture beside the checkpoint, a prompt, what greedy text follows
     ("bus.png", "Generate a coco-style caption.\n", "A blue bus parked on the side of a road."),
     ("bus.png", "What color is the bus?\n", "The bus is blue.\n"),
-    ("chart.png", "What is the highest life expectancy at birth of male?\n",
-     "The life expectancy at birth of males in 2018 is 80.7.\n"),
+    (
+        "chart.png",
+        "What is the highest life expectancy at birth of male?\n",
+        "The life expectancy at birth of males in 2018 is 80.7.\n",
+    ),
 ]
 FRUIT = {"role": "user", "content": "Can you provide ways to eat combinations of bananas and dragonfruits?"}
-SYSTEM = {"role": "system", "content": "You are a helpful digital assistant. Please provide safe, ethical and accurate information to the user."}
+SYSTEM = {
+    "role": "system",
+    "content": "You are a helpful digital assistant. Please provide safe, ethical and accurate information to the user.",
+}
 BEGINS = "Certainly! Bananas and dragonfruits can be combined in various delicious "
 CHATS = [  # checkpoint, messages, what greedy text follows
-    ("Phi-3-mini-4k-instruct", [FRUIT], BEGINS + "ways. Here are some creative ideas for incorporating both fruits"),
-    ("Phi-3-mini-4k-instruct", [SYSTEM, FRUIT], BEGINS + "ways. Here are some ideas for incorporating these fruits into your"),
-    ("Phi-3-mini-128k-instruct", [SYSTEM, FRUIT], BEGINS + "and nutritious ways. Here are some creative and healthy"),
-    ("persimmon-8b-chat", [{"role": "user", "content": "Simply put, the theory of relativity states that?"}],
-     "The theory of relativity states that the laws of physics are the same for all observers, regardless of their"),
+    (
+        "Phi-3-mini-4k-instruct",
+        [FRUIT],
+        BEGINS + "ways. Here are some creative ideas for incorporating both fruits",
+    ),
+    (
+        "Phi-3-mini-4k-instruct",
+        [SYSTEM, FRUIT],
+        BEGINS + "ways. Here are some ideas for incorporating these fruits into your",
+    ),
+    (
+        "Phi-3-mini-128k-instruct",
+        [SYSTEM, FRUIT],
+        BEGINS + "and nutritious ways. Here are some creative and healthy",
+    ),
+    (
+        "persimmon-8b-chat",
+        [{"role": "user", "content": "Simply put, the theory of relativity states that?"}],
+        "The theory of relativity states that the laws of physics are the same for all observers, regardless of their",
+    ),
 ]
 
 
@@ -109,7 +145,9 @@ def test_published_texts(name):
     tokenizer = tokenize.load(folder)
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
     new = expected if isinstance(expected, list) else tokenizer.encode(expected)
-    found = model_of(folder).generate(torch.tensor([ids]), max_new_tokens=len(new), eos_token_id=None)[0, len(ids) :]
+    found = model_of(folder).generate(torch.tensor([ids]), max_new_tokens=len(new), eos_token_id=None)[
+        0, len(ids) :
+    ]
     assert tokenizer.decode(found) == (expected if isinstance(expected, str) else tokenizer.decode(expected))
 
 
@@ -118,7 +156,9 @@ def test_published_chats(name, messages, expected):
     folder = folder_of(name)
     tokenizer = tokenize.load(folder)
     ids = tokenizer.chat(messages)
-    found = model_of(folder).generate(torch.tensor([ids]), max_new_tokens=32, eos_token_id=None)[0, len(ids) :]
+    found = model_of(folder).generate(torch.tensor([ids]), max_new_tokens=32, eos_token_id=None)[
+        0, len(ids) :
+    ]
     assert tokenizer.decode(found).strip().startswith(expected)
 
 
@@ -136,6 +176,8 @@ def test_published_answers_about_pictures(file, prompt, expected):
 def test_published_ids_of_a_picture_and_its_prompt():
     """Of the real vocabulary, with a backslash and an n, as the test of Transformers has it."""
     tokenizer = tokenize.load(folder_of("fuyu-8b"))
-    ids = fuyu.FuyuProcessor(fuyu.FuyuImageProcessor(), tokenizer)("Generate a coco-style caption.\\n", torch.zeros(417, 640, 3, dtype=torch.uint8))["input_ids"][0]
+    ids = fuyu.FuyuProcessor(fuyu.FuyuImageProcessor(), tokenizer)(
+        "Generate a coco-style caption.\\n", torch.zeros(417, 640, 3, dtype=torch.uint8)
+    )["input_ids"][0]
     tail = [1, 128340, 71374, 71389, 120412, 71377, 71835, 71374, 73615, 71375, 71399, 71435, 71122]
     assert ids.tolist() == [*[71011] * 22, 71019] * 14 + tail

@@ -15,16 +15,27 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from decoders import fuyu, kernels, native, tokenize, weights
-from decoders.__main__ import main
+from decoders import decoding, fuyu, kernels, tokenize, weights
+from decoders.cli.main import main
 from decoders.formats.files import read_safetensors
-from decoders.tools import generation
+from decoders.kernels import native
 from tests.families import PADDED, inputs
 from tests.folders import safetensors_whole, weights_of, write_config
 
 KINDS = tuple(kernels.KINDS)
 kinds = pytest.mark.parametrize("kind", KINDS)
-SIZES = [(1, 32, 7), (1, 513, 9), (1, 1300, 70), (2, 45, 67), (3, 128, 64), (5, 130, 33), (9, 45, 67), (17, 200, 130), (49, 64, 65), (40, 4201, 70)]  # rows, inputs, outputs
+SIZES = [
+    (1, 32, 7),
+    (1, 513, 9),
+    (1, 1300, 70),
+    (2, 45, 67),
+    (3, 128, 64),
+    (5, 130, 33),
+    (9, 45, 67),
+    (17, 200, 130),
+    (49, 64, 65),
+    (40, 4201, 70),
+]  # rows, inputs, outputs
 
 
 @pytest.fixture
@@ -35,7 +46,9 @@ def without_a_compiler(monkeypatch):
     native.library.cache_clear()
 
 
-def layer(kind: str, inputs: int, outputs: int, dtype=torch.float32) -> tuple[torch.nn.Linear, kernels.Quantized]:
+def layer(
+    kind: str, inputs: int, outputs: int, dtype=torch.float32
+) -> tuple[torch.nn.Linear, kernels.Quantized]:
     linear = torch.nn.Linear(inputs, outputs).to(dtype)
     return linear, kernels.filled("layer", linear, kind, linear.weight, "cpu").requires_grad_(False)
 
@@ -181,7 +194,11 @@ def test_training_is_an_error_with_a_sentence(kind, family):
     with pytest.raises(ValueError, match=f"{kind} cannot be trained: load the model without quantize"):
         model.train()
     with pytest.raises(ValueError, match="no gradient"):
-        model(inputs_embeds=torch.randn(1, 3, model.get_submodule(family.table).embedding_dim, requires_grad=True))
+        model(
+            inputs_embeds=torch.randn(
+                1, 3, model.get_submodule(family.table).embedding_dim, requires_grad=True
+            )
+        )
 
 
 @kinds
@@ -206,7 +223,9 @@ def test_every_linear_layer_is_quantised_and_nothing_else(family, kind):
         if type(module) is torch.nn.Linear or type(module).__name__ == "Conv1D":
             assert isinstance(own, kernels.Quantized) and own.kind == kind, name
             weight = kernels.matrix(module, module.weight)
-            assert (own.whole() - weight).abs().max() <= {"int4": 0.08}.get(kind, 0.005) * weight.abs().max(), name
+            assert (own.whole() - weight).abs().max() <= {"int4": 0.08}.get(
+                kind, 0.005
+            ) * weight.abs().max(), name
         else:
             assert type(own) is type(module), name
     cost = kernels.error(plain, inputs(101)[0], kind)
@@ -244,13 +263,15 @@ def test_generation_beams_and_assistants(family, kind):
         row = torch.cat((row, model(row).logits[:, -1:].argmax(-1)), 1)
     assert torch.equal(text, row)
     more = {"max_new_tokens": 6, "eos_token_id": None}
-    assert torch.equal(generation.generate(model, ids, assistant_model=family.model(), **more), text)
-    assert torch.equal(generation.generate(model, ids, prompt_lookup_num_tokens=3, **more), text)
-    assert generation.generate(model, ids, num_beams=3, **more).shape == text.shape
+    assert torch.equal(decoding.generate(model, ids, assistant_model=family.model(), **more), text)
+    assert torch.equal(decoding.generate(model, ids, prompt_lookup_num_tokens=3, **more), text)
+    assert decoding.generate(model, ids, num_beams=3, **more).shape == text.shape
 
 
 @kinds
-@pytest.mark.parametrize("head", ["ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"])
+@pytest.mark.parametrize(
+    "head", ["ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"]
+)
 def test_heads_are_quantised_too(family, kind, head):
     model = family.model(head, num_labels=3, pad_token_id=0)
     ids, _ = inputs(101)
@@ -291,7 +312,9 @@ def test_a_compiler_or_an_export_gets_plain_operations(family):
     ids, _ = inputs(101)
     with torch.no_grad():
         exported = torch.export.export(model, (ids,), {"use_cache": False}).module()
-        torch.testing.assert_close(exported(ids, use_cache=False).logits, model(ids).logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            exported(ids, use_cache=False).logits, model(ids).logits, atol=1e-4, rtol=1e-4
+        )
 
 
 def test_without_a_compiler_it_is_said_once(without_a_compiler):
@@ -301,7 +324,9 @@ def test_without_a_compiler_it_is_said_once(without_a_compiler):
             linear = torch.nn.Sequential(torch.nn.Linear(8, 8))
             linear.config_json = {}
             kernels.quantize(linear, "int8")
-    assert [str(one.message).partition(": ")[2] for one in told] == ["weights of 8 and 4 bits save memory, but not time"]
+    assert [str(one.message).partition(": ")[2] for one in told] == [
+        "weights of 8 and 4 bits save memory, but not time"
+    ]
 
 
 # ---- Folders -----------------------------------------------------------------------------------------------
@@ -326,7 +351,9 @@ def test_a_saved_folder_is_the_model_bit_for_bit(family, folder, kind, dtype, tm
     told = json.loads((tmp_path / "small" / "config.json").read_text())["quantization_config"]
     assert told == {"quant_method": "decoders", "version": 1, "weights": kind}
     again = weights.load(family.cls(), tmp_path / "small")
-    assert {n: t.dtype for n, t in again.state_dict().items()} == {n: t.dtype for n, t in model.state_dict().items()}
+    assert {n: t.dtype for n, t in again.state_dict().items()} == {
+        n: t.dtype for n, t in model.state_dict().items()
+    }
     assert all(torch.equal(t, again.state_dict()[n]) for n, t in model.state_dict().items())
     assert torch.equal(again(ids).logits, model(ids).logits)
     with pytest.raises(ValueError, match="small: the model is quantised already"):
@@ -342,21 +369,29 @@ def test_skipped_layers_are_skipped_when_loading(family, folder, tmp_path):
 
 @torch.no_grad()
 @kinds
-@pytest.mark.parametrize("head", ["Model", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"])
+@pytest.mark.parametrize(
+    "head", ["Model", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"]
+)
 def test_a_quantised_folder_goes_into_the_other_classes(family, folder, kind, head, tmp_path):
     """A head that the folder does not have is drawn anew, in 16 or 32 bits; its trunk is that of the folder."""
     weights.save(weights.load(family.cls(), folder, quantize=kind), tmp_path / "small")
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         model = weights.load(family.cls(head), tmp_path / "small")
-    assert [bool(re.search("has no .*: drawn anew", str(one.message))) for one in told] == [True] * (head != "Model")
+    assert [bool(re.search("has no .*: drawn anew", str(one.message))) for one in told] == [True] * (
+        head != "Model"
+    )
     causal = weights.load(family.cls(), tmp_path / "small")
     ids = inputs(101)[0][:1]
     trunk = model if head == "Model" else getattr(model, family.base)
     assert torch.equal(trunk(ids)[0], getattr(causal, family.base)(ids)[0])
     weights.save(model, tmp_path / "head")
     again = weights.load(family.cls(head), tmp_path / "head")
-    assert all(torch.equal(a, b) for a, b in zip(again(ids)[:2], model(ids)[:2], strict=True) if isinstance(a, torch.Tensor))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(again(ids)[:2], model(ids)[:2], strict=True)
+        if isinstance(a, torch.Tensor)
+    )
 
 
 @pytest.mark.parametrize(("change", "told"), [
@@ -412,10 +447,15 @@ def test_memory_while_loading_is_that_of_the_bits_and_one_layer(tmp_path):
 
     sizes = {"hidden_size": 768, "num_layers": 6, "num_heads": 12, "vocab_size": 300, "max_position_embeddings": 64,
              "attention_types": [[["global", "local"], 3]]}  # fmt: skip
-    for name, changes in (("large", {}), ("small", {"hidden_size": 24, "num_layers": 2, "attention_types": [[["global", "local"], 1]]})):
+    for name, changes in (
+        ("large", {}),
+        ("small", {"hidden_size": 24, "num_layers": 2, "attention_types": [[["global", "local"], 1]]}),
+    ):
         model = gpt_neo.GPTNeoForCausalLM(gpt_neo.GPTNeoConfig(**{**sizes, **changes}))
         weights.save(model, tmp_path / name)
-    result = subprocess.run([sys.executable, "-c", PEAK, tmp_path / "large", tmp_path / "small"], capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", PEAK, tmp_path / "large", tmp_path / "small"], capture_output=True, text=True
+    )
     assert not result.returncode, result.stderr
     peak, bits = map(int, result.stdout.split())
     layer = 4 * 768 * 768 * 4
@@ -435,7 +475,10 @@ def test_the_command_line(family, folder, capsys, kind, tmp_path):
     assert main(["inspect", tiny, "--json"]) == 0
     plain = json.loads(capsys.readouterr().out)
     assert facts["quantized"] == kind and facts["memory"] < 0.8 * plain["memory"] and not facts["problems"]
-    assert facts["dtype"] == plain["dtype"] and len(read_safetensors(tmp_path / "bits" / "model.safetensors")) > 10
+    assert (
+        facts["dtype"] == plain["dtype"]
+        and len(read_safetensors(tmp_path / "bits" / "model.safetensors")) > 10
+    )
 
 
 def test_the_command_line_offers_every_kind(capsys):
@@ -450,7 +493,10 @@ def test_the_documentation_runs(tmp_path, monkeypatch):
         assert row in KINDS
     (tmp_path / "checkpoints").symlink_to(Path(__file__).parents[1] / "checkpoints")
     monkeypatch.chdir(tmp_path)
-    [command], [code] = re.findall(r"^python -m decoders (.*)$", page, re.M), re.findall(r"```python\n(.*?)```", page, re.S)
+    [command], [code] = (
+        re.findall(r"^python -m decoders (.*)$", page, re.M),
+        re.findall(r"```python\n(.*?)```", page, re.S),
+    )
     assert main(shlex.split(command)) == 0
     exec(code, names := {})
     assert names["model"].model.layers[0].mlp.fc1.kind == "int4"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from decoders.__main__ import parser
+from decoders.cli.main import parser
 from examples.experiments import EXPERIMENTS
 from tests import reading
 
@@ -23,7 +23,9 @@ def test_names_have_their_lines(page):
         assert (READING / target).exists(), target
 
 
-@pytest.mark.parametrize("page", [page for page in reading.PAGES if page.stem not in ("README", "six")], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [page for page in reading.PAGES if page.stem not in ("README", "six")], ids=lambda page: page.stem
+)
 def test_quoted_code_is_in_what_is_named_before_it(page):
     """Line by line, in order; a page names what it quotes from in the paragraph above, or the one before."""
     text = page.read_text()
@@ -36,15 +38,32 @@ def test_quoted_code_is_in_what_is_named_before_it(page):
 
 
 def test_every_model_has_a_page_and_every_experiment_a_place():
-    assert {page.stem for page in reading.PAGES} == {"README", "six", "gpt_neo", "openai_gpt", "phi", "phi3", "persimmon", "fuyu"}
+    assert {page.stem for page in reading.PAGES} == {
+        "README",
+        "six",
+        "gpt_neo",
+        "openai_gpt",
+        "phi",
+        "phi3",
+        "persimmon",
+        "fuyu",
+    }
     assert sorted(EXPERIMENTS) == QUESTIONS
-    assert all(function.__doc__.count("?") for name, function in EXPERIMENTS.items() if name != "patch") and EXPERIMENTS["patch"].__doc__
+    assert (
+        all(function.__doc__.count("?") for name, function in EXPERIMENTS.items() if name != "patch")
+        and EXPERIMENTS["patch"].__doc__
+    )
 
 
 @pytest.mark.ecosystem
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_experiments_print_what_the_pages_say(name):
-    quoted = [told for page in reading.PAGES for one, told in reading.PRINTED.findall(page.read_text()) if one == name]
+    quoted = [
+        told
+        for page in reading.PAGES
+        for one, told in reading.PRINTED.findall(page.read_text())
+        if one == name
+    ]
     assert quoted == [reading.printed(name)], "python -m tests.reading --write"
 
 

@@ -24,7 +24,9 @@ def test_the_python_example_runs():
 
 def test_the_command_lines_run():
     for line in re.findall(r"^python -m decoders .*", README, re.M):
-        found = subprocess.run([sys.executable, *shlex.split(line)[1:]], capture_output=True, text=True, cwd=ROOT, input="Hi\n")
+        found = subprocess.run(
+            [sys.executable, *shlex.split(line)[1:]], capture_output=True, text=True, cwd=ROOT, input="Hi\n"
+        )
         written = ROOT / "page.html"  # what look writes instead
         assert found.returncode == 0 and (found.stdout or "-o page.html" in line and written.exists()), line
 
@@ -48,7 +50,9 @@ def test_the_proof_is_the_recorded_one_and_still_true():
     results = json.loads(proof.RESULTS.read_text())
     assert proof.table(results) in README, "run python -m tests.proof --write"
     for family in FAMILIES:
-        assert proof.difference(family, torch.float32, draws=3) <= 2 * max(results[family.name]["float32"].values())
+        assert proof.difference(family, torch.float32, draws=3) <= 2 * max(
+            results[family.name]["float32"].values()
+        )
         assert proof.difference(family, torch.float64, draws=3) <= 2 * results[family.name]["float64"] + 1e-12
 
 

@@ -20,7 +20,16 @@ needs_fork = pytest.mark.skipif(sys.platform != "linux", reason="forks")
 def test_killed_writers_and_readers_beside_writers(tmp_path):
     """After a kill it was 23 of 100 folders that could not be loaded, and half of the reads beside a writer mixed two
     models. In a process of its own, since it forks; `python -m tests.fuzz.saves` does this a thousand times."""
-    command = [sys.executable, "-m", "tests.fuzz.saves", str(tmp_path / "folder"), "--kills", "40", "--seconds", "1.5"]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.fuzz.saves",
+        str(tmp_path / "folder"),
+        "--kills",
+        "40",
+        "--seconds",
+        "1.5",
+    ]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert found.returncode == 0, found.stderr
     old, new = map(int, re.search(r"held {1: (\d+), 2: (\d+)}", found.stdout).groups())
@@ -49,7 +58,12 @@ def test_whoever_comes_next_ends_what_was_decided(tmp_path, monkeypatch, moment)
 
         return call
 
-    for module, name in ((switch.os, "replace"), (switch.os, "unlink"), (switch.Path, "rename"), (switch.shutil, "rmtree")):
+    for module, name in (
+        (switch.os, "replace"),
+        (switch.os, "unlink"),
+        (switch.Path, "rename"),
+        (switch.shutil, "rmtree"),
+    ):
         monkeypatch.setattr(module, name, counted(getattr(module, name)))
     with suppress(Killed):
         weights.save(saves.model_of(2), folder)
@@ -60,7 +74,9 @@ def test_whoever_comes_next_ends_what_was_decided(tmp_path, monkeypatch, moment)
     assert not [file.name for file in folder.iterdir() if file.name.startswith(".")]
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), PermissionError(13, "Permission denied")], ids=str)
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), PermissionError(13, "Permission denied")], ids=str
+)
 @pytest.mark.parametrize("place", ["write_text", "mkdtemp", "fsync", "rename"])
 def test_a_save_that_fails_leaves_the_old_checkpoint_and_nothing_else(tmp_path, monkeypatch, error, place):
     folder = tmp_path / "folder"
@@ -70,7 +86,12 @@ def test_a_save_that_fails_leaves_the_old_checkpoint_and_nothing_else(tmp_path, 
     def fail(*args, **options):
         raise error
 
-    module = {"write_text": switch.Path, "mkdtemp": switch.tempfile, "fsync": switch.os, "rename": switch.Path}[place]
+    module = {
+        "write_text": switch.Path,
+        "mkdtemp": switch.tempfile,
+        "fsync": switch.os,
+        "rename": switch.Path,
+    }[place]
     monkeypatch.setattr(module, place, fail)
     with pytest.raises(OSError, match=f"{folder}.*{error.strerror}"):
         weights.save(saves.model_of(2), folder)
@@ -84,7 +105,11 @@ def test_what_belongs_to_the_old_model_goes_with_it(tmp_path):
     model = saves.model_of(2)
     model.generation_config = {}
     weights.save(model, tmp_path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
 
 
 def test_a_tokenizer_may_be_saved_over_itself(tmp_path):
@@ -148,7 +173,20 @@ def test_a_log_beside_the_weights_is_not_a_save(tmp_path, monkeypatch):
     assert saves.kind_of(tmp_path) == 1
 
 
-@pytest.mark.parametrize("names", ['["../precious"]', '["sub/precious"]', '[".."]', '[""]', "[1]", '{"a": 1}', "[", "[" * 10**5, '["a\\u0000"]'])
+@pytest.mark.parametrize(
+    "names",
+    [
+        '["../precious"]',
+        '["sub/precious"]',
+        '[".."]',
+        '[""]',
+        "[1]",
+        '{"a": 1}',
+        "[",
+        "[" * 10**5,
+        '["a\\u0000"]',
+    ],
+)
 def test_a_strangers_folder_cannot_name_files_elsewhere(tmp_path, names):
     """`.saved-...` may come with a download: what its list names outside of the folder stays."""
     folder = tmp_path / "folder"
@@ -159,7 +197,9 @@ def test_a_strangers_folder_cannot_name_files_elsewhere(tmp_path, names):
         file.write_text("mine")
     (folder / ".saved-x").mkdir()
     (folder / ".saved-x" / switch.STALE).write_text(names)
-    with pytest.raises(ValueError, match=r"\.saved-x/\.stale\.json is not a list of file names: no save wrote it, remove"):
+    with pytest.raises(
+        ValueError, match=r"\.saved-x/\.stale\.json is not a list of file names: no save wrote it, remove"
+    ):
         saves.kind_of(folder)
     assert all(file.read_text() == "mine" for file in precious)
 

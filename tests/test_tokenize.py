@@ -21,7 +21,9 @@ TINY = ROOT / "checkpoints" / "tiny-gpt-neo"
 BYTE_LEVEL = ["gpt-neo-125m", "phi-2", "phi-4", "phi-4-mini"]
 PIECES = ["phi-3-mini-4k", "phi-3.5-mini", "phi-3-mini-128k-april-2024"]
 VECTORS = {"gpt-neo-125m": "gpt-neo", "phi-3-mini-4k": "phi-3-mini", "phi-3-mini-128k-april-2024": "phi-3"}
-ODD = list(" \t\n\r\x0b\x0c\x1c\x1f\x85\xa0\u2028\u3000\u200baAzZ09.,'!/|<>_-éß日本🤗\u0301\u200dİſǅʰٱ५Ⅷ\x00\ufffd")
+ODD = list(
+    " \t\n\r\x0b\x0c\x1c\x1f\x85\xa0\u2028\u3000\u200baAzZ09.,'!/|<>_-éß日本🤗\u0301\u200dİſǅʰٱ५Ⅷ\x00\ufffd"
+)
 ODD += ["'s", "'LL", "'ſ", "  ", "\n\n", "   ", "Hello", "WORLD", "the", "123", "don't", " a"]
 RELAXED = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
@@ -167,7 +169,12 @@ def test_a_megabyte_of_one_thing_takes_less_than_a_second(data, run, after):
 
 def test_long_blank_runs_split_as_the_fast_tokenizer_does(real):
     _, ours, theirs = real
-    for text in (" " * 150_000 + "x", "a" + "\n" * 120_000 + " b", "!\n " + " \t" * 60_000 + "1", " " * 110_000):
+    for text in (
+        " " * 150_000 + "x",
+        "a" + "\n" * 120_000 + " b",
+        "!\n " + " \t" * 60_000 + "1",
+        " " * 110_000,
+    ):
         assert ours.encode(text, False) == theirs.encode(text, add_special_tokens=False)
 
 
@@ -175,7 +182,12 @@ def test_long_blank_runs_split_as_the_fast_tokenizer_does(real):
 
 
 @settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(text=st.text(max_size=40), size=st.integers(1, 4), skip=st.booleans(), noise=st.lists(st.integers(0, 32070), max_size=9))
+@given(
+    text=st.text(max_size=40),
+    size=st.integers(1, 4),
+    skip=st.booleans(),
+    noise=st.lists(st.integers(0, 32070), max_size=9),
+)
 def test_streamed_pieces_of_sentencepiece_join_to_the_decoded_text(data, text, size, skip, noise):
     tokenizer = loaded(data / "hub" / "phi-3-mini-4k")
     ids = tokenizer.encode(text) + noise + tokenizer.encode("日本 🤗")[:4]
@@ -189,7 +201,10 @@ def test_a_stream_keeps_the_space_between_prompt_and_answer(data):
     tokenizer = loaded(data / "hub" / "phi-3-mini-4k")
     ids = tokenizer.encode("Hello world again")
     stream = tokenizer.stream()
-    assert stream.put(torch.tensor([ids[:1]])) == "" and [stream.put(id) for id in ids[1:]] == [" world", " again"]
+    assert stream.put(torch.tensor([ids[:1]])) == "" and [stream.put(id) for id in ids[1:]] == [
+        " world",
+        " again",
+    ]
     stream = tokenizer.stream()
     assert [stream.put(id) for id in ids] == ["Hello", " world", " again"]
 
@@ -246,12 +261,29 @@ def trained_unigram(request):
 
 def glued(ours, theirs, seed: str, rounds: int = 4000):
     rng = random.Random(seed)
-    atoms = [*ODD, "|ENDOFTEXT|", "|SPEAKER|", "|NEWLINE|", "|ENDOF", "<s>", "</s>", "<unk>", "<0x04>", "<0x0A>", "<0x4", "▁", "12", "345"]
-    words = [text.decode("utf-8", "ignore").replace("▁", " ") for text in ours.bytes_of.values() ]
+    atoms = [
+        *ODD,
+        "|ENDOFTEXT|",
+        "|SPEAKER|",
+        "|NEWLINE|",
+        "|ENDOF",
+        "<s>",
+        "</s>",
+        "<unk>",
+        "<0x04>",
+        "<0x0A>",
+        "<0x4",
+        "▁",
+        "12",
+        "345",
+    ]
+    words = [text.decode("utf-8", "ignore").replace("▁", " ") for text in ours.bytes_of.values()]
     for _ in range(rounds):
         text = "".join(rng.choice(atoms if rng.random() < 0.5 else words) for _ in range(rng.randint(0, 12)))
         for special in (True, False):
-            assert ours.encode(text, special) == theirs.encode(text, add_special_tokens=special).ids, ascii(text)
+            assert ours.encode(text, special) == theirs.encode(text, add_special_tokens=special).ids, ascii(
+                text
+            )
         ids = [rng.randrange(len(ours) + 5) for _ in range(10)]
         # 4.37 decodes a normalized added token to what it is, as we do; newer `tokenizers` put a space before it
         ids = [id for id in ids if ours.bytes_of.get(id, b"").decode() not in ours.later]
@@ -290,9 +322,11 @@ SAID = {
     "assistant-only": [("assistant", "Hello!")],
     "tool-role": [("tool", "42"), ("user", "Hi")],
 }
-MEDIUM = ("{% for message in messages %}{% if (message['role'] == 'user') %}{{'<|user|>' + '\n' + message['content'] + '<|end|>' + '\n'"
-          " + '<|assistant|>' + '\n'}}{% elif (message['role'] == 'assistant') %}{{message['content'] + '<|end|>' + '\n'}}{% endif %}"
-          "{% endfor %}")
+MEDIUM = (
+    "{% for message in messages %}{% if (message['role'] == 'user') %}{{'<|user|>' + '\n' + message['content'] + '<|end|>' + '\n'"
+    " + '<|assistant|>' + '\n'}}{% elif (message['role'] == 'assistant') %}{{message['content'] + '<|end|>' + '\n'}}{% endif %}"
+    "{% endfor %}"
+)
 
 
 def said(case):
@@ -305,7 +339,11 @@ def test_recorded_chats(data, name, tmp_path):
     if name == "phi-3-medium":  # the same tokenizer with another template
         folder = with_template(folder, tmp_path, MEDIUM)
     tokenizer = tokenize.load(folder)
-    rows = {row["case"]: row for row in json.loads((data / "vectors" / "chat.json").read_text())[name] if row["add_generation_prompt"]}
+    rows = {
+        row["case"]: row
+        for row in json.loads((data / "vectors" / "chat.json").read_text())[name]
+        if row["add_generation_prompt"]
+    }
     for case in SAID:
         if case in rows:
             assert tokenizer.chat(said(case)) == rows[case]["ids"], rows[case]["text"]
@@ -325,7 +363,9 @@ def rendered(folder, messages, **extra):
     environment = sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     config = json.loads((folder / "tokenizer_config.json").read_text())
     names = {f"{role}_token": config.get(f"{role}_token") for role in ("bos", "eos")}
-    return environment.from_string(config["chat_template"]).render(messages=messages, add_generation_prompt=True, **names, **extra)
+    return environment.from_string(config["chat_template"]).render(
+        messages=messages, add_generation_prompt=True, **names, **extra
+    )
 
 
 CONTENTS = st.lists(st.sampled_from([*" \n\tab.é日\u3000", "Hello", "  "]), max_size=8).map("".join)
@@ -344,7 +384,10 @@ def test_chat_equals_the_folders_own_template(data, name, turns):
 
 def test_tools_of_phi_4_mini(data):
     folder = data / "hub" / "phi-4-mini"
-    messages = [{"role": "system", "content": "x", "tools": '[{"name": "f"}]'}, {"role": "user", "content": "y"}]
+    messages = [
+        {"role": "system", "content": "x", "tools": '[{"name": "f"}]'},
+        {"role": "user", "content": "y"},
+    ]
     assert loaded(folder).chat(messages) == loaded(folder).encode(rendered(folder, messages))
 
 
@@ -353,7 +396,10 @@ def test_phi_4_mini_reasoning_names_itself(data, tmp_path):
     folder = with_template(data / "hub" / "phi-4-mini", tmp_path, "{{ '<|system|>" + name + "' }}")
     tokenizer = tokenize.load(folder)
     for messages, system in ((said("user"), name), (said("sys+user"), name + " Be brief.")):
-        assert tokenizer.decode(tokenizer.chat(messages)) == f"<|system|>{system}<|end|><|user|>Hi<|end|><|assistant|>"
+        assert (
+            tokenizer.decode(tokenizer.chat(messages))
+            == f"<|system|>{system}<|end|><|user|>Hi<|end|><|assistant|>"
+        )
 
 
 @pytest.mark.parametrize("name", CHATS)
@@ -368,14 +414,27 @@ def test_control_tokens_that_a_user_types_stay_text(data, name):
 
 
 def test_a_template_may_be_a_file_or_one_of_several(data, tmp_path):
-    folder = with_template(data / "hub" / "phi-3-mini-4k", tmp_path, [{"name": "tool_use", "template": "x"}, {"name": "default", "template": MEDIUM}])
+    folder = with_template(
+        data / "hub" / "phi-3-mini-4k",
+        tmp_path,
+        [{"name": "tool_use", "template": "x"}, {"name": "default", "template": MEDIUM}],
+    )
     medium = tokenize.load(folder).chat(said("sys+user"))
     assert medium == tokenize.load(folder).chat(said("user"))
     (folder / "chat_template.jinja").write_text("system and message['content']")
     assert tokenize.load(folder).chat(said("sys+user")) != medium
 
 
-@pytest.mark.parametrize("message", [{"role": "user"}, {"content": "x"}, {"role": "user", "content": None}, {"role": "user", "content": ["x"]}], ids=str)
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user"},
+        {"content": "x"},
+        {"role": "user", "content": None},
+        {"role": "user", "content": ["x"]},
+    ],
+    ids=str,
+)
 def test_messages_are_text(data, message):
     with pytest.raises(ValueError, match="a message has a role and a content, both text"):
         loaded(data / "hub" / "phi-3-mini-4k").chat([message])
@@ -482,14 +541,35 @@ def test_gpt1_glued_fragments_equal_the_fast_tokenizer(gpt1):
     ours, theirs = gpt1
     rng = random.Random(1)
     words = [word.decode().removesuffix("</w>") for word in ours.bytes_of.values()]
-    atoms = [*ODD, "<unk>", "<unk", "</w>", "“", "—", "…", "Ｆ", "ﬁ", "Å", "İ", "Σ", "ΑΣ", "\xad", "\u2029", "$", "^", "~"]
+    atoms = [
+        *ODD,
+        "<unk>",
+        "<unk",
+        "</w>",
+        "“",
+        "—",
+        "…",
+        "Ｆ",
+        "ﬁ",
+        "Å",
+        "İ",
+        "Σ",
+        "ΑΣ",
+        "\xad",
+        "\u2029",
+        "$",
+        "^",
+        "~",
+    ]
     for _ in range(6000):
         parts = [rng.choice(atoms if rng.random() < 0.6 else words) for _ in range(rng.randint(1, 12))]
         text = "".join(parts)
         assert ours.encode(text, False) == theirs.encode(text, add_special_tokens=False), ascii(text)
         ids = [rng.randrange(len(ours) + 20) for _ in range(10)]
         for skip in (False, True):
-            assert ours.decode(ids, skip) == theirs.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False), ids
+            assert ours.decode(ids, skip) == theirs.decode(
+                ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False
+            ), ids
 
 
 def test_gpt1_knows_the_characters_that_the_fast_tokenizer_knows(gpt1):
@@ -498,7 +578,15 @@ def test_gpt1_knows_the_characters_that_the_fast_tokenizer_knows(gpt1):
     ours, theirs = gpt1
     later = [chr(c) for c in range(0x110000) if characters.LATER.match(chr(c))]
     others = [chr(c) for c in range(0, 0x110000, 40) if not 0xD800 <= c < 0xE000]
-    for char in [*later, *others, *characters.PUNCTUATION_THEN, *characters.MARKS_THEN, "\U0002b820", "\U0002b920", "\u0378"]:
+    for char in [
+        *later,
+        *others,
+        *characters.PUNCTUATION_THEN,
+        *characters.MARKS_THEN,
+        "\U0002b820",
+        "\U0002b920",
+        "\u0378",
+    ]:
         for text in (f"a{char}b", f"e{char}\u0301 {char}"):
             assert ours.encode(text, False) == theirs.encode(text, add_special_tokens=False), ascii(text)
 
@@ -519,8 +607,17 @@ def test_gpt1_streamed_pieces_join_to_the_decoded_text(data, ids, size):
     assert "".join(pieces) == tokenizer.decode(ids)
 
 
-@pytest.mark.parametrize("kind", ["prose", "random letters", *(pytest.param(kind, marks=pytest.mark.ecosystem)  # a quarter of a minute each
-                                                               for kind in ("one letter", "blanks", "marks"))])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "prose",
+        "random letters",
+        *(
+            pytest.param(kind, marks=pytest.mark.ecosystem)  # a quarter of a minute each
+            for kind in ("one letter", "blanks", "marks")
+        ),
+    ],
+)
 def test_gpt1_encodes_a_megabyte_in_seconds(data, kind):
     rng = random.Random(0)
     text = {
@@ -541,7 +638,9 @@ def test_merging_takes_the_lowest_rank_first_and_then_the_leftmost():
     assert merge(list("abcabaaa"), ranks) == ["abc", "ab", "aa", "a"]
 
     def slowly(parts):
-        while pairs := [(ranks[p], i) for i, p in enumerate(zip(parts, parts[1:], strict=False)) if p in ranks]:
+        while pairs := [
+            (ranks[p], i) for i, p in enumerate(zip(parts, parts[1:], strict=False)) if p in ranks
+        ]:
             _, i = min(pairs)
             parts = [*parts[:i], parts[i] + parts[i + 1], *parts[i + 2 :]]
         return parts

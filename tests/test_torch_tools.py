@@ -22,7 +22,9 @@ def test_compiled_models_equal_eager_ones(family):
     ids, mask = inputs(101, padded=True)
     with torch.no_grad():
         for options in ({}, {"attention_mask": mask}):
-            torch.testing.assert_close(compiled(ids, **options).logits, model(ids, **options).logits, atol=2e-5, rtol=0)
+            torch.testing.assert_close(
+                compiled(ids, **options).logits, model(ids, **options).logits, atol=2e-5, rtol=0
+            )
 
 
 def test_strict_export_with_a_dynamic_length(family):
@@ -30,10 +32,14 @@ def test_strict_export_with_a_dynamic_length(family):
     ids, mask = inputs(101)
     for given in ({"input_ids": ids}, {"input_ids": ids, "attention_mask": mask}):
         shapes = {**{name: {1: length} for name in given}, "use_cache": None}
-        exported = torch.export.export(model, (), {**given, "use_cache": False}, dynamic_shapes=shapes, strict=True)
+        exported = torch.export.export(
+            model, (), {**given, "use_cache": False}, dynamic_shapes=shapes, strict=True
+        )
         shorter = {name: value[:, :11] for name, value in given.items()}
         expected = model(**shorter).logits
-        torch.testing.assert_close(exported.module()(**shorter, use_cache=False).logits, expected, atol=2e-5, rtol=0)
+        torch.testing.assert_close(
+            exported.module()(**shorter, use_cache=False).logits, expected, atol=2e-5, rtol=0
+        )
 
 
 def test_fresh_models_start_at_the_loss_of_a_guess(family):
@@ -48,7 +54,9 @@ def test_training_half_precision_weights_is_warned_of_once(family):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             model.train().train()
-        assert len(caught) == count and all("Train float32 weights" in str(warning.message) for warning in caught)
+        assert len(caught) == count and all(
+            "Train float32 weights" in str(warning.message) for warning in caught
+        )
 
 
 def test_gradient_checkpointing_changes_no_gradient_in_any_family(family):
@@ -71,7 +79,11 @@ def test_masks_for_every_query_and_key(family, kind):
     ids, _ = inputs(101)
     number = (torch.arange(23) >= 9).long()
     look = ((number[:, None] == number) & torch.ones(23, 23, dtype=torch.bool).tril())[None, None]
-    mask = look if kind.startswith("true") else torch.zeros(look.shape).masked_fill(~look, torch.finfo(torch.float32).min)
+    mask = (
+        look
+        if kind.startswith("true")
+        else torch.zeros(look.shape).masked_fill(~look, torch.finfo(torch.float32).min)
+    )
     places = torch.cat([torch.arange(9), torch.arange(14)])
     if family.name == "phi3":  # where such a mask replaces the window, as in Transformers
         model = family.model(sliding_window=None)
@@ -98,7 +110,9 @@ def test_packed_texts_are_kept_apart_as_in_transformers_5(family):
 
 def loss_of(model, ids):
     """Of all parameters, as a function."""
-    return lambda parameters: torch.func.functional_call(model, parameters, (ids,), {"labels": ids, "use_cache": False}).loss
+    return lambda parameters: (
+        torch.func.functional_call(model, parameters, (ids,), {"labels": ids, "use_cache": False}).loss
+    )
 
 
 def test_forward_mode_agrees_with_reverse_mode(family):
@@ -138,7 +152,9 @@ def test_gradcheck(family, whole):
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
 
     def outputs(x):
-        output = model(inputs_embeds=x, attention_mask=mask, labels=mask * 7, use_cache=False, output_attentions=whole)
+        output = model(
+            inputs_embeds=x, attention_mask=mask, labels=mask * 7, use_cache=False, output_attentions=whole
+        )
         return output.loss, output.logits[..., :9], *(output.attentions or ())[:1]
 
     assert torch.autograd.gradcheck(outputs, (x,), fast_mode=True)
@@ -147,7 +163,11 @@ def test_gradcheck(family, whole):
 def test_shapes_on_the_meta_device(family):
     with torch.device("meta"):
         model = family.cls()(family.config())
-        output = model(torch.zeros(2, 9, dtype=torch.long), attention_mask=torch.ones(2, 9), labels=torch.zeros(2, 9, dtype=torch.long))
+        output = model(
+            torch.zeros(2, 9, dtype=torch.long),
+            attention_mask=torch.ones(2, 9),
+            labels=torch.zeros(2, 9, dtype=torch.long),
+        )
     assert output.logits.is_meta and output.logits.shape == (2, 9, 101) and output.loss.shape == ()
 
 
@@ -185,7 +205,10 @@ def test_a_tied_matrix_has_one_name_in_a_state_dict(family):
     model, other = family.model(**changes), family.model(**changes, seed=7)
     base = getattr(model, "language_model", model)
     prefix, state = "language_model." if base is not model else "", model.state_dict()
-    assert base.lm_head.weight is base.get_submodule(base.table).weight and f"{prefix}lm_head.weight" not in state
+    assert (
+        base.lm_head.weight is base.get_submodule(base.table).weight
+        and f"{prefix}lm_head.weight" not in state
+    )
     for given in (state, {**state, f"{prefix}lm_head.weight": base.lm_head.weight}):
         other.load_state_dict({name: torch.zeros_like(t) for name, t in state.items()})
         other.load_state_dict(given)
@@ -198,4 +221,15 @@ def test_attentions_of_bfloat16_have_gradients(family):
     model, (ids, _) = family.model(dtype=torch.bfloat16), inputs(101)
     output = model(ids, output_attentions=True)
     sum(weights.square().sum() for weights in output.attentions).backward()
-    assert model.get_parameter(next(n for n, _ in model.named_parameters() if any(k in n for k in ("q_proj", "qkv", "c_attn", "query_key")))).grad.abs().sum() > 0
+    assert (
+        model.get_parameter(
+            next(
+                n
+                for n, _ in model.named_parameters()
+                if any(k in n for k in ("q_proj", "qkv", "c_attn", "query_key"))
+            )
+        )
+        .grad.abs()
+        .sum()
+        > 0
+    )

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from decoders import kernels
-from decoders.tools import hf, traces
-from decoders.tools.formula import Formula, stages
+from decoders import hf, kernels
+from decoders.compare.formula import Formula, stages
+from decoders.look import traces
 from tests.families import FAMILIES, OPENAI_GPT, PERSIMMON, PHI, PHI3, inputs
 
 EXACT = {"atol": 1e-9, "rtol": 1e-9, "equal_nan": True}
@@ -20,7 +20,11 @@ def cases(family) -> dict[str, dict]:
     places = (mask.cumsum(-1) - 1).clamp(min=0)
     right = torch.ones_like(mask)
     right[1, -4:] = 0
-    return {"plain": {}, "left": {"attention_mask": mask, "position_ids": places}, "right": {"attention_mask": right}}
+    return {
+        "plain": {},
+        "left": {"attention_mask": mask, "position_ids": places},
+        "right": {"attention_mask": right},
+    }
 
 
 def formula_of(model, ids, given, **options):
@@ -71,13 +75,18 @@ def test_a_replaced_value_goes_on_as_in_the_formula(family):
     model, (ids, _) = family.model(dtype=torch.float64), inputs(101)
     found = traces.trace(model, ids)
     for name in found:
+
         def change(value, name=name):
             return value.flip(1) if "logits" not in name else value + 1
 
         expected = formula_of(model, ids, {}, note=lambda n, v, name=name: change(v) if n == name else None)
         patched = found.patch({name: change})
-        torch.testing.assert_close(patched["logits"], change(expected["logits"]) if name == "logits" else expected["logits"],
-                                   msg=lambda m, n=name: f"{n}: {m}", **EXACT)
+        torch.testing.assert_close(
+            patched["logits"],
+            change(expected["logits"]) if name == "logits" else expected["logits"],
+            msg=lambda m, n=name: f"{n}: {m}",
+            **EXACT,
+        )
         assert torch.equal(patched[name], change(found[name])) or name.endswith("scores")
         assert not torch.equal(patched["logits"], found["logits"])
 
@@ -96,7 +105,10 @@ def test_patching_from_another_text(family):
     assert torch.equal(head["layers.0.q"][:, :, 5], clean["layers.0.q"][:, :, 5])
     assert torch.equal(head["layers.0.q"][:, :, 6], other["layers.0.q"][:, :, 6])
     again = one.patch({"layers.2.mlp_out": 0.0})
-    assert torch.equal(again["layers.1.out"][:, 7], clean["layers.1.out"][:, 7]) and not again["layers.2.mlp_out"].any()
+    assert (
+        torch.equal(again["layers.1.out"][:, 7], clean["layers.1.out"][:, 7])
+        and not again["layers.2.mlp_out"].any()
+    )
 
 
 def test_a_text_in_another_length_cannot_be_exchanged(family):
@@ -111,14 +123,21 @@ def test_ablation(family):
     found = traces.trace(model, ids)
     without = found.patch(ablate=[(1, 2)])
     f = found.f
-    torch.testing.assert_close(without["layers.1.attn_out"], found["layers.1.attn_out"] - found.by_head(1)[:, 2], **EXACT)
+    torch.testing.assert_close(
+        without["layers.1.attn_out"], found["layers.1.attn_out"] - found.by_head(1)[:, 2], **EXACT
+    )
     mean = found.patch(ablate=[(1, 2)], by="mean")["layers.1.heads"][..., 2 * f.D : 3 * f.D]
-    assert torch.equal(mean, found["layers.1.heads"][..., 2 * f.D : 3 * f.D].mean(1, keepdim=True).expand_as(mean))
+    assert torch.equal(
+        mean, found["layers.1.heads"][..., 2 * f.D : 3 * f.D].mean(1, keepdim=True).expand_as(mean)
+    )
     gone = found.patch(ablate=1)
     if family is not OPENAI_GPT:  # whose norms are behind the sums
         torch.testing.assert_close(gone["layers.1.out"], found["layers.0.out"], **EXACT)
     assert torch.equal(gone["layers.0.out"], found["layers.0.out"])
-    assert torch.equal(found.patch(ablate="layers.2.mlp_out")["layers.2.mlp_out"], torch.zeros_like(found["layers.2.mlp_out"]))
+    assert torch.equal(
+        found.patch(ablate="layers.2.mlp_out")["layers.2.mlp_out"],
+        torch.zeros_like(found["layers.2.mlp_out"]),
+    )
     for wrong in (3, (0, 4), (-1, 0), -1):
         with pytest.raises(ValueError, match="ablate: there is no .*: layers are 0 to 2, heads 0 to 3"):
             found.patch(ablate=[wrong])
@@ -151,7 +170,9 @@ def test_what_the_last_layer_adds_is_linear_in_it(family):
     x = found["layers.2.out"] if "norm" in f.parts else found["layers.2.mlp_in"] + found["layers.2.mlp_out"]
     norm, part = model.get_submodule(name), found["layers.2.mlp_out"]
     if isinstance(norm, torch.nn.LayerNorm):
-        part = (part - part.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + norm.eps).sqrt()
+        part = (part - part.mean(-1, keepdim=True)) / (
+            x.var(-1, unbiased=False, keepdim=True) + norm.eps
+        ).sqrt()
     else:
         part = part / (x.square().mean(-1, keepdim=True) + norm.eps).sqrt()
     expected = (part * norm.weight) @ u
@@ -163,7 +184,9 @@ def test_the_lens_ends_in_the_logits(family):
     model, (ids, _) = family.model(), inputs(101)
     found = traces.trace(model, ids)
     assert torch.equal(found.lens(3), found["logits"])
-    assert torch.equal(found.lens(0), model.get_submodule(found.f.module("head"))(found.norm_of(found["embeddings"])))
+    assert torch.equal(
+        found.lens(0), model.get_submodule(found.f.module("head"))(found.norm_of(found["embeddings"]))
+    )
 
 
 def test_attention_in_numbers():
@@ -181,7 +204,9 @@ def test_attention_in_numbers():
     assert told["itself"][0] == told["previous"][1] == told["induction"][2] == 1
     assert told["first"][2] == pytest.approx(3 / 7) and told["entropy"][:3] == [0, 0, 0]
     assert told["entropy"][3] == pytest.approx(sum(math.log2(n) for n in range(2, 9)) / 7)
-    assert told["distance"][:2] == [0, 1] and told["distance"][3] == pytest.approx(sum((n - 1) / 2 for n in range(2, 9)) / 7)
+    assert told["distance"][:2] == [0, 1] and told["distance"][3] == pytest.approx(
+        sum((n - 1) / 2 for n in range(2, 9)) / 7
+    )
     assert told["induction"][3] == pytest.approx(sum(1 / n for n in (5, 6, 7, 8)) / 4)
     assert traces.induction(model, 12).shape == (3, 4)
 
@@ -191,7 +216,9 @@ def test_local_layers_read_their_window():
     family = next(f for f in FAMILIES if f.name == "gpt_neo")
     model, (ids, _) = family.model(), inputs(101)
     weights = traces.trace(model, ids)["layers.1.weights"]
-    assert (weights > 0).sum(-1).max() == 5 and traces.trace(model, ids)["layers.0.weights"][:, :, -1].gt(0).all()
+    assert (weights > 0).sum(-1).max() == 5 and traces.trace(model, ids)["layers.0.weights"][:, :, -1].gt(
+        0
+    ).all()
 
 
 def test_where_float16_ends():
@@ -204,10 +231,16 @@ def test_where_float16_ends():
     assert row.stage == "layers.1.products" and row.largest > 65504
     assert max(m.largest for m in found.magnitudes() if not m.stage.endswith(".products")) < 65504
     assert "float16" in found.safe() and "bfloat16 and float32 hold it" in found.safe()
-    exact = found["layers.1.q_rotated"].double() @ found["layers.1.k_rotated"].double().repeat_interleave(2, 1).mT
-    exact = exact.masked_fill(~torch.ones(23, 23, dtype=torch.bool).tril(), 0)  # what the mask hides counts nowhere
+    exact = (
+        found["layers.1.q_rotated"].double() @ found["layers.1.k_rotated"].double().repeat_interleave(2, 1).mT
+    )
+    exact = exact.masked_fill(
+        ~torch.ones(23, 23, dtype=torch.bool).tril(), 0
+    )  # what the mask hides counts nowhere
     assert row.largest == pytest.approx(exact.abs().max().item(), rel=1e-5)
-    assert exact[row.row, row.index[0], row.position, row.index[1]].abs().item() == pytest.approx(row.largest, rel=1e-5)
+    assert exact[row.row, row.index[0], row.position, row.index[1]].abs().item() == pytest.approx(
+        row.largest, rel=1e-5
+    )
     squares = PERSIMMON.model()
     squares.model.layers[2].mlp.dense_h_to_4h.weight.data *= 150
     assert traces.trace(squares, ids).overflow().stage == "layers.2.mlp_act"
@@ -237,7 +270,11 @@ def test_rotary_angles():
 
 def test_longrope_factors_are_told():
     n = PHI3.model().config.rotary_size // 2
-    scaling = {"type": "longrope", "short_factor": [1.0 + i / 8 for i in range(n)], "long_factor": [2.0 + i for i in range(n)]}
+    scaling = {
+        "type": "longrope",
+        "short_factor": [1.0 + i / 8 for i in range(n)],
+        "long_factor": [2.0 + i for i in range(n)],
+    }
     model = PHI3.model(rope_scaling=scaling, original_max_position_embeddings=12)
     ids, _ = inputs(101)
     assert [row["factor"] for row in traces.trace(model, ids[:, :12]).rotary()] == scaling["short_factor"]
@@ -250,7 +287,12 @@ def test_longrope_factors_are_told():
 def test_only_what_is_asked_for(family):
     model, (ids, _) = family.model(), inputs(101)
     assert list(traces.trace(model, ids, only=["out", "logits", "layers.1.q"])) == [
-        "layers.0.out", "layers.1.q", "layers.1.out", "layers.2.out", "logits"]
+        "layers.0.out",
+        "layers.1.q",
+        "layers.1.out",
+        "layers.2.out",
+        "logits",
+    ]
     assert list(traces.trace(model, ids, only=["layers.1.q"]).patch(ablate=0)) == ["layers.1.q"]
 
 
@@ -259,8 +301,12 @@ def test_saved_under_the_names_of_the_proof_tool(family, tmp_path):
     found = traces.trace(model, ids)
     found.save(tmp_path / "values.safetensors")
     again = load_file(tmp_path / "values.safetensors")
-    assert {name: value.shape for name, value in again.items()} == {name: value.shape for name, value in found.items()}
-    assert all(torch.equal(again[name].nan_to_num(9e9), value.nan_to_num(9e9)) for name, value in found.items())
+    assert {name: value.shape for name, value in again.items()} == {
+        name: value.shape for name, value in found.items()
+    }
+    assert all(
+        torch.equal(again[name].nan_to_num(9e9), value.nan_to_num(9e9)) for name, value in found.items()
+    )
 
 
 def test_weights_of_few_bits_can_be_traced(family):
@@ -291,6 +337,8 @@ def test_what_cannot_be_traced(family):
     with pytest.raises(ValueError, match="trace needs one of the six language models, and Linear is none"):
         traces.trace(torch.nn.Linear(3, 3), ids)
     with pytest.raises(RuntimeError, match="broken"):
-        traces.trace(model, ids, changes={"layers.1.q": lambda value: (_ for _ in ()).throw(RuntimeError("broken"))})
+        traces.trace(
+            model, ids, changes={"layers.1.q": lambda value: (_ for _ in ()).throw(RuntimeError("broken"))}
+        )
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert all("attend" not in vars(m) for m in model.modules())

@@ -67,7 +67,9 @@ def test_every_layer_agrees_with_older_versions(family, other):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("head_mask", [torch.tensor([1.0, 0, 0.5, 1]), torch.rand(3, 4)], ids=["heads", "layers and heads"])
+@pytest.mark.parametrize(
+    "head_mask", [torch.tensor([1.0, 0, 0.5, 1]), torch.rand(3, 4)], ids=["heads", "layers and heads"]
+)
 def test_head_mask_agrees_with_versions_that_have_it(other, head_mask):
     """Transformers 5 accepts head_mask and ignores it; 4.x multiplies the weights after dropout."""
     ids, _ = inputs(101)
@@ -90,7 +92,11 @@ def test_heads_agree_with_older_versions(other):
     answers = built(GPT_NEO, "ForQuestionAnswering")
     calls = [[{"input_ids": ids.masked_fill(ids == 7, 8), "labels": labels}], [{"input_ids": ids, "labels": ids % 3}],
              [{"input_ids": ids, "start_positions": labels, "end_positions": labels + 22}]]  # fmt: skip
-    models = [(sequence, "ForSequenceClassification"), (token, "ForTokenClassification"), (answers, "ForQuestionAnswering")]
+    models = [
+        (sequence, "ForSequenceClassification"),
+        (token, "ForTokenClassification"),
+        (answers, "ForQuestionAnswering"),
+    ]
     _, results = other([case(GPT_NEO, m, c, head) for (m, head), c in zip(models, calls, strict=True)])
     for (model, _), call, theirs in zip(models, calls, results, strict=True):
         ours = model(**call[0])._asdict()
@@ -128,7 +134,15 @@ def test_a_saved_head_is_found_by_every_version(other, tmp_path):
     """4.37 calls the token classifier of Phi `classifier`, later versions `score`: both names are in the file."""
     model, (ids, _) = PHI.model("ForTokenClassification", num_labels=3), inputs(101)
     weights.save(model, tmp_path / "saved")
-    _, [[theirs]] = other([{"class": "PhiForTokenClassification", "folder": str(tmp_path / "saved"), "calls": [{"input_ids": ids}]}])
+    _, [[theirs]] = other(
+        [
+            {
+                "class": "PhiForTokenClassification",
+                "folder": str(tmp_path / "saved"),
+                "calls": [{"input_ids": ids}],
+            }
+        ]
+    )
     assert (model(ids).logits - theirs["logits"]).abs().max() < 2e-5
 
 

@@ -127,7 +127,11 @@ def test_load_undoes_save_bit_for_bit(family, tmp_path, shard, dtype):
     model.generation_config = {"eos_token_id": 3}
     weights.save(model, tmp_path, max_shard_bytes=shard)
     again = weights.load(family.cls(), tmp_path)
-    assert equal(model, again) and again.config == model.config and again.generation_config == {"eos_token_id": 3}
+    assert (
+        equal(model, again)
+        and again.config == model.config
+        and again.generation_config == {"eos_token_id": 3}
+    )
     assert (tmp_path / "model.safetensors.index.json").exists() == (shard < 10**9)
 
 
@@ -139,12 +143,20 @@ def test_transformers_reads_what_we_save(family, tmp_path, head):
         pytest.skip("no such head in this family")
     model = family.model(head)
     weights.save(model, tmp_path, max_shard_bytes=20_000)
-    theirs, report = getattr(transformers, family.class_name(head)).from_pretrained(tmp_path, output_loading_info=True)
-    twins = {f"classifier.{leaf}" for leaf in ("weight", "bias")} if (family.name, head) == ("phi", "ForTokenClassification") else set()
+    theirs, report = getattr(transformers, family.class_name(head)).from_pretrained(
+        tmp_path, output_loading_info=True
+    )
+    twins = (
+        {f"classifier.{leaf}" for leaf in ("weight", "bias")}
+        if (family.name, head) == ("phi", "ForTokenClassification")
+        else set()
+    )
     assert set(report.pop("unexpected_keys")) == twins, "the names of 4.37, which 5 only mentions"
     assert not any(report.values()), report
     ids, _ = inputs(101)
-    assert torch.allclose(model(ids[:1])[0] if head == "Model" else model(ids[:1])[1], theirs.eval()(ids[:1])[0], atol=2e-5)
+    assert torch.allclose(
+        model(ids[:1])[0] if head == "Model" else model(ids[:1])[1], theirs.eval()(ids[:1])[0], atol=2e-5
+    )
 
 
 def test_we_read_what_transformers_saves(family, tmp_path):
@@ -163,7 +175,9 @@ def test_every_head_that_transformers_saves_is_read(family, tmp_path, head):
         pytest.skip("no such head in this family")
     config = family.their_config(num_labels=3)
     config = type(transformers.AutoConfig.for_model(config.pop("model_type")))(**config)
-    theirs = redraw(getattr(transformers, family.class_name(head))._from_config(config, attn_implementation="eager")).eval()
+    theirs = redraw(
+        getattr(transformers, family.class_name(head))._from_config(config, attn_implementation="eager")
+    ).eval()
     theirs.save_pretrained(tmp_path)
     ours, (ids, _) = weights.load(family.cls(head), tmp_path), inputs(101)
     ids = ids[None] if head == "DoubleHeadsModel" else ids[:1]
@@ -213,7 +227,7 @@ def test_changing_a_loaded_model_never_reaches_the_file(family, tmp_path):
 LOAD = """
 import sys, torch
 from decoders import gpt_neo, weights
-from decoders.__main__ import peak_memory
+from decoders.cli.main import peak_memory
 model = weights.load(gpt_neo.GPTNeoForCausalLM, {small!r})
 base = peak_memory()
 model = weights.load(gpt_neo.GPTNeoForCausalLM, {big!r})
@@ -223,7 +237,9 @@ print(opened - base, peak_memory() - base, "torch._dynamo" in sys.modules)
 """
 
 
-@pytest.mark.parametrize("writer", [folders.safetensors_whole, folders.pickle_whole], ids=lambda w: w.__name__)
+@pytest.mark.parametrize(
+    "writer", [folders.safetensors_whole, folders.pickle_whole], ids=lambda w: w.__name__
+)
 def test_loading_holds_no_second_copy(tmp_path, writer):
     """A checkpoint of 200 MB: next to nothing when opened, its size and no more once all of it has been read."""
     from tests.families import GPT_NEO
@@ -235,7 +251,9 @@ def test_loading_holds_no_second_copy(tmp_path, writer):
     size = sum(t.nbytes for t in state.values())
     writer(big, state)
     code = LOAD.format(small=str(small), big=str(big))
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     opened, read = float(output[0]), float(output[1])
     assert size > 190e6 and opened < 0.15 * size and read < 1.1 * size, (opened, read, size)
     assert output[2] == "False", "loading must not make PyTorch import its compiler"
@@ -258,8 +276,11 @@ def test_real_flax_files_load(family, tmp_path):
     if family.name != "gpt_neo":
         pytest.skip("no Flax checkpoints of this family")
     folder = folders.write_config(tmp_path, family)
+
     def arrays(tree: dict) -> dict:
-        return {key: arrays(value) if isinstance(value, dict) else value.numpy() for key, value in tree.items()}
+        return {
+            key: arrays(value) if isinstance(value, dict) else value.numpy() for key, value in tree.items()
+        }
 
     tree = arrays(folders.flax_tree(folders.weights_of(family)))
     (folder / "flax_model.msgpack").write_bytes(serialization.msgpack_serialize(tree))
@@ -285,7 +306,9 @@ def test_duplicate_names_over_shards_are_said(family, tmp_path):
     second = folder / "model-00002-of-00002.safetensors"
     save_file({**load_file(second), name: state[name]}, second)
     if name not in family.dead:
-        with pytest.raises(ValueError, match=f"holds {name}, which model-00001-of-00002.safetensors holds as well"):
+        with pytest.raises(
+            ValueError, match=f"holds {name}, which model-00001-of-00002.safetensors holds as well"
+        ):
             weights.load(family.cls(), folder)
 
 

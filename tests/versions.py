@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from decoders import kernels, weights
+from decoders import compare, kernels, weights
+from decoders.compare import kit
 from decoders.formats.config import model_class
-from decoders.tools import compare, kit
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "versions.md"
@@ -29,7 +29,8 @@ CHILD = """
 import itertools, json, sys, warnings
 warnings.filterwarnings("ignore")
 import transformers
-from decoders.tools import compare, ports
+from decoders import compare
+from decoders.compare import ports
 found = {"version": transformers.__version__}
 for dtype, case in itertools.product(sys.argv[2].split(","), sys.argv[3].split(",")):
     own = found.setdefault(dtype, {})
@@ -57,19 +58,19 @@ SETTINGS = {  # family -> what is set -> fields of config.json
 }  # fmt: skip
 DECIDED = {  # what is in "case: cell" -> why ours is as it is
     "rotary: base 10000": "25000: what the checkpoints were trained with; 5.23's default is another, and the hub's "
-                          "config of Fuyu does not say",
+    "config of Fuyu does not say",
     "IndexError: index 1905": "4.37.2 makes its tables as long as the text, and cannot look up a position behind it",
     "RuntimeError: Given normalized_shape": "norm over each head, as 4.50 and 5; 4.37.2 applies it to all heads at "
-                                            "once and fails",
+    "once and fails",
     "no past_key_values": "no version of GPT-1 there has a cache; ours equals the whole pass",
     "has no Phi3": "Phi-3 came with 4.41",
     "has no PersimmonForTokenClassification": "Persimmon's token head came after 4.37.2",
     "a pad id within the text": "a row ends at its last token that is not padding, as 4.50 and 5; 4.37.2 cuts it "
-                                "before the first pad id, though that may stand within a text",
+    "before the first pad id, though that may stand within a text",
     "labels, padded right": "a padding token of GPT-Neo whose window holds nothing but padding sees nothing, so that "
-                            "what it computes is anybody's choice; the loss of question answering counts it, here too",
+    "what it computes is anybody's choice; the loss of question answering counts it, here too",
     "must match the size of tensor": "a mask of choices is as long as their ids, (batch, choices, tokens), as "
-                                     "documented; Transformers does not reshape it and fails",
+    "documented; Transformers does not reshape it and fails",
 }
 
 
@@ -96,7 +97,7 @@ import sys, warnings
 warnings.filterwarnings("ignore")
 import torch, transformers
 from pathlib import Path
-from decoders.tools import ports
+from decoders.compare import ports
 transformers.logging.set_verbosity_error()
 print(transformers.__version__)
 for folder in map(Path, sys.argv[1:]):
@@ -137,7 +138,10 @@ def head_cases(class_name: str) -> dict[str, dict[str, Tensor]]:
         cases |= {
             "a pad id within the text": {"input_ids": within, "attention_mask": torch.ones_like(ids)},
             "labels": {**padded, "labels": torch.arange(B) % labels},
-            "several labels": {**padded, "labels": torch.randint(2, (B, labels), generator=generator).float()},
+            "several labels": {
+                **padded,
+                "labels": torch.randint(2, (B, labels), generator=generator).float(),
+            },
         }
     elif "Token" in class_name:
         cases["labels"] = {**padded, "labels": (ids % labels).masked_fill(right == 0, -100)}
@@ -147,8 +151,16 @@ def head_cases(class_name: str) -> dict[str, dict[str, Tensor]]:
     elif "Double" in class_name:
         cases = {case: {name: t[None] for name, t in given.items()} for case, given in cases.items()}
         whole, places = {"input_ids": ids[None]}, {"mc_token_ids": torch.tensor([[8, 8, 3]])}
-        cases |= {"plain": whole, "tokens to read": {**whole, **places}, "labels": {
-            **whole, **places, "labels": ids[None].masked_fill(right[None] == 0, -100), "mc_labels": torch.tensor([1])}}
+        cases |= {
+            "plain": whole,
+            "tokens to read": {**whole, **places},
+            "labels": {
+                **whole,
+                **places,
+                "labels": ids[None].masked_fill(right[None] == 0, -100),
+                "mc_labels": torch.tensor([1]),
+            },
+        }
     return cases
 
 
@@ -168,7 +180,9 @@ def masked(t: Tensor, mask: Tensor | None) -> Tensor:
     return t.masked_fill((mask == 0).view(*mask.shape, *[1] * (t.dim() - mask.dim())), torch.nan)
 
 
-def head_cell(theirs: dict | str, exact: dict[str, Tensor], ours: list[dict[str, Tensor]], mask: Tensor | None) -> str:
+def head_cell(
+    theirs: dict | str, exact: dict[str, Tensor], ours: list[dict[str, Tensor]], mask: Tensor | None
+) -> str:
     """By how many times the worst of our own ways to compute it in float32 they are off."""
     if isinstance(theirs, str):
         return theirs
@@ -176,7 +190,9 @@ def head_cell(theirs: dict | str, exact: dict[str, Tensor], ours: list[dict[str,
     for name, truth in exact.items():
         if name not in theirs or theirs[name].shape != truth.shape:
             return f"{name} {tuple(theirs[name].shape) if name in theirs else 'missing'}, not {tuple(truth.shape)}"
-        ulp = truth.nan_to_num().abs().max().item() * 2**-24 if truth.dim() else typical  # three losses are few
+        ulp = (
+            truth.nan_to_num().abs().max().item() * 2**-24 if truth.dim() else typical
+        )  # three losses are few
         unit = max([(ulp, ulp / 3)] + [kit.spread(truth, one[name]) for one in ours])
         units = compare.in_units(kit.spread(truth, masked(theirs[name], mask)), unit)
         worst = max(worst, (units, name))
@@ -189,13 +205,21 @@ def head_rows(pythons: list[str]) -> tuple[list[str], list[tuple]]:
         here = {}
         for family, names in HEADS.items():
             for name in names:
-                config = {**kit.small_config(family), "num_labels": 3, "pad_token_id": 0, "architectures": [name]}
+                config = {
+                    **kit.small_config(family),
+                    "num_labels": 3,
+                    "pad_token_id": 0,
+                    "architectures": [name],
+                }
                 known = model_class(config)
                 model = kit.redraw(known(known.config_class.from_dict(config))).eval()
                 weights.save(model, folder := Path(place) / name)
                 torch.save(cases := head_cases(name), folder / "inputs.pt")
-                ours = [outputs(model, cases), outputs(model, cases, output_attentions=True),
-                        outputs(kernels.prepare(model), cases)]
+                ours = [
+                    outputs(model, cases),
+                    outputs(model, cases, output_attentions=True),
+                    outputs(kernels.prepare(model), cases),
+                ]
                 here[folder] = cases, outputs(kernels.plain(model).double(), cases), ours
         versions = [child(python, HEADS_CHILD, *map(str, here)) for python in pythons]
         found = []
@@ -210,7 +234,11 @@ def head_rows(pythons: list[str]) -> tuple[list[str], list[tuple]]:
 
 def cell(answer: dict) -> str:
     if "error" in answer:
-        return answer["error"].rpartition(": the port takes ")[2] if "could run no case" in answer["error"] else answer["error"]
+        return (
+            answer["error"].rpartition(": the port takes ")[2]
+            if "could run no case" in answer["error"]
+            else answer["error"]
+        )
     if answer["equal"]:
         return f"= {answer['worst']:.1f}x"
     named = " and ".join(answer["names"]) or "no known mistake"
@@ -225,10 +253,15 @@ def rows(pythons: list[str]) -> tuple[list[str], list[tuple]]:
             with tempfile.TemporaryDirectory() as folder:
                 own = kit.Kit(kit.make(Path(folder) / "kit", family, fields=fields))
                 with ThreadPoolExecutor(2) as pool:
-                    answers = list(pool.map(lambda python: ask(python, own.folder, list(own.expected)), pythons))  # noqa: B023
+                    answers = list(
+                        pool.map(lambda python, own=own: ask(python, own.folder, list(own.expected)), pythons)
+                    )
                 versions = [answer["version"] for answer in answers]
-                found += [(family, setting, dtype, case, [cell(answer[dtype][case]) for answer in answers])
-                          for dtype in DTYPES for case in own.expected]
+                found += [
+                    (family, setting, dtype, case, [cell(answer[dtype][case]) for answer in answers])
+                    for dtype in DTYPES
+                    for case in own.expected
+                ]
                 print(family, setting, file=sys.stderr)
     return versions, found
 
@@ -236,10 +269,23 @@ def rows(pythons: list[str]) -> tuple[list[str], list[tuple]]:
 def page(versions: list[str], found: list[tuple], heads: list[tuple]) -> str:
     """Cases with the same kind of answer from every version stand in one row."""
     top = ("family", "setting", "precision", "cases", *versions)
-    lines = [ABOUT, *table(top, [((family, setting or "as the kit", dtype), case, cells)
-                                 for family, setting, dtype, case, cells in found])]
-    lines += [ABOUT_HEADS, *table(("class", "cases", *versions), [((name,), case, cells) for name, case, cells in heads])]
-    told = sorted({f"{case}: {cell}" for *_, case, cells in found + heads for cell in cells if not cell.startswith("=")})
+    lines = [
+        ABOUT,
+        *table(
+            top,
+            [
+                ((family, setting or "as the kit", dtype), case, cells)
+                for family, setting, dtype, case, cells in found
+            ],
+        ),
+    ]
+    lines += [
+        ABOUT_HEADS,
+        *table(("class", "cases", *versions), [((name,), case, cells) for name, case, cells in heads]),
+    ]
+    told = sorted(
+        {f"{case}: {cell}" for *_, case, cells in found + heads for cell in cells if not cell.startswith("=")}
+    )
     reasons = {reason for cell in told for key, reason in DECIDED.items() if key in cell}
     missing = [cell for cell in told if not any(key in cell for key in DECIDED)]
     lines += ["", "## What we decided where they differ", "", *(f"- {reason}." for reason in sorted(reasons))]
@@ -251,11 +297,16 @@ def table(top: tuple[str, ...], rows: list[tuple[tuple, str, list[str]]]) -> lis
     """rows: (what a row is of, case, a cell for each version)"""
     groups: dict[tuple, list] = {}
     for of, case, cells in rows:
-        kinds = tuple("=" if c.startswith("=") else re.sub(r".*x: |[\d\[\], ]+$|size.*", "", c) for c in cells)
+        kinds = tuple(
+            "=" if c.startswith("=") else re.sub(r".*x: |[\d\[\], ]+$|size.*", "", c) for c in cells
+        )
         groups.setdefault((of, kinds), []).append((case, cells))
     lines = [f"| {' | '.join(top)} |", "|" + "---|" * len(top)]
     for (of, _), members in groups.items():
-        cells = [max(column, key=lambda told: (len(told), told)) for column in zip(*(c for _, c in members), strict=True)]
+        cells = [
+            max(column, key=lambda told: (len(told), told))
+            for column in zip(*(c for _, c in members), strict=True)
+        ]
         lines.append(f"| {' | '.join((*of, ', '.join(name for name, _ in members), *cells))} |")
     return lines
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from decoders.formats.folder import read_text
+from .folder import read_text
 
 Part = tuple[str, bool]  # a piece of text, and whether somebody typed it: then control tokens in it stay text
 
@@ -87,8 +87,13 @@ def persimmon_chat(tokenizer: Any, template: str) -> Callable[[list], list[Part]
     return parts
 
 
-CHAT_FORMATS = {"phi": phi2_chat, "phi-msft": phi2_chat, "mixformer-sequential": phi2_chat, "phi3": phi3_chat,
-                "persimmon": persimmon_chat}
+CHAT_FORMATS = {
+    "phi": phi2_chat,
+    "phi-msft": phi2_chat,
+    "mixformer-sequential": phi2_chat,
+    "phi3": phi3_chat,
+    "persimmon": persimmon_chat,
+}
 
 
 def chat_template(folder: Path, config: dict) -> str:

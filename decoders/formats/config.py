@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from decoders.formats.folder import RELEASE, read_json, read_json_if_any, read_text
+from .folder import RELEASE, read_json, read_json_if_any, read_text
 
 # ---- Families ----------------------------------------------------------------------------------------------
 
@@ -77,7 +77,7 @@ def read_config(folder: Path) -> dict:
     stored in Adept's release of Persimmon and Fuyu."""
     shapes = folder / "params_shapes.json"
     if not (folder / "config.json").exists() and (folder / RELEASE).exists():
-        from decoders.formats.files import release_config
+        from .files import release_config
 
         return release_config(folder)
     if (folder / "config.json").exists() or not shapes.exists():
@@ -100,8 +100,20 @@ def read_config(folder: Path) -> dict:
 
 # ---- Checks ------------------------------------------------------------------------------------------------
 
-ACTIVATIONS = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "silu", "swish", "mish", "relu", "relu6",
-               "leaky_relu", "sigmoid", "tanh")
+ACTIVATIONS = (
+    "gelu",
+    "gelu_new",
+    "gelu_fast",
+    "gelu_pytorch_tanh",
+    "silu",
+    "swish",
+    "mish",
+    "relu",
+    "relu6",
+    "leaky_relu",
+    "sigmoid",
+    "tanh",
+)
 PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
 
 
@@ -175,8 +187,14 @@ def check_ids(d: dict) -> None:
 
 def check_memory(d: dict) -> None:
     """Sizes whose product no memory holds are refused before a model is built; so are layers without end."""
-    V, C, layers = (next((d[key] for key in names if key in d), 1) for names in (
-        ["vocab_size"], ["hidden_size", "n_embd"], ["num_hidden_layers", "num_layers", "n_layer"]))
+    V, C, layers = (
+        next((d[key] for key in names if key in d), 1)
+        for names in (
+            ["vocab_size"],
+            ["hidden_size", "n_embd"],
+            ["num_hidden_layers", "num_layers", "n_layer"],
+        )
+    )
     inner = d.get("intermediate_size") or 4 * C
     weights = V * C + layers * C * (4 * C + 2 * inner)
     if layers > 10_000 or weights > 2**45:
@@ -248,8 +266,15 @@ def scaled_rope(d: dict, R: int) -> dict:
 
 
 LONGROPE = ("longrope", "su", "yarn")  # the last two are its names of 2024
-LONGROPE_KEYS = {"type", "rope_type", "short_factor", "long_factor", "factor", "attention_factor",
-                 "original_max_position_embeddings"}
+LONGROPE_KEYS = {
+    "type",
+    "rope_type",
+    "short_factor",
+    "long_factor",
+    "factor",
+    "attention_factor",
+    "original_max_position_embeddings",
+}
 
 
 def longrope(d: dict, R: int) -> dict:
@@ -318,8 +343,17 @@ def modern_gpt_neo(d: dict) -> dict:
     needed = ["vocab_size", "max_position_embeddings", "hidden_size", "num_layers", "num_heads"]
     check_complete(d, needed if "attention_layers" in d else [*needed, "attention_types"])
     check_sizes(d, [*needed, "window_size"], ["intermediate_size"])
-    check_rates(d, ["resid_dropout", "embed_dropout", "attention_dropout", "classifier_dropout",
-                    "layer_norm_epsilon", "initializer_range"])
+    check_rates(
+        d,
+        [
+            "resid_dropout",
+            "embed_dropout",
+            "attention_dropout",
+            "classifier_dropout",
+            "layer_norm_epsilon",
+            "initializer_range",
+        ],
+    )
     check_choice(d, "activation_function", ACTIVATIONS)
     check_divides(d, "num_heads", "hidden_size")
     if d.get("attention_layers") is None and "attention_types" in d:
@@ -337,13 +371,30 @@ def modern_gpt_neo(d: dict) -> dict:
 
 
 def modern_openai_gpt(d: dict) -> dict:
-    d = renamed(d, {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
-                    "max_position_embeddings": "n_positions"})
+    d = renamed(
+        d,
+        {
+            "hidden_size": "n_embd",
+            "num_hidden_layers": "n_layer",
+            "num_attention_heads": "n_head",
+            "max_position_embeddings": "n_positions",
+        },
+    )
     needed = ["vocab_size", "n_positions", "n_embd", "n_layer", "n_head"]
     check_complete(d, needed)
     check_sizes(d, needed)
-    check_rates(d, ["resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout",
-                    "summary_last_dropout", "layer_norm_epsilon", "initializer_range"])
+    check_rates(
+        d,
+        [
+            "resid_pdrop",
+            "embd_pdrop",
+            "attn_pdrop",
+            "summary_first_dropout",
+            "summary_last_dropout",
+            "layer_norm_epsilon",
+            "initializer_range",
+        ],
+    )
     known = ("gelu", "gelu_new", "relu", "silu", "swish")
     check_choice(d, "afn", known)
     check_choice(d, "summary_activation", (None, *known, "sigmoid", "tanh"))
@@ -361,8 +412,18 @@ def modern_phi(d: dict) -> dict:
     d = flat_rope(d if d.get("model_type", "phi") == "phi" else phi_of_2023(d))
     check_complete(d, NEEDED)
     check_sizes(d, SIZES, ["num_key_value_heads"])
-    check_rates(d, ["resid_pdrop", "embd_pdrop", "attention_dropout", "layer_norm_eps", "initializer_range",
-                    "partial_rotary_factor"], ["classifier_dropout", "hidden_dropout"])
+    check_rates(
+        d,
+        [
+            "resid_pdrop",
+            "embd_pdrop",
+            "attention_dropout",
+            "layer_norm_eps",
+            "initializer_range",
+            "partial_rotary_factor",
+        ],
+        ["classifier_dropout", "hidden_dropout"],
+    )
     check_choice(d, "hidden_act", ACTIVATIONS)
     check_divides(d, "num_attention_heads", "hidden_size")
     check_divides(d, "num_key_value_heads", "num_attention_heads")
@@ -372,10 +433,20 @@ def modern_phi(d: dict) -> dict:
 
 def phi_of_2023(d: dict) -> dict:
     """The fields of the remote-code configs under today's names. These name no stop id."""
-    d = renamed(d, {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",
-                    "n_head_kv": "num_key_value_heads", "n_inner": "intermediate_size",
-                    "n_positions": "max_position_embeddings", "attn_pdrop": "attention_dropout",
-                    "activation_function": "hidden_act", "layer_norm_epsilon": "layer_norm_eps"})
+    d = renamed(
+        d,
+        {
+            "n_embd": "hidden_size",
+            "n_layer": "num_hidden_layers",
+            "n_head": "num_attention_heads",
+            "n_head_kv": "num_key_value_heads",
+            "n_inner": "intermediate_size",
+            "n_positions": "max_position_embeddings",
+            "attn_pdrop": "attention_dropout",
+            "activation_function": "hidden_act",
+            "layer_norm_epsilon": "layer_norm_eps",
+        },
+    )
     d = {"bos_token_id": None, "eos_token_id": None, **d}
     needed = ("hidden_size", "num_attention_heads", "rotary_dim")
     if missing := [key for key in needed if type(d.get(key)) is not int or d[key] < 1]:
@@ -390,10 +461,21 @@ def modern_phi3(d: dict) -> dict:
     check_absent(d, ["attention_bias", "mlp_bias", "lm_head_bias"])
     d = flat_rope(d)
     check_complete(d, NEEDED)
-    check_sizes(d, [*SIZES, "original_max_position_embeddings"],
-                ["num_key_value_heads", "head_dim", "sliding_window"])
-    check_rates(d, ["resid_pdrop", "embd_pdrop", "attention_dropout", "rms_norm_eps", "initializer_range",
-                    "partial_rotary_factor"], ["classifier_dropout", "hidden_dropout"])
+    check_sizes(
+        d, [*SIZES, "original_max_position_embeddings"], ["num_key_value_heads", "head_dim", "sliding_window"]
+    )
+    check_rates(
+        d,
+        [
+            "resid_pdrop",
+            "embd_pdrop",
+            "attention_dropout",
+            "rms_norm_eps",
+            "initializer_range",
+            "partial_rotary_factor",
+        ],
+        ["classifier_dropout", "hidden_dropout"],
+    )
     check_choice(d, "hidden_act", ACTIVATIONS)
     if d.get("head_dim") is None:
         check_divides(d, "num_attention_heads", "hidden_size")
@@ -407,8 +489,17 @@ def modern_persimmon(d: dict) -> dict:
     d = flat_rope(d)
     check_complete(d, NEEDED)
     check_sizes(d, SIZES)
-    check_rates(d, ["hidden_dropout", "attention_dropout", "layer_norm_eps", "initializer_range",
-                    "partial_rotary_factor"], ["classifier_dropout"])
+    check_rates(
+        d,
+        [
+            "hidden_dropout",
+            "attention_dropout",
+            "layer_norm_eps",
+            "initializer_range",
+            "partial_rotary_factor",
+        ],
+        ["classifier_dropout"],
+    )
     check_choice(d, "hidden_act", (*ACTIVATIONS, "relu2"))
     check_divides(d, "num_attention_heads", "hidden_size")
     check_pad(d)
@@ -431,11 +522,22 @@ def modern_fuyu(d: dict) -> dict:
     return {**d, "text_config": text}
 
 
-FUYU_8B = {"vocab_size": 262144, "hidden_size": 4096, "intermediate_size": 16384, "num_hidden_layers": 36,
-           "num_attention_heads": 64}
+FUYU_8B = {
+    "vocab_size": 262144,
+    "hidden_size": 4096,
+    "intermediate_size": 16384,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 64,
+}
 
-MODERN = {"gpt_neo": modern_gpt_neo, "openai-gpt": modern_openai_gpt, "phi": modern_phi, "phi3": modern_phi3,
-          "persimmon": modern_persimmon, "fuyu": modern_fuyu}
+MODERN = {
+    "gpt_neo": modern_gpt_neo,
+    "openai-gpt": modern_openai_gpt,
+    "phi": modern_phi,
+    "phi3": modern_phi3,
+    "persimmon": modern_persimmon,
+    "fuyu": modern_fuyu,
+}
 
 
 # ---- Beside the config -------------------------------------------------------------------------------------
@@ -454,8 +556,15 @@ def cache_shape(config: Any) -> tuple[int, int, int]:
 
 
 PICTURE_STEPS = {  # of Fuyu's image processor: what it does and cannot do otherwise
-    "do_resize": True, "resample": 2, "do_pad": True, "padding_mode": "constant", "do_normalize": True,
-    "image_mean": 0.5, "image_std": 0.5, "do_rescale": True, "rescale_factor": 1 / 255,
+    "do_resize": True,
+    "resample": 2,
+    "do_pad": True,
+    "padding_mode": "constant",
+    "do_normalize": True,
+    "image_mean": 0.5,
+    "image_std": 0.5,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
 }
 
 

@@ -21,9 +21,9 @@ import safetensors
 import torch
 from torch import Tensor
 
-from decoders.formats.config import read_config
-from decoders.formats.folder import RELEASE, check_file, first_line, read_json
-from decoders.formats.pickles import foreign
+from .config import read_config
+from .folder import RELEASE, check_file, first_line, read_json
+from .pickles import foreign
 
 
 def stored_tensors(folder: Path) -> Iterator[tuple[Path, str, Tensor]]:
@@ -206,15 +206,24 @@ class StandIn:
         pass
 
 
-STAND_INS = ("tool_use.megatron.megatron_utils.ModelBackend", "megatron.model.enums.ModelType",
-             *(f"numpy.{name}" for name in ("core.multiarray._reconstruct", "_core.multiarray._reconstruct",
-                                            "ndarray", "dtype")))  # the last four for the random state
+STAND_INS = (
+    "tool_use.megatron.megatron_utils.ModelBackend",
+    "megatron.model.enums.ModelType",
+    *(
+        f"numpy.{name}"
+        for name in ("core.multiarray._reconstruct", "_core.multiarray._reconstruct", "ndarray", "dtype")
+    ),
+)  # the last four for the random state
 RELEASE_ASKS = {"_codecs.encode", "collections.defaultdict", "collections.Counter"}  # harmless
 RELEASE_FIELDS = {  # its training arguments -> config.json
-    "num_layers": "num_hidden_layers", "hidden_size": "hidden_size", "ffn_hidden_size": "intermediate_size",
-    "num_attention_heads": "num_attention_heads", "padded_vocab_size": "vocab_size",
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "ffn_hidden_size": "intermediate_size",
+    "num_attention_heads": "num_attention_heads",
+    "padded_vocab_size": "vocab_size",
     "layernorm_epsilon": "layer_norm_eps",
-    "rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta",
+    "rotary_pct": "partial_rotary_factor",
+    "rotary_emb_base": "rope_theta",
 }
 RELEASE_WANTS = {"sq_relu": True, "untie_embeddings": True, "qk_layernorm": "weights_per_layer"}
 
@@ -282,8 +291,11 @@ def read_release(marker: Path) -> dict[str, Tensor]:
     if beside.exists():
         config = read_json(beside)
         config = {**config, **(config.get("text_config") or {})}
-        differs = [f"{key} {config[key]!r}, not {stated[key]!r}" for key in RELEASE_FIELDS.values()
-                   if key in config and config[key] != stated[key]]
+        differs = [
+            f"{key} {config[key]!r}, not {stated[key]!r}"
+            for key in RELEASE_FIELDS.values()
+            if key in config and config[key] != stated[key]
+        ]
         if differs:
             raise ValueError(f"{beside} has {', '.join(differs)} as {file.name} says")
     return found

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from decoders.formats.switch import finish, stamp
+from .switch import finish, stamp
 
 SMALL_FILES = ("*.json", "merges.txt", "*.model", "*.bpe", "*.jinja")  # configs, indexes, tokenizers
 WEIGHT_FILES = (  # of a hub repository the first kind that it has is fetched
@@ -58,8 +58,9 @@ def find(path_or_id: str | Path, weights: bool = True, subfolder: str = "", **hu
     return folder
 
 
-def read_settled(path_or_id: str | Path, read: Callable[[Path], Any],
-                 weights: bool = True) -> tuple[Path, Any]:
+def read_settled(
+    path_or_id: str | Path, read: Callable[[Path], Any], weights: bool = True
+) -> tuple[Path, Any]:
     """The folder, and what `read` makes of it, once more if somebody writes there meanwhile. ValueError if it
     is being written all the time."""
     for _ in range(2):

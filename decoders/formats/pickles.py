@@ -11,15 +11,19 @@ from typing import Any
 LARGEST = 2**28  # bytes of an archive's pickle: names and shapes, without the numbers
 TENSORS = re.compile(
     r"collections OrderedDict|torch(\.storage)? \w+Storage|torch (Size|device|[a-z_]*\d+\w*|bool)"
-    r"|torch\._utils (_rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state))")
+    r"|torch\._utils (_rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state))"
+)
 
 
 def foreign(file: Path) -> set[str]:
     """What its first pickle that does so asks for beside plain tensors, as "module.name": not only code, also
     `bytearray`, which takes any amount of memory. Damage raises what pickletools and zipfile make of it."""
     for pickle in pickles(file):
-        asked = {str(argument) for operation, argument, _ in pickletools.genops(pickle)
-                 if operation.name in ("GLOBAL", "INST", "STACK_GLOBAL")}
+        asked = {
+            str(argument)
+            for operation, argument, _ in pickletools.genops(pickle)
+            if operation.name in ("GLOBAL", "INST", "STACK_GLOBAL")
+        }
         if others := {name.replace(" ", ".") for name in asked if not TENSORS.fullmatch(name)}:
             return others
     return set()

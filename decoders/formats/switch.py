@@ -15,8 +15,18 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-CHECKPOINT = (".json", ".safetensors", ".bin", ".msgpack", ".h5", ".pt",
-              ".model", ".bpe", ".jinja", "merges.txt")
+CHECKPOINT = (
+    ".json",
+    ".safetensors",
+    ".bin",
+    ".msgpack",
+    ".h5",
+    ".pt",
+    ".model",
+    ".bpe",
+    ".jinja",
+    "merges.txt",
+)
 STALE = ".stale.json"  # among the new files: the names of old ones that have no place beside them
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import sentencepiece
 
-from decoders.formats.folder import read_json, read_json_if_any, read_small, read_text
+from .folder import read_json, read_json_if_any, read_small, read_text
 
 # ---- Splitting patterns ------------------------------------------------------------------------------------
 
@@ -18,8 +18,10 @@ from decoders.formats.folder import read_json, read_json_if_any, read_small, rea
 CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-CL100K = (CONTRACTION + r"|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
-          r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s")
+CL100K = (
+    CONTRACTION + r"|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+)
 O200K = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+{CONTRACTION}?"
     rf"|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*{CONTRACTION}?"
@@ -125,8 +127,9 @@ def pairs_of(merges: list) -> list[tuple[str, str]]:
     return [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in merges]
 
 
-def ranked_merges(vocab: dict[str, int], scores: dict[str, float],
-                  control: set[str]) -> list[tuple[str, str]]:
+def ranked_merges(
+    vocab: dict[str, int], scores: dict[str, float], control: set[str]
+) -> list[tuple[str, str]]:
     """All pairs that make a piece, in the order that Transformers 4.40 and later give them: the best piece
     first; of one piece the longest left part. Where tokenizer.json was made by older ones it differs."""
     pairs = []
@@ -186,8 +189,9 @@ def read_merges(file: Path) -> list[tuple[str, str]]:
     return pairs
 
 
-def added_tokens(folder: Path, vocab: dict[str, int], listed: dict[int, AddedToken],
-                 config: dict) -> list[AddedToken]:
+def added_tokens(
+    folder: Path, vocab: dict[str, int], listed: dict[int, AddedToken], config: dict
+) -> list[AddedToken]:
     """Added tokens with their flags, which folders scatter over five places; the later ones here win."""
     added = dict(listed)
     extra = folder / "added_tokens.json"
@@ -223,9 +227,19 @@ def token_content(token: dict | str | None) -> str | None:
 
 # ---- And back ----------------------------------------------------------------------------------------------
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "adept_vocab.model", "vocab.json", "merges.txt",
-                   "encoder_bpe_40000.json", "vocab_40000.bpe", "tokenizer_config.json", "added_tokens.json",
-                   "special_tokens_map.json", "chat_template.jinja")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "adept_vocab.model",
+    "vocab.json",
+    "merges.txt",
+    "encoder_bpe_40000.json",
+    "vocab_40000.bpe",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 
 
 def write_files(source: Path, target: Path, changed: Iterable[AddedToken]) -> None:
@@ -233,9 +247,17 @@ def write_files(source: Path, target: Path, changed: Iterable[AddedToken]) -> No
     for name in TOKENIZER_FILES:
         if (source / name).exists():
             shutil.copyfile(source / name, target / name)
-    entries = {token.id: {"content": token.content, "lstrip": token.lstrip, "normalized": token.normalized,
-                          "rstrip": token.rstrip, "single_word": False, "special": token.special}
-               for token in changed}
+    entries = {
+        token.id: {
+            "content": token.content,
+            "lstrip": token.lstrip,
+            "normalized": token.normalized,
+            "rstrip": token.rstrip,
+            "single_word": False,
+            "special": token.special,
+        }
+        for token in changed
+    }
     if not entries:
         return
     config = read_json_if_any(target / "tokenizer_config.json")

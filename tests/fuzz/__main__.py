@@ -33,8 +33,13 @@ def rows(minutes: float, seed: int) -> tuple[list[tuple[str, str, str]], list[st
     found.append((f"random strings, ids compared with Hugging Face's fast tokenizer: runs, any code point, pieces glued together; {names}",
                   f"{sum(counts.values()):,}", f"{len(failed)} differ"))  # fmt: skip
     failures += failed
-    for what, fuzzer in (("any JSON in any field of a folder's small files", folders),
-                         ("bytes of weights (five layouts, inside archives too), vocabularies and configs flipped, cut, swapped", damage)):
+    for what, fuzzer in (
+        ("any JSON in any field of a folder's small files", folders),
+        (
+            "bytes of weights (five layouts, inside archives too), vocabularies and configs flipped, cut, swapped",
+            damage,
+        ),
+    ):
         counts, failed = fuzzer.run(60 * minutes, seed)
         told = f"{counts['answered']:,} answered, {counts['refused']:,} refused in a sentence that names the file, {counts['failed']} else"
         found.append((f"{what}; then loaded and asked for two tokens", f"{sum(counts.values()):,}", told))
@@ -58,7 +63,9 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     found, failures = rows(args.minutes, args.seed)
-    text = INTRODUCTION.format(seed=args.seed, minutes=args.minutes) + "".join(f"| {' | '.join(row)} |\n" for row in found)
+    text = INTRODUCTION.format(seed=args.seed, minutes=args.minutes) + "".join(
+        f"| {' | '.join(row)} |\n" for row in found
+    )
     if failures:
         text += "\nFound, as tests:\n\n" + "\n".join(failures) + "\n"
     if args.write:

@@ -35,10 +35,18 @@ Edit = tuple[str, int, int, bytes]  # file, from where, how many bytes go, what 
 def prepared(name: str, layout: str) -> Path:
     """The checkpoint in that layout."""
     folder = Path(tempfile.mkdtemp(prefix="decoders-fuzz-")) / "sound"
-    shutil.copytree(CHECKPOINTS / name, folder, ignore=shutil.ignore_patterns("*.safetensors" if LAYOUTS[layout] else ""))
+    shutil.copytree(
+        CHECKPOINTS / name, folder, ignore=shutil.ignore_patterns("*.safetensors" if LAYOUTS[layout] else "")
+    )
     if write := LAYOUTS[layout]:
         config = read_config(folder)
-        write(folder, {k: v.clone() for k, v in weights.load(model_class(config), CHECKPOINTS / name).state_dict().items()})
+        write(
+            folder,
+            {
+                k: v.clone()
+                for k, v in weights.load(model_class(config), CHECKPOINTS / name).state_dict().items()
+            },
+        )
     return folder
 
 
@@ -73,7 +81,11 @@ def damaged(base: Path, name: str, layout: str, edits: list[Edit]) -> Path:
 
 
 def edits_of(rng: random.Random, folder: Path) -> list[Edit]:
-    files = sorted(file.name for file in folder.iterdir() if file.suffix in (".json", ".safetensors", ".bin", ".model", ".txt"))
+    files = sorted(
+        file.name
+        for file in folder.iterdir()
+        if file.suffix in (".json", ".safetensors", ".bin", ".model", ".txt")
+    )
     files = [file for file in files if file not in ("training.json", "training.png")]
     file = rng.choice(files)
     if file.endswith(".bin") and zipfile.is_zipfile(folder / file) and rng.random() < 0.7:
@@ -89,7 +101,15 @@ def edits_of(rng: random.Random, folder: Path) -> list[Edit]:
     near = rng.choice((8, 64, 2000, size))  # headers are where it matters
     for _ in range(rng.choice((1, 1, 2, 8))):
         start = rng.randrange(min(near, size))
-        new = rng.choice((rng.randbytes(1), b"\x00", b"\xff" * 8, rng.randbytes(rng.randint(0, 9)), bytes([content[start] ^ 1 << rng.randrange(8)])))
+        new = rng.choice(
+            (
+                rng.randbytes(1),
+                b"\x00",
+                b"\xff" * 8,
+                rng.randbytes(rng.randint(0, 9)),
+                bytes([content[start] ^ 1 << rng.randrange(8)]),
+            )
+        )
         edits.append((file, start, rng.choice((1, 1, 0, len(new))), new))
     return edits
 

@@ -124,7 +124,9 @@ def run(seconds: float, seed: int, at_most: int = 10**9) -> tuple[dict[str, int]
             counts[found if found in counts else "failed"] += 1
             if found not in counts and (file, found[:40]) not in seen:
                 seen.add((file, found[:40]))
-                failures.append(f"    ({name!r}, {file!r}, {path!r}, {value if value != 10**400 else '10**400'!r}),  # {found}")
+                failures.append(
+                    f"    ({name!r}, {file!r}, {path!r}, {value if value != 10**400 else '10**400'!r}),  # {found}"
+                )
     return counts, failures
 
 

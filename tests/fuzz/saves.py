@@ -17,7 +17,13 @@ from decoders import weights
 from decoders.phi import PhiConfig, PhiForCausalLM
 
 torch.set_num_threads(1)
-SIZES = {"vocab_size": 31, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZES = {
+    "vocab_size": 31,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 
 
 def model_of(kind: int) -> PhiForCausalLM:
@@ -33,7 +39,10 @@ def kind_of(folder: Path) -> int:
     """Which model the folder holds; AssertionError if it holds parts of two."""
     model = weights.load(PhiForCausalLM, folder)
     kind = model.config.eos_token_id
-    assert model.config.hidden_size == 16 * kind and model.generation_config == {"eos_token_id": kind, "pad_token_id": kind}
+    assert model.config.hidden_size == 16 * kind and model.generation_config == {
+        "eos_token_id": kind,
+        "pad_token_id": kind,
+    }
     assert all((p == kind).all() for p in model.parameters()), "config and weights of different saves"
     return kind
 
@@ -68,7 +77,9 @@ def kills(folder: Path, times: int, rng: random.Random) -> dict[int, int]:
         stop(writer)
         seen[kind_of(folder)] += 1
     weights.save(model_of(1), folder)
-    assert not [file.name for file in folder.iterdir() if file.name.startswith(".")], "the next save cleans up"
+    assert not [file.name for file in folder.iterdir() if file.name.startswith(".")], (
+        "the next save cleans up"
+    )
     return seen
 
 

@@ -30,7 +30,9 @@ def vocabularies() -> dict[str, tuple[tokenize.Tokenizer, Any]]:
     """Name -> ours, theirs."""
     folders = sorted(CHECKPOINTS.glob("tiny-*"))
     if data := os.environ.get("DECODERS_TEST_DATA"):
-        folders += [folder for folder in sorted((Path(data) / "hub").iterdir()) if (folder / "config.json").exists()]
+        folders += [
+            folder for folder in sorted((Path(data) / "hub").iterdir()) if (folder / "config.json").exists()
+        ]
     return {folder.name: (tokenize.load(folder), theirs(folder)) for folder in folders}
 
 
@@ -101,16 +103,25 @@ def run(seconds: float, seed: int, at_most: int = sys.maxsize) -> tuple[dict[str
     until, counts, failures = time.monotonic() + seconds, {}, []
     todo = []
     for name, (ours, fast) in vocabularies().items():
-        words = [word.decode("utf-8", "replace").replace("▁", " ").replace("</w>", " ") for word in ours.bytes_of.values()]
-        todo.append((name, ours, fast, texts(random.Random(f"{name} {seed}"), [word for word in words if word])))
+        words = [
+            word.decode("utf-8", "replace").replace("▁", " ").replace("</w>", " ")
+            for word in ours.bytes_of.values()
+        ]
+        todo.append(
+            (name, ours, fast, texts(random.Random(f"{name} {seed}"), [word for word in words if word]))
+        )
     while time.monotonic() < until and sum(counts.values()) < at_most and len(failures) < 20:
         for name, ours, fast, strings in todo:
             for _ in range(50):
                 text = next(strings)
                 counts[name] = counts.get(name, 0) + 1
                 if ours.encode(text, False) != fast(text):
-                    text = shrunk(text, lambda text, ours=ours, fast=fast: ours.encode(text, False) != fast(text))
-                    failures.append(f'    ("{name}", {ascii(text)}),  # {fast(text)}, not {ours.encode(text, False)}')
+                    text = shrunk(
+                        text, lambda text, ours=ours, fast=fast: ours.encode(text, False) != fast(text)
+                    )
+                    failures.append(
+                        f'    ("{name}", {ascii(text)}),  # {fast(text)}, not {ours.encode(text, False)}'
+                    )
     return counts, failures
 
 
@@ -120,7 +131,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     counts, failures = run(60 * args.minutes, args.seed)
-    print(f"{sum(counts.values())} strings over {len(counts)} vocabularies, {len(failures)} differ (seed {args.seed})")
+    print(
+        f"{sum(counts.values())} strings over {len(counts)} vocabularies, {len(failures)} differ (seed {args.seed})"
+    )
     print("\n".join(failures))
     return bool(failures)
 

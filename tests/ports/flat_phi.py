@@ -23,6 +23,7 @@ def build(config: dict, weights: dict):
         cache = []
         x = weights["model.embed_tokens.weight"][input_ids]
         for i in range(config["num_hidden_layers"]):
+
             def w(name, i=i):
                 return weights[f"model.layers.{i}.{name}.weight"], weights[f"model.layers.{i}.{name}.bias"]
 
@@ -46,7 +47,13 @@ def build(config: dict, weights: dict):
             m = torch.nn.functional.linear(n, *w("mlp.fc1"))
             m = torch.nn.functional.gelu(m, approximate="tanh")
             x = x + y + torch.nn.functional.linear(m, *w("mlp.fc2"))
-        x = torch.layer_norm(x, x.shape[-1:], weights["model.final_layernorm.weight"], weights["model.final_layernorm.bias"], 1e-5)
+        x = torch.layer_norm(
+            x,
+            x.shape[-1:],
+            weights["model.final_layernorm.weight"],
+            weights["model.final_layernorm.bias"],
+            1e-5,
+        )
         return x @ weights["lm_head.weight"].T + weights["lm_head.bias"], cache
 
     return model

@@ -20,7 +20,9 @@ def build(config: dict, weights: dict):
 
     def attention(x, look, name):
         b, t, c = x.shape
-        q, k, v = (part.reshape(b, t, heads, c // heads) for part in np.split(dense(x, name + ".c_attn"), 3, axis=-1))
+        q, k, v = (
+            part.reshape(b, t, heads, c // heads) for part in np.split(dense(x, name + ".c_attn"), 3, axis=-1)
+        )
         scores = np.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(c // heads, dtype=np.float32)
         scores = np.where(look, scores, -1e9)
         powers = np.exp(scores - scores.max(-1, keepdims=True))

@@ -1,1 +1,0 @@
-"""What treats all six models alike, through what they have in common."""
