@@ -30,8 +30,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-Maybe = Tensor | None  # of an argument that may be left out
-
 # ---- Config ------------------------------------------------------------------------------------------------
 
 gelu_tanh = partial(F.gelu, approximate="tanh")  # one kernel; in half precision more exact than step by step
@@ -135,20 +133,26 @@ class KVCache:
 # ---- Attention ---------------------------------------------------------------------------------------------
 
 
-def local_bias(
-    T: int, S: int, window: int | None, mask: Maybe, texts: Maybe, x: Tensor, whole: bool
-) -> Maybe:
+def local_mask(
+    T: int,
+    S: int,
+    window: int | None,
+    mask: Tensor | None,
+    segment_ids: Tensor | None,
+    x: Tensor,
+    need_weights: bool,
+) -> Tensor | None:
     """(1 or B, 1 or H, T, S) to add to the scores of the last T of S positions, which see `window` keys each
-    (None: all), itself counted. One query gets those of its window only. None, unless `whole`, where none is
-    needed: plain causal, or one query that sees every key.
+    (None: all), itself counted. One query gets those of its window only. None, unless `need_weights`,
+    where none is needed: plain causal, or one query that sees every key.
 
     `mask` is (B, S), 0 at padding, or (B, 1 or H, T, S), true where a query may look, or numbers to add:
-    order and windows hide besides. `texts` (B, T) tells packed ones apart. A row that sees nothing, as one of
-    padding may, looks at itself: so it is finite, and the fused kernel's gradient right. ValueError for other
-    shapes.
+    order and windows hide besides. `segment_ids` (B, T) tells packed texts apart. A row that sees nothing,
+    as one of padding may, looks at itself: it is finite so, and the fused kernel's gradient right. ValueError
+    for other shapes.
     """
     short = window is None or (not torch.compiler.is_compiling() and S <= window)  # a graph holds for any S
-    if mask is None and texts is None and not whole and short and (T == 1 or T == S):
+    if mask is None and segment_ids is None and not need_weights and short and (T == 1 or T == S):
         return None
     shape, B = mask.shape if isinstance(mask, Tensor) else (), len(x)
     fits = shape[1:] == (S,) or (len(shape) == 4 and shape[2:] == (T, S))
@@ -157,32 +161,38 @@ def local_bias(
         raise ValueError(f"attention_mask must be {told}, not {tuple(shape) or type(mask).__name__}")
     added = mask if mask is not None and mask.dim() == 4 and mask.dtype != torch.bool else None
     causal = x.new_ones(1, 1, T, S, dtype=torch.bool).tril(S - T)
-    look = causal.triu(S - T - (window or S) + 1)
+    visible = causal.triu(S - T - (window or S) + 1)
     if mask is not None and added is None:
-        look = look & (mask if mask.dim() == 4 else (mask != 0)[:, None, None])
-    if texts is not None:
-        look = look & (texts[:, None, :, None] == texts[:, None, None])
-    look = look | (causal.triu(S - T) & ~look.any(-1, keepdim=True))
-    bias = x.new_zeros(look.shape).masked_fill(~look, -math.inf)
-    bias = bias if added is None else (bias + added.to(x.dtype)).clamp(min=torch.finfo(x.dtype).min)
-    return bias if T > 1 or whole else bias[..., -(window or S) :]
+        visible = visible & (mask if mask.dim() == 4 else (mask != 0)[:, None, None])
+    if segment_ids is not None:
+        visible = visible & (segment_ids[:, None, :, None] == segment_ids[:, None, None])
+    visible = visible | (causal.triu(S - T) & ~visible.any(-1, keepdim=True))
+    attn_mask = x.new_zeros(visible.shape).masked_fill(~visible, -math.inf)
+    attn_mask = (
+        attn_mask if added is None else (attn_mask + added.to(x.dtype)).clamp(min=torch.finfo(x.dtype).min)
+    )
+    return attn_mask if T > 1 or need_weights else attn_mask[..., -(window or S) :]
 
 
-def attention(q, k, v, bias, scale, dropout=0.0, whole=False, head_mask=None) -> tuple[Tensor, Maybe]:
-    """(B, H, T, D), and if `whole` the weights (B, H, T, S) as they multiply v: then by the formula, else by
-    PyTorch's fused kernel. That has no forward-mode derivative but in `sdpa_kernel(SDPBackend.MATH)` of
-    `torch.nn.attention`. Head h of q reads head h // (H / K) of k and v."""
+def attention(
+    q, k, v, attn_mask, scale, dropout=0.0, need_weights=False, head_mask=None
+) -> tuple[Tensor, Tensor | None]:
+    """(B, H, T, D), and if `need_weights` the weights (B, H, T, S) as they multiply v: then by the formula,
+    else by PyTorch's fused kernel. That has no forward-mode derivative but in `sdpa_kernel(SDPBackend.MATH)`
+    of `torch.nn.attention`. Head h of q reads head h // (H / K) of k and v."""
     if (groups := q.shape[1] // k.shape[1]) > 1:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    if not whole and bias is None and q.shape[2] > 1:  # there is no past: is_causal counts from the top left
+    if not need_weights and attn_mask is None and q.shape[2] > 1:
+        # there is no past: is_causal counts from the top left
         return F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True, scale=scale), None
-    if not whole:
-        return F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=scale), None
-    wide = torch.promote_types(q.dtype, torch.float32)  # scores of half-precision q and k overflow float16
-    scores = q.to(wide) @ k.to(wide).transpose(2, 3) * scale  # (B, H, T, S)
-    weights = F.dropout((scores if bias is None else scores + bias).softmax(-1), dropout)
+    if not need_weights:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask, dropout, scale=scale), None
+    # scores of half-precision q and k overflow float16
+    compute_dtype = torch.promote_types(q.dtype, torch.float32)
+    scores = q.to(compute_dtype) @ k.to(compute_dtype).transpose(2, 3) * scale  # (B, H, T, S)
+    weights = F.dropout((scores if attn_mask is None else scores + attn_mask).softmax(-1), dropout)
     weights = weights if head_mask is None else weights * head_mask.view(-1, 1, 1)
-    return (weights @ v.to(wide)).to(q.dtype), weights.to(q.dtype)
+    return (weights @ v.to(compute_dtype)).to(q.dtype), weights.to(q.dtype)
 
 
 class GPTNeoSelfAttention(nn.Module):
@@ -191,7 +201,7 @@ class GPTNeoSelfAttention(nn.Module):
     def __init__(self, config: GPTNeoConfig, layer: int):
         super().__init__()
         C = config.hidden_size
-        self.layer, self.D = layer, C // config.num_heads
+        self.layer, self.head_dim = layer, C // config.num_heads
         self.k_proj = nn.Linear(C, C, bias=False)
         self.v_proj = nn.Linear(C, C, bias=False)
         self.q_proj = nn.Linear(C, C, bias=False)
@@ -199,18 +209,25 @@ class GPTNeoSelfAttention(nn.Module):
         self.attention_dropout = config.attention_dropout
         self.resid_dropout = nn.Dropout(config.resid_dropout)
 
-    def project(self, x: Tensor) -> list[Tensor]:
+    def qkv(self, x: Tensor) -> list[Tensor]:
         return [proj(x) for proj in (self.q_proj, self.k_proj, self.v_proj)]
 
-    def forward(self, x: Tensor, bias: Maybe, cache: KVCache | None, head_mask: Maybe, whole: bool):
-        q, k, v = (part.unflatten(-1, (-1, self.D)) for part in self.project(x))
+    def forward(
+        self,
+        x: Tensor,
+        attn_mask: Tensor | None,
+        cache: KVCache | None,
+        head_mask: Tensor | None,
+        need_weights: bool,
+    ):
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv(x))
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, K, S, D)
-        if bias is not None:  # a decoding step reads its window only
-            k, v = k[:, :, -bias.shape[-1] :], v[:, :, -bias.shape[-1] :]
+        if attn_mask is not None:  # a decoding step reads its window only
+            k, v = k[:, :, -attn_mask.shape[-1] :], v[:, :, -attn_mask.shape[-1] :]
         dropout = self.attention_dropout if self.training else 0.0
-        y, weights = self.attend(q, k, v, bias, 1.0, dropout, whole, head_mask)
+        y, weights = self.attend(q, k, v, attn_mask, 1.0, dropout, need_weights, head_mask)
         return self.resid_dropout(self.out_proj(y.transpose(1, 2).flatten(2))), weights
 
 
@@ -255,20 +272,20 @@ class ModelOutput(NamedTuple):
 
 def forget_tied(model: nn.Module, state: dict, prefix: str, metadata: Any) -> None:
     """In a state dict a tied matrix has one name, the table's, as in the hub's files: safetensors asks so."""
-    if model.table and model.lm_head.weight is model.get_submodule(model.table).weight:
+    if model.tied_to and model.lm_head.weight is model.get_submodule(model.tied_to).weight:
         state.pop(f"{prefix}lm_head.weight", None)
 
 
 def recall_tied(model: nn.Module, state: dict, prefix: str, *rest) -> None:
-    if model.table and model.config.tie_word_embeddings and f"{prefix}{model.table}.weight" in state:
-        state.setdefault(f"{prefix}lm_head.weight", state[f"{prefix}{model.table}.weight"])
+    if model.tied_to and model.config.tie_word_embeddings and f"{prefix}{model.tied_to}.weight" in state:
+        state.setdefault(f"{prefix}lm_head.weight", state[f"{prefix}{model.tied_to}.weight"])
 
 
 class PreTrainedModel(nn.Module):
     """What all models share: how weights start, and what a checkpoint says beside its tensors."""
 
     gradient_checkpointing = False
-    table = ""  # where a model with `lm_head` has the token table, to which that may be tied
+    tied_to = ""  # the name of the token embedding, where the output layer may be tied to it
 
     def __init__(self, config: Any):
         super().__init__()
@@ -284,14 +301,14 @@ class PreTrainedModel(nn.Module):
                 nn.init.normal_(p, 0.0, self.config.initializer_range)
             else:
                 nn.init.constant_(p, 0.0 if name.endswith("bias") else 1.0)
-        for table in (part or self).modules():
-            if getattr(table, "padding_idx", None) is not None:
-                nn.init.zeros_(table.weight[table.padding_idx])
+        for module in (part or self).modules():
+            if getattr(module, "padding_idx", None) is not None:
+                nn.init.zeros_(module.weight[module.padding_idx])
         return self
 
     def tie_weights(self) -> None:
-        if self.table and self.config.tie_word_embeddings:
-            self.lm_head.weight = self.get_submodule(self.table).weight  # a bias stays its own
+        if self.tied_to and self.config.tie_word_embeddings:
+            self.lm_head.weight = self.get_submodule(self.tied_to).weight  # a bias stays its own
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
         """In training keep only what enters a layer, and compute the rest again in the backward pass."""
@@ -315,7 +332,7 @@ def check_ids(ids: Tensor) -> None:
         raise ValueError(f"input_ids must be a tensor (batch, tokens), one token at least, not {found}")
 
 
-def embed(table: nn.Embedding, input_ids: Maybe, inputs_embeds: Maybe) -> Tensor:
+def embed(embedding: nn.Embedding, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
     """(B, T, C) of whichever was given. ValueError for what are no ids of the table."""
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("give either input_ids or inputs_embeds")
@@ -323,9 +340,9 @@ def embed(table: nn.Embedding, input_ids: Maybe, inputs_embeds: Maybe) -> Tensor
         return inputs_embeds
     check_ids(input_ids)
     try:
-        return table(input_ids)
+        return embedding(input_ids)
     except (IndexError, RuntimeError) as error:
-        told = f"int64 or int32, from 0 to {table.num_embeddings - 1} and on {table.weight.device}"
+        told = f"int64 or int32, from 0 to {embedding.num_embeddings - 1} and on {embedding.weight.device}"
         raise ValueError(f"input_ids must be {told}: {str(error).splitlines()[0]}") from error
 
 
@@ -343,20 +360,20 @@ class GPTNeoModel(PreTrainedModel):
 
     def forward(
         self,
-        input_ids: Maybe = None,
+        input_ids: Tensor | None = None,
         past_key_values: Any = None,
-        attention_mask: Maybe = None,
-        token_type_ids: Maybe = None,
-        position_ids: Maybe = None,
-        head_mask: Maybe = None,
-        inputs_embeds: Maybe = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
     ) -> ModelOutput:
         """Hidden states of `input_ids` (B, T), or of `inputs_embeds` (B, T, C).
 
-        `attention_mask`: see `local_bias`. `position_ids` (B, T) or (T,), left out, go on from the cache's
+        `attention_mask`: see `local_mask`. `position_ids` (B, T) or (T,), left out, go on from the cache's
         length whatever the mask says. Where they begin anew, without mask and with use_cache=False, packed
         texts are kept apart: as in Transformers 5, 4.x sees one text. `head_mask` (H,) or (layers, H) scales
         the weights. ValueError where shapes disagree or the text is longer than `max_position_embeddings`.
@@ -364,30 +381,32 @@ class GPTNeoModel(PreTrainedModel):
         if isinstance(past_key_values, Tensor):  # model(ids, mask), as all other models take it
             past_key_values, attention_mask = None, past_key_values
         x = embed(self.wte, input_ids, inputs_embeds)
-        saving = self.gradient_checkpointing and self.training and past_key_values is None
+        checkpointing = self.gradient_checkpointing and self.training and past_key_values is None
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        cache = KVCache() if past_key_values is None and use_cache and not saving else past_key_values
+        cache = KVCache() if past_key_values is None and use_cache and not checkpointing else past_key_values
         cache = cache if cache is None or isinstance(cache, KVCache) else KVCache(cache)
-        (B, T, _), past, most = x.shape, len(cache or ()), self.config.max_position_embeddings
-        if past + T > most:
-            raise ValueError(f"{past + T} tokens, but the model has {most} positions")
-        places = torch.arange(past, past + T, device=x.device) if position_ids is None else position_ids
-        texts = None
-        if position_ids is not None and attention_mask is None and cache is None:
-            texts = F.pad((places.expand(B, T).diff(dim=1) != 1).long(), (1, 0)).cumsum(1)
-        x = x + self.wpe(places)
+        (B, T, _), past, max_length = x.shape, len(cache or ()), self.config.max_position_embeddings
+        if past + T > max_length:
+            raise ValueError(f"{past + T} tokens, but the model has {max_length} positions")
+        packed = position_ids is not None and attention_mask is None and cache is None
+        if position_ids is None:
+            position_ids = torch.arange(past, past + T, device=x.device)
+        segment_ids = None
+        if packed:
+            segment_ids = F.pad((position_ids.expand(B, T).diff(dim=1) != 1).long(), (1, 0)).cumsum(1)
+        x = x + self.wpe(position_ids)
         x = self.drop(x if token_type_ids is None else x + self.wte(token_type_ids))
-        whole = output_attentions or head_mask is not None
-        biases = {
-            kind: local_bias(T, past + T, window, attention_mask, texts, x, whole)
+        need_weights = output_attentions or head_mask is not None
+        attn_masks = {
+            kind: local_mask(T, past + T, window, attention_mask, segment_ids, x, need_weights)
             for kind, window in (("global", None), ("local", self.config.window_size))
         }
         hidden_states, attentions = [], []
         for i, layer in enumerate(self.h):
             hidden_states.append(x)
             heads = head_mask if head_mask is None or head_mask.dim() == 1 else head_mask[i]
-            run = partial(checkpoint, layer, use_reentrant=False) if saving else layer
-            x, weights = run(x, biases[self.config.attention_layers[i]], cache, heads, whole)
+            run = partial(checkpoint, layer, use_reentrant=False) if checkpointing else layer
+            x, weights = run(x, attn_masks[self.config.attention_layers[i]], cache, heads, need_weights)
             attentions.append(weights)
         x = self.ln_f(x)
         hidden_states = (*hidden_states, x) if output_hidden_states else None
@@ -406,15 +425,15 @@ class CausalLMOutput(NamedTuple):
     attentions: tuple[Tensor, ...] | None = None
 
 
-def next_token(logits, temperature, top_k, top_p, generator) -> Tensor:
+def sample(logits, temperature, top_k, top_p, generator) -> Tensor:
     """(B,) ids drawn from (B, V) float32 logits, in Transformers' order: a seed draws the same there."""
-    for name, n, kind, least, most in (
+    for name, n, kind, least, greatest in (
         ("temperature", temperature, float, 1e-30, 1e30),
         ("top_k", top_k, int, 1, math.inf),
         ("top_p", top_p, float, 1e-30, 1),
     ):
-        if n is not None and (not isinstance(n, int | kind) or not least <= n <= most):
-            raise ValueError(f"{name} must be of type {kind.__name__}, from {least} to {most}, not {n!r}")
+        if n is not None and (not isinstance(n, int | kind) or not least <= n <= greatest):
+            raise ValueError(f"{name} must be of type {kind.__name__}, from {least} to {greatest}, not {n!r}")
     logits = logits / temperature
     if top_k is not None:
         lowest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
@@ -437,7 +456,7 @@ class GenerationMixin:
     def generate(
         self,
         input_ids: Tensor,
-        attention_mask: Maybe = None,
+        attention_mask: Tensor | None = None,
         *,
         max_new_tokens: int,
         do_sample: bool = False,
@@ -464,24 +483,24 @@ class GenerationMixin:
         shape, mask = input_ids.shape, attention_mask
         if mask is not None and (getattr(mask, "shape", 0) != shape or ((mask != 0) & (mask != 1)).any()):
             raise ValueError(f"attention_mask must be a tensor {tuple(shape)}, 0 at padding and 1 elsewhere")
-        T, room = shape[1], self.max_positions or math.inf
-        if T + max_new_tokens - 1 > room:  # the last new token is not fed
-            raise ValueError(f"{T} prompt + {max_new_tokens} new tokens do not fit into {room} positions")
+        T, limit = shape[1], self.max_positions or math.inf
+        if T + max_new_tokens - 1 > limit:  # the last new token is not fed
+            raise ValueError(f"{T} prompt + {max_new_tokens} new tokens do not fit into {limit} positions")
         ids, cache, (eos, pad) = input_ids, past_key_values, self.special_ids(eos_token_id, pad_token_id)
         mask = None if mask is None or mask.all() else mask.long()
-        running = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+        unfinished = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
         put = (lambda new: None) if streamer is None else (lambda new: streamer.put(new.cpu()))
         put(ids)
         for _ in range(max_new_tokens):
             output = self(**self.prepare_inputs(ids, mask, cache, **inputs), logits_to_keep=1)
             cache, logits = output.past_key_values, output.logits[:, -1].float()
-            new = next_token(logits, temperature, top_k, top_p, generator) if do_sample else logits.argmax(-1)
-            new = torch.where(running, new, pad)
+            new = sample(logits, temperature, top_k, top_p, generator) if do_sample else logits.argmax(-1)
+            new = torch.where(unfinished, new, pad)
             put(new)
             ids = torch.cat([ids, new[:, None]], 1)
             mask = None if mask is None else F.pad(mask, (0, 1), value=1)
-            running &= ~torch.isin(new, eos.to(new.device))
-            if not running.any():
+            unfinished &= ~torch.isin(new, eos.to(new.device))
+            if not unfinished.any():
                 break
         if streamer is not None:
             streamer.end()
@@ -497,7 +516,7 @@ class GenerationMixin:
         fillers = (pad, self.generation_config.get("pad_token_id"), self.config.pad_token_id, *eos, 0)
         return torch.tensor(eos, dtype=torch.long), next(i for i in fillers if i is not None)
 
-    def prepare_inputs(self, ids: Tensor, mask: Maybe, cache: KVCache | None, **inputs) -> dict:
+    def prepare_inputs(self, ids: Tensor, mask: Tensor | None, cache: KVCache | None, **inputs) -> dict:
         """Arguments of `forward` for those of `ids` (B, T) that `cache` does not hold yet."""
         past = len(cache or ())
         if past >= ids.shape[1]:
@@ -505,13 +524,13 @@ class GenerationMixin:
             raise ValueError(f"{told}: one must be new")
         if unknown := inputs.keys() - inspect.signature(self.forward).parameters:
             raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
-        places = None if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)[:, past:]
-        own = {"attention_mask": mask, "position_ids": places, "past_key_values": cache}
+        position_ids = None if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)[:, past:]
+        own = {"attention_mask": mask, "position_ids": position_ids, "past_key_values": cache}
         return dict(input_ids=ids[:, past:], **own, **inputs)
 
 
 class GPTNeoForCausalLM(PreTrainedModel, GenerationMixin):
-    config_class, table = GPTNeoConfig, "transformer.wte"
+    config_class, tied_to = GPTNeoConfig, "transformer.wte"
 
     def __init__(self, config: GPTNeoConfig):
         super().__init__(config)
@@ -522,14 +541,14 @@ class GPTNeoForCausalLM(PreTrainedModel, GenerationMixin):
 
     def forward(
         self,
-        input_ids: Maybe = None,
+        input_ids: Tensor | None = None,
         past_key_values: Any = None,
-        attention_mask: Maybe = None,
-        token_type_ids: Maybe = None,
-        position_ids: Maybe = None,
-        head_mask: Maybe = None,
-        inputs_embeds: Maybe = None,
-        labels: Maybe = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
@@ -554,11 +573,11 @@ class GPTNeoForCausalLM(PreTrainedModel, GenerationMixin):
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits, loss = self.lm_head(x[:, kept]), None
         if labels is not None:  # in float32, as Transformers 5; 4.x rounds it to the logits' dtype
-            wide = torch.promote_types(logits.dtype, torch.float32)
-            loss = F.cross_entropy(logits[:, :-1].to(wide).flatten(0, 1), labels[:, 1:].flatten())
+            compute_dtype = torch.promote_types(logits.dtype, torch.float32)
+            loss = F.cross_entropy(logits[:, :-1].to(compute_dtype).flatten(0, 1), labels[:, 1:].flatten())
         return CausalLMOutput(loss, logits, *rest)
 
-    def prepare_inputs(self, ids: Tensor, mask: Maybe, cache: KVCache | None, **inputs) -> dict:
+    def prepare_inputs(self, ids: Tensor, mask: Tensor | None, cache: KVCache | None, **inputs) -> dict:
         """New tokens have the type of the last one before them."""
         if (types := inputs.pop("token_type_ids", None)) is not None:
             new = types[:, -1:].expand(-1, ids.shape[1] - types.shape[1])
@@ -569,7 +588,9 @@ class GPTNeoForCausalLM(PreTrainedModel, GenerationMixin):
 # ---- Heads -------------------------------------------------------------------------------------------------
 
 
-def read_last(logits: Tensor, input_ids: Maybe, labels: Maybe, config: Any) -> tuple[Maybe, Tensor]:
+def pool_last_token(
+    logits: Tensor, input_ids: Tensor | None, labels: Tensor | None, config: Any
+) -> tuple[Tensor | None, Tensor]:
     """Loss, and of logits (B, T, labels) those of each row's last token that is not padding, as Transformers
     4.50 and 5: 4.37 cuts a text that contains the pad id, and no version asks the mask. The loss is that of a
     regression, of one label or of several, as `problem_type` says, else as the labels suggest."""
@@ -599,14 +620,14 @@ class GPTNeoForSequenceClassification(PreTrainedModel):
 
     def forward(
         self,
-        input_ids: Maybe = None,
+        input_ids: Tensor | None = None,
         past_key_values: Any = None,
-        attention_mask: Maybe = None,
-        token_type_ids: Maybe = None,
-        position_ids: Maybe = None,
-        head_mask: Maybe = None,
-        inputs_embeds: Maybe = None,
-        labels: Maybe = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
@@ -624,7 +645,7 @@ class GPTNeoForSequenceClassification(PreTrainedModel):
             output_attentions,
             output_hidden_states,
         )
-        return CausalLMOutput(*read_last(self.score(x), input_ids, labels, self.config), *rest)
+        return CausalLMOutput(*pool_last_token(self.score(x), input_ids, labels, self.config), *rest)
 
 
 class GPTNeoForTokenClassification(PreTrainedModel):
@@ -639,14 +660,14 @@ class GPTNeoForTokenClassification(PreTrainedModel):
 
     def forward(
         self,
-        input_ids: Maybe = None,
+        input_ids: Tensor | None = None,
         past_key_values: Any = None,
-        attention_mask: Maybe = None,
-        token_type_ids: Maybe = None,
-        position_ids: Maybe = None,
-        head_mask: Maybe = None,
-        inputs_embeds: Maybe = None,
-        labels: Maybe = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
@@ -688,14 +709,14 @@ class GPTNeoForQuestionAnswering(PreTrainedModel):
 
     def forward(
         self,
-        input_ids: Maybe = None,
-        attention_mask: Maybe = None,
-        token_type_ids: Maybe = None,
-        position_ids: Maybe = None,
-        head_mask: Maybe = None,
-        inputs_embeds: Maybe = None,
-        start_positions: Maybe = None,
-        end_positions: Maybe = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
     ) -> QuestionAnsweringOutput:

@@ -36,8 +36,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-Maybe = Tensor | None  # of an argument that may be left out
-
 # ---- Config ------------------------------------------------------------------------------------------------
 
 gelu_tanh = partial(F.gelu, approximate="tanh")  # one kernel; in half precision more exact than step by step
@@ -85,14 +83,14 @@ class Phi3Config:
         self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
 
     @property
-    def head_size(self) -> int:
+    def head_width(self) -> int:
         """D."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
     @property
     def rotary_size(self) -> int:
         """R, cut off as the reference does."""
-        return int(self.partial_rotary_factor * self.head_size)
+        return int(self.partial_rotary_factor * self.head_width)
 
     @property
     def rope_varies(self) -> bool:
@@ -139,28 +137,30 @@ class RMSNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return self.weight * F.rms_norm(wide, x.shape[-1:], eps=self.eps).to(x.dtype)
+        upcast = x.to(torch.promote_types(x.dtype, torch.float32))
+        return self.weight * F.rms_norm(upcast, x.shape[-1:], eps=self.eps).to(x.dtype)
 
 
 # ---- Rotary position embedding -----------------------------------------------------------------------------
 
 
-def longrope_tables(
+def longrope_cos_sin(
     position_ids: Tensor, long: Tensor, config: Phi3Config, x: Tensor
 ) -> tuple[Tensor, Tensor]:
     """cos and sin (B, 1, T, R) for `position_ids` (B, T), in x's dtype. `long` (B,) chooses the factors.
 
     Computed anew for every call, in float32 at least: there is no buffer that `.half()` could spoil.
     """
-    wide, R = torch.promote_types(x.dtype, torch.float32), config.rotary_size
-    powers = config.rope_theta ** (torch.arange(0, R, 2, device=x.device).to(wide) / R)  # (R / 2,)
+    compute_dtype, R = torch.promote_types(x.dtype, torch.float32), config.rotary_size
+    powers = config.rope_theta ** (torch.arange(0, R, 2, device=x.device).to(compute_dtype) / R)  # (R / 2,)
     scale, scaling = 1.0, config.rope_scaling
     if scaling is not None:
-        short, far = (x.new_tensor(scaling[key], dtype=wide) for key in ("short_factor", "long_factor"))
+        short, far = (
+            x.new_tensor(scaling[key], dtype=compute_dtype) for key in ("short_factor", "long_factor")
+        )
         powers = torch.where(long[:, None, None, None], far, short) * powers  # (B, 1, 1, R / 2)
         scale = config.attention_factor
-    angles = position_ids[:, None, :, None].to(wide) * (1.0 / powers)  # (B, 1, T, R / 2)
+    angles = position_ids[:, None, :, None].to(compute_dtype) * (1.0 / powers)  # (B, 1, T, R / 2)
     angles = torch.cat([angles, angles], dim=-1)
     return (angles.cos() * scale).to(x.dtype), (angles.sin() * scale).to(x.dtype)
 
@@ -168,9 +168,9 @@ def longrope_tables(
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the first R dimensions of x (B, H, T, D): dimension i pairs with i + R / 2. The others pass."""
     R = cos.shape[-1]
-    turned, passed = x[..., :R], x[..., R:]
-    first, second = turned.chunk(2, dim=-1)
-    return torch.cat([turned * cos + torch.cat([-second, first], dim=-1) * sin, passed], dim=-1)
+    x_rot, x_pass = x[..., :R], x[..., R:]
+    first, second = x_rot.chunk(2, dim=-1)
+    return torch.cat([x_rot * cos + torch.cat([-second, first], dim=-1) * sin, x_pass], dim=-1)
 
 
 # ---- Key/value cache ---------------------------------------------------------------------------------------
@@ -253,19 +253,25 @@ def note_rope(cache: KVCache, before: Tensor, now: Tensor) -> None:
 # ---- Attention ---------------------------------------------------------------------------------------------
 
 
-def window_bias(
-    T: int, S: int, window: int | None, mask: Maybe, texts: Maybe, x: Tensor, whole: bool
-) -> Maybe:
+def sliding_window_mask(
+    T: int,
+    S: int,
+    window: int | None,
+    mask: Tensor | None,
+    segment_ids: Tensor | None,
+    x: Tensor,
+    need_weights: bool,
+) -> Tensor | None:
     """(1 or B, 1 or H, T, S) to add to the scores of the last T of S positions, which see `window` keys each
-    (None: all), itself counted. One query gets those of its window only. None, unless `whole`, where none is
-    needed: plain causal, or one query that sees every key.
+    (None: all), itself counted. One query gets those of its window only. None, unless `need_weights`,
+    where none is needed: plain causal, or one query that sees every key.
 
     `mask` is (B, S), 0 at padding, or says all by itself: (B, 1 or H, T, S), true where a query looks, or
-    numbers to add. `texts` (B, T) tells packed ones apart. A row that sees nothing, as one of padding may,
-    looks at itself: so it is finite, and the fused kernel's gradient right. ValueError for another shape.
+    numbers to add. `segment_ids` (B, T) tells packed texts apart. A row that sees nothing, as one of padding
+    may, looks at itself: it is finite so, and the fused kernel's gradient right. ValueError for other shapes.
     """
     short = window is None or (not torch.compiler.is_compiling() and S <= window)  # a graph holds for any S
-    if mask is None and texts is None and not whole and short and (T == 1 or T == S):
+    if mask is None and segment_ids is None and not need_weights and short and (T == 1 or T == S):
         return None
     shape, B = mask.shape if isinstance(mask, Tensor) else (), len(x)
     fits = shape[1:] == (S,) or (len(shape) == 4 and shape[2:] == (T, S))
@@ -275,57 +281,63 @@ def window_bias(
     if mask is not None and mask.dim() == 4 and mask.dtype != torch.bool:
         return mask.to(x.dtype).clamp(min=torch.finfo(x.dtype).min)
     causal = x.new_ones(1, 1, T, S, dtype=torch.bool).tril(S - T)
-    look = causal.triu(S - T - (window or S) + 1)
+    visible = causal.triu(S - T - (window or S) + 1)
     if mask is not None:
-        look = mask if mask.dim() == 4 else look & (mask != 0)[:, None, None]
-    if texts is not None:
-        look = look & (texts[:, None, :, None] == texts[:, None, None])
-    look = look | (causal.triu(S - T) & ~look.any(-1, keepdim=True))
-    bias = x.new_zeros(look.shape).masked_fill(~look, -math.inf)
+        visible = mask if mask.dim() == 4 else visible & (mask != 0)[:, None, None]
+    if segment_ids is not None:
+        visible = visible & (segment_ids[:, None, :, None] == segment_ids[:, None, None])
+    visible = visible | (causal.triu(S - T) & ~visible.any(-1, keepdim=True))
+    attn_mask = x.new_zeros(visible.shape).masked_fill(~visible, -math.inf)
     alone = mask is not None and mask.dim() == 4
-    return bias if T > 1 or whole or alone else bias[..., -(window or S) :]
+    return attn_mask if T > 1 or need_weights or alone else attn_mask[..., -(window or S) :]
 
 
-def attention(q, k, v, bias, scale, dropout=0.0, whole=False, head_mask=None) -> tuple[Tensor, Maybe]:
-    """(B, H, T, D), and if `whole` the weights (B, H, T, S) as they multiply v: then by the formula, else by
-    PyTorch's fused kernel. That has no forward-mode derivative but in `sdpa_kernel(SDPBackend.MATH)` of
-    `torch.nn.attention`. Head h of q reads head h // (H / K) of k and v."""
+def attention(
+    q, k, v, attn_mask, scale, dropout=0.0, need_weights=False, head_mask=None
+) -> tuple[Tensor, Tensor | None]:
+    """(B, H, T, D), and if `need_weights` the weights (B, H, T, S) as they multiply v: then by the formula,
+    else by PyTorch's fused kernel. That has no forward-mode derivative but in `sdpa_kernel(SDPBackend.MATH)`
+    of `torch.nn.attention`. Head h of q reads head h // (H / K) of k and v."""
     if (groups := q.shape[1] // k.shape[1]) > 1:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    if not whole and bias is None and q.shape[2] > 1:  # there is no past: is_causal counts from the top left
+    if not need_weights and attn_mask is None and q.shape[2] > 1:
+        # there is no past: is_causal counts from the top left
         return F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True, scale=scale), None
-    if not whole:
-        return F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=scale), None
-    wide = torch.promote_types(q.dtype, torch.float32)  # scores of half-precision q and k overflow float16
-    scores = q.to(wide) @ k.to(wide).transpose(2, 3) * scale  # (B, H, T, S)
-    weights = F.dropout((scores if bias is None else scores + bias).softmax(-1), dropout)
+    if not need_weights:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask, dropout, scale=scale), None
+    # scores of half-precision q and k overflow float16
+    compute_dtype = torch.promote_types(q.dtype, torch.float32)
+    scores = q.to(compute_dtype) @ k.to(compute_dtype).transpose(2, 3) * scale  # (B, H, T, S)
+    weights = F.dropout((scores if attn_mask is None else scores + attn_mask).softmax(-1), dropout)
     weights = weights if head_mask is None else weights * head_mask.view(-1, 1, 1)
-    return (weights @ v.to(wide)).to(q.dtype), weights.to(q.dtype)
+    return (weights @ v.to(compute_dtype)).to(q.dtype), weights.to(q.dtype)
 
 
 class Phi3Attention(nn.Module):
-    attend, turn = staticmethod(attention), staticmethod(rotate)
+    attend, rotate = staticmethod(attention), staticmethod(rotate)
 
     def __init__(self, config: Phi3Config, layer: int):
         super().__init__()
-        H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_size
-        self.layer, self.parts, self.D = layer, (H * D, K * D, K * D), D
+        H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_width
+        self.layer, self.parts, self.head_dim = layer, (H * D, K * D, K * D), D
         self.qkv_proj = nn.Linear(config.hidden_size, sum(self.parts), bias=False)
         self.o_proj = nn.Linear(H * D, config.hidden_size, bias=False)
         self.attention_dropout = config.attention_dropout
 
-    def forward(self, x: Tensor, bias: Maybe, tables: tuple, cache: KVCache | None, whole: bool):
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None, cos_sin: tuple, cache: KVCache | None, need_weights: bool
+    ):
         q, k, v = (
-            part.unflatten(-1, (-1, self.D)).transpose(1, 2)  # (B, H, T, D), (B, K, T, D) twice
+            part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H, T, D), (B, K, T, D) twice
             for part in self.qkv_proj(x).split(self.parts, dim=-1)
         )
-        q, k = self.turn(q, *tables), self.turn(k, *tables)
+        q, k = self.rotate(q, *cos_sin), self.rotate(k, *cos_sin)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, K, S, D)
-        if bias is not None:  # a decoding step reads its window only
-            k, v = k[:, :, -bias.shape[-1] :], v[:, :, -bias.shape[-1] :]
+        if attn_mask is not None:  # a decoding step reads its window only
+            k, v = k[:, :, -attn_mask.shape[-1] :], v[:, :, -attn_mask.shape[-1] :]
         dropout = self.attention_dropout if self.training else 0.0
-        y, weights = self.attend(q, k, v, bias, self.D**-0.5, dropout, whole)
+        y, weights = self.attend(q, k, v, attn_mask, self.head_dim**-0.5, dropout, need_weights)
         return self.o_proj(y.transpose(1, 2).flatten(2)), weights
 
 
@@ -371,20 +383,20 @@ class ModelOutput(NamedTuple):
 
 def forget_tied(model: nn.Module, state: dict, prefix: str, metadata: Any) -> None:
     """In a state dict a tied matrix has one name, the table's, as in the hub's files: safetensors asks so."""
-    if model.table and model.lm_head.weight is model.get_submodule(model.table).weight:
+    if model.tied_to and model.lm_head.weight is model.get_submodule(model.tied_to).weight:
         state.pop(f"{prefix}lm_head.weight", None)
 
 
 def recall_tied(model: nn.Module, state: dict, prefix: str, *rest) -> None:
-    if model.table and model.config.tie_word_embeddings and f"{prefix}{model.table}.weight" in state:
-        state.setdefault(f"{prefix}lm_head.weight", state[f"{prefix}{model.table}.weight"])
+    if model.tied_to and model.config.tie_word_embeddings and f"{prefix}{model.tied_to}.weight" in state:
+        state.setdefault(f"{prefix}lm_head.weight", state[f"{prefix}{model.tied_to}.weight"])
 
 
 class PreTrainedModel(nn.Module):
     """What all models share: how weights start, and what a checkpoint says beside its tensors."""
 
     gradient_checkpointing = False
-    table = ""  # where a model with `lm_head` has the token table, to which that may be tied
+    tied_to = ""  # the name of the token embedding, where the output layer may be tied to it
 
     def __init__(self, config: Any):
         super().__init__()
@@ -400,14 +412,14 @@ class PreTrainedModel(nn.Module):
                 nn.init.normal_(p, 0.0, self.config.initializer_range)
             else:
                 nn.init.constant_(p, 0.0 if name.endswith("bias") else 1.0)
-        for table in (part or self).modules():
-            if getattr(table, "padding_idx", None) is not None:
-                nn.init.zeros_(table.weight[table.padding_idx])
+        for module in (part or self).modules():
+            if getattr(module, "padding_idx", None) is not None:
+                nn.init.zeros_(module.weight[module.padding_idx])
         return self
 
     def tie_weights(self) -> None:
-        if self.table and self.config.tie_word_embeddings:
-            self.lm_head.weight = self.get_submodule(self.table).weight  # a bias stays its own
+        if self.tied_to and self.config.tie_word_embeddings:
+            self.lm_head.weight = self.get_submodule(self.tied_to).weight  # a bias stays its own
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
         """In training keep only what enters a layer, and compute the rest again in the backward pass."""
@@ -431,7 +443,7 @@ def check_ids(ids: Tensor) -> None:
         raise ValueError(f"input_ids must be a tensor (batch, tokens), one token at least, not {found}")
 
 
-def embed(table: nn.Embedding, input_ids: Maybe, inputs_embeds: Maybe) -> Tensor:
+def embed(embedding: nn.Embedding, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
     """(B, T, C) of whichever was given. ValueError for what are no ids of the table."""
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("give either input_ids or inputs_embeds")
@@ -439,9 +451,9 @@ def embed(table: nn.Embedding, input_ids: Maybe, inputs_embeds: Maybe) -> Tensor
         return inputs_embeds
     check_ids(input_ids)
     try:
-        return table(input_ids)
+        return embedding(input_ids)
     except (IndexError, RuntimeError) as error:
-        told = f"int64 or int32, from 0 to {table.num_embeddings - 1} and on {table.weight.device}"
+        told = f"int64 or int32, from 0 to {embedding.num_embeddings - 1} and on {embedding.weight.device}"
         raise ValueError(f"input_ids must be {told}: {str(error).splitlines()[0]}") from error
 
 
@@ -457,42 +469,48 @@ class Phi3Model(PreTrainedModel):
 
     def forward(
         self,
-        input_ids: Maybe = None,
-        attention_mask: Maybe = None,
-        position_ids: Maybe = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         past_key_values: Any = None,
-        inputs_embeds: Maybe = None,
+        inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
     ) -> ModelOutput:
         """Hidden states of `input_ids` (B, T), or of `inputs_embeds` (B, T, C).
 
-        `attention_mask`: see `window_bias`. `position_ids` (B, T) or (T,), left out, go on from the cache's
-        length whatever the mask says. Where they begin anew, without mask and with use_cache=False, packed
-        texts are kept apart: as in Transformers 5, 4.x sees one text. ValueError where shapes disagree.
+        `attention_mask`: see `sliding_window_mask`. `position_ids` (B, T) or (T,), left out, go on from the
+        cache's length whatever the mask says. Where they begin anew, without mask and with use_cache=False,
+        packed texts are kept apart: as in Transformers 5, 4.x sees one. ValueError where shapes disagree.
         """
         x = embed(self.embed_tokens, input_ids, inputs_embeds)
-        saving = self.gradient_checkpointing and self.training and past_key_values is None
+        checkpointing = self.gradient_checkpointing and self.training and past_key_values is None
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        cache = LongropeCache() if past_key_values is None and use_cache and not saving else past_key_values
+        cache = (
+            LongropeCache()
+            if past_key_values is None and use_cache and not checkpointing
+            else past_key_values
+        )
         cache = cache if cache is None or isinstance(cache, KVCache) else LongropeCache(cache)
         (B, T, _), past = x.shape, len(cache or ())
-        places = torch.arange(past, past + T, device=x.device) if position_ids is None else position_ids
-        places, texts = places.expand(B, T), None
-        if position_ids is not None and attention_mask is None and cache is None:
-            texts = F.pad((places.diff(dim=1) != 1).long(), (1, 0)).cumsum(1)
-        long = self.config.rope_of(places.amax(1) + 1)
+        packed = position_ids is not None and attention_mask is None and cache is None
+        if position_ids is None:
+            position_ids = torch.arange(past, past + T, device=x.device)
+        position_ids, segment_ids = position_ids.expand(B, T), None
+        if packed:
+            segment_ids = F.pad((position_ids.diff(dim=1) != 1).long(), (1, 0)).cumsum(1)
+        long = self.config.rope_of(position_ids.amax(1) + 1)
         if self.config.rope_varies and cache is not None:
-            note_rope(cache, self.config.rope_of(places[:, 0]), long)
-        tables = longrope_tables(places, long, self.config, x)
-        window, whole = self.config.sliding_window, output_attentions
-        bias = window_bias(T, past + T, window, attention_mask, texts, x, whole)
+            note_rope(cache, self.config.rope_of(position_ids[:, 0]), long)
+        cos_sin = longrope_cos_sin(position_ids, long, self.config, x)
+        window, need_weights = self.config.sliding_window, output_attentions
+        attn_mask = sliding_window_mask(T, past + T, window, attention_mask, segment_ids, x, need_weights)
         hidden_states, attentions = [], []
         for layer in self.layers:
             hidden_states.append(x)
-            run = partial(checkpoint, layer, use_reentrant=False) if saving else layer
-            x, weights = run(x, bias, tables, cache, output_attentions)
+            run = partial(checkpoint, layer, use_reentrant=False) if checkpointing else layer
+            x, weights = run(x, attn_mask, cos_sin, cache, output_attentions)
             attentions.append(weights)
         x = self.norm(x)
         hidden_states = (*hidden_states, x) if output_hidden_states else None
@@ -511,15 +529,15 @@ class CausalLMOutput(NamedTuple):
     attentions: tuple[Tensor, ...] | None = None
 
 
-def next_token(logits, temperature, top_k, top_p, generator) -> Tensor:
+def sample(logits, temperature, top_k, top_p, generator) -> Tensor:
     """(B,) ids drawn from (B, V) float32 logits, in Transformers' order: a seed draws the same there."""
-    for name, n, kind, least, most in (
+    for name, n, kind, least, greatest in (
         ("temperature", temperature, float, 1e-30, 1e30),
         ("top_k", top_k, int, 1, math.inf),
         ("top_p", top_p, float, 1e-30, 1),
     ):
-        if n is not None and (not isinstance(n, int | kind) or not least <= n <= most):
-            raise ValueError(f"{name} must be of type {kind.__name__}, from {least} to {most}, not {n!r}")
+        if n is not None and (not isinstance(n, int | kind) or not least <= n <= greatest):
+            raise ValueError(f"{name} must be of type {kind.__name__}, from {least} to {greatest}, not {n!r}")
     logits = logits / temperature
     if top_k is not None:
         lowest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
@@ -542,7 +560,7 @@ class GenerationMixin:
     def generate(
         self,
         input_ids: Tensor,
-        attention_mask: Maybe = None,
+        attention_mask: Tensor | None = None,
         *,
         max_new_tokens: int,
         do_sample: bool = False,
@@ -569,24 +587,24 @@ class GenerationMixin:
         shape, mask = input_ids.shape, attention_mask
         if mask is not None and (getattr(mask, "shape", 0) != shape or ((mask != 0) & (mask != 1)).any()):
             raise ValueError(f"attention_mask must be a tensor {tuple(shape)}, 0 at padding and 1 elsewhere")
-        T, room = shape[1], self.max_positions or math.inf
-        if T + max_new_tokens - 1 > room:  # the last new token is not fed
-            raise ValueError(f"{T} prompt + {max_new_tokens} new tokens do not fit into {room} positions")
+        T, limit = shape[1], self.max_positions or math.inf
+        if T + max_new_tokens - 1 > limit:  # the last new token is not fed
+            raise ValueError(f"{T} prompt + {max_new_tokens} new tokens do not fit into {limit} positions")
         ids, cache, (eos, pad) = input_ids, past_key_values, self.special_ids(eos_token_id, pad_token_id)
         mask = None if mask is None or mask.all() else mask.long()
-        running = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+        unfinished = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
         put = (lambda new: None) if streamer is None else (lambda new: streamer.put(new.cpu()))
         put(ids)
         for _ in range(max_new_tokens):
             output = self(**self.prepare_inputs(ids, mask, cache, **inputs), logits_to_keep=1)
             cache, logits = output.past_key_values, output.logits[:, -1].float()
-            new = next_token(logits, temperature, top_k, top_p, generator) if do_sample else logits.argmax(-1)
-            new = torch.where(running, new, pad)
+            new = sample(logits, temperature, top_k, top_p, generator) if do_sample else logits.argmax(-1)
+            new = torch.where(unfinished, new, pad)
             put(new)
             ids = torch.cat([ids, new[:, None]], 1)
             mask = None if mask is None else F.pad(mask, (0, 1), value=1)
-            running &= ~torch.isin(new, eos.to(new.device))
-            if not running.any():
+            unfinished &= ~torch.isin(new, eos.to(new.device))
+            if not unfinished.any():
                 break
         if streamer is not None:
             streamer.end()
@@ -602,7 +620,7 @@ class GenerationMixin:
         fillers = (pad, self.generation_config.get("pad_token_id"), self.config.pad_token_id, *eos, 0)
         return torch.tensor(eos, dtype=torch.long), next(i for i in fillers if i is not None)
 
-    def prepare_inputs(self, ids: Tensor, mask: Maybe, cache: KVCache | None, **inputs) -> dict:
+    def prepare_inputs(self, ids: Tensor, mask: Tensor | None, cache: KVCache | None, **inputs) -> dict:
         """Arguments of `forward` for those of `ids` (B, T) that `cache` does not hold yet."""
         past = len(cache or ())
         if past >= ids.shape[1]:
@@ -610,13 +628,13 @@ class GenerationMixin:
             raise ValueError(f"{told}: one must be new")
         if unknown := inputs.keys() - inspect.signature(self.forward).parameters:
             raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
-        places = None if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)[:, past:]
-        own = {"attention_mask": mask, "position_ids": places, "past_key_values": cache}
+        position_ids = None if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)[:, past:]
+        own = {"attention_mask": mask, "position_ids": position_ids, "past_key_values": cache}
         return dict(input_ids=ids[:, past:], **own, **inputs)
 
 
 class Phi3ForCausalLM(PreTrainedModel, GenerationMixin):
-    config_class, table = Phi3Config, "model.embed_tokens"
+    config_class, tied_to = Phi3Config, "model.embed_tokens"
     max_positions = None  # rotary positions have no end
 
     def __init__(self, config: Phi3Config):
@@ -627,12 +645,12 @@ class Phi3ForCausalLM(PreTrainedModel, GenerationMixin):
 
     def forward(
         self,
-        input_ids: Maybe = None,
-        attention_mask: Maybe = None,
-        position_ids: Maybe = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         past_key_values: Any = None,
-        inputs_embeds: Maybe = None,
-        labels: Maybe = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
@@ -655,11 +673,11 @@ class Phi3ForCausalLM(PreTrainedModel, GenerationMixin):
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits, loss = self.lm_head(x[:, kept]), None
         if labels is not None:
-            wide = torch.promote_types(logits.dtype, torch.float32)
-            loss = F.cross_entropy(logits[:, :-1].to(wide).flatten(0, 1), labels[:, 1:].flatten())
+            compute_dtype = torch.promote_types(logits.dtype, torch.float32)
+            loss = F.cross_entropy(logits[:, :-1].to(compute_dtype).flatten(0, 1), labels[:, 1:].flatten())
         return CausalLMOutput(loss, logits, *rest)
 
-    def prepare_inputs(self, ids: Tensor, mask: Maybe, cache: KVCache | None, **inputs) -> dict:
+    def prepare_inputs(self, ids: Tensor, mask: Tensor | None, cache: KVCache | None, **inputs) -> dict:
         """When the text has just grown past original_max_position_embeddings all of it is computed anew."""
         if self.config.rope_varies and cache is not None:
             masks = torch.ones_like(ids) if mask is None else mask
@@ -671,7 +689,9 @@ class Phi3ForCausalLM(PreTrainedModel, GenerationMixin):
 # ---- Heads -------------------------------------------------------------------------------------------------
 
 
-def read_last(logits: Tensor, input_ids: Maybe, labels: Maybe, config: Any) -> tuple[Maybe, Tensor]:
+def pool_last_token(
+    logits: Tensor, input_ids: Tensor | None, labels: Tensor | None, config: Any
+) -> tuple[Tensor | None, Tensor]:
     """Loss, and of logits (B, T, labels) those of each row's last token that is not padding, as Transformers
     4.50 and 5: 4.37 cuts a text that contains the pad id, and no version asks the mask. The loss is that of a
     regression, of one label or of several, as `problem_type` says, else as the labels suggest."""
@@ -701,12 +721,12 @@ class Phi3ForSequenceClassification(PreTrainedModel):
 
     def forward(
         self,
-        input_ids: Maybe = None,
-        attention_mask: Maybe = None,
-        position_ids: Maybe = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         past_key_values: Any = None,
-        inputs_embeds: Maybe = None,
-        labels: Maybe = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
@@ -722,7 +742,7 @@ class Phi3ForSequenceClassification(PreTrainedModel):
             output_attentions,
             output_hidden_states,
         )
-        return CausalLMOutput(*read_last(self.score(x), input_ids, labels, self.config), *rest)
+        return CausalLMOutput(*pool_last_token(self.score(x), input_ids, labels, self.config), *rest)
 
 
 class Phi3ForTokenClassification(PreTrainedModel):
@@ -738,12 +758,12 @@ class Phi3ForTokenClassification(PreTrainedModel):
 
     def forward(
         self,
-        input_ids: Maybe = None,
-        attention_mask: Maybe = None,
-        position_ids: Maybe = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         past_key_values: Any = None,
-        inputs_embeds: Maybe = None,
-        labels: Maybe = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,

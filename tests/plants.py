@@ -47,14 +47,14 @@ def act(expression: str) -> Plant:
 
 
 def scale(expression: str) -> Plant:
-    return Plant((r"bias, (self\.D\*\*-0\.5|1\.0), dropout", f"bias, {expression}, dropout"))
+    return Plant((r"attn_mask, (self\.head_dim\*\*-0\.5|1\.0), dropout", f"attn_mask, {expression}, dropout"))
 
 
-MASKED = (r"if mask is None and texts is None and not whole\b", "if False")
+MASKED = (r"if mask is None and segment_ids is None and not need_weights\b", "if False")
 SPELLED = (
     MASKED,
-    (r"if not whole and bias is None", "if False and bias is None"),
-    (r"if not whole:", "if False:"),
+    (r"if not need_weights and attn_mask is None", "if False and attn_mask is None"),
+    (r"if not need_weights:", "if False:"),
 )
 
 
@@ -67,7 +67,10 @@ LAYER_NORM = (r"nn\.LayerNorm\(", "WrongNorm(")
 
 
 def rms(expression: str) -> tuple[str, str]:
-    return r"self\.weight \* F\.rms_norm\(wide, x\.shape\[-1:\], eps=self\.eps\)\.to\(x\.dtype\)", expression
+    return (
+        r"self\.weight \* F\.rms_norm\(upcast, x\.shape\[-1:\], eps=self\.eps\)\.to\(x\.dtype\)",
+        expression,
+    )
 
 
 def fields(**values) -> Callable:
@@ -204,14 +207,14 @@ def first_weights(state: dict, f: Formula) -> dict:
 
 def rotation(body: str) -> str:
     attention = "next(c for name, c in list(globals().items()) if name.endswith('Attention'))"
-    return f"\n\ndef rotate(x, cos, sin):\n    R = cos.shape[-1]\n    {body}\n\n\n{attention}.turn = staticmethod(rotate)\n"
+    return f"\n\ndef rotate(x, cos, sin):\n    R = cos.shape[-1]\n    {body}\n\n\n{attention}.rotate = staticmethod(rotate)\n"
 
 
-PLACES = (
-    r"(places = torch\.arange\(past, past \+ T, device=x\.device\)) if position_ids is None else position_ids"
-)
+PLACES = r"if position_ids is None:\n            (position_ids = torch\.arange\(past, past \+ T, device=x\.device\))"
 BLOCK = r"x = x \+ (?:self\.resid_dropout\(y\)|y)\n        return x \+ (self\.\w+\(?.*)self\.(ln_2|post_attention_layernorm)\(x\)(.*), weights"
-LOSS = r"F\.cross_entropy\(logits\[:, :-1\](?:\.to\(wide\)|\.float\(\))?\.flatten\(0, 1\)(?:\.to\(wide\))?, labels\[:, 1:\]\.flatten\(\)"
+LOSS = (
+    r"F\.cross_entropy\(logits\[:, :-1\]\.to\(compute_dtype\)\.flatten\(0, 1\), labels\[:, 1:\]\.flatten\(\)"
+)
 
 # ---- One for each mistake ----------------------------------------------------------------------------------
 
@@ -249,13 +252,13 @@ PLANTS |= {
     "attention: with a cache, the mask is aligned at the top left": Plant(
         MASKED, (r"\.tril\(S - T\)", ".tril()"), not_in="gpt_neo phi3"),
     "attention: hidden scores are set to 0": Plant(
-        *SPELLED, (r"scores if bias is None else scores \+ bias\b", "scores.masked_fill(bias < 0, 0.0)")),
+        *SPELLED, (r"scores if attn_mask is None else scores \+ attn_mask\b", "scores.masked_fill(attn_mask < 0, 0.0)")),
     "attention: hidden weights are set to 0 behind the softmax": Plant(
-        *SPELLED, (r"\(scores if bias is None else scores \+ bias\)\.softmax\(-1\)", "scores.softmax(-1) * (bias == 0)")),
+        *SPELLED, (r"\(scores if attn_mask is None else scores \+ attn_mask\)\.softmax\(-1\)", "scores.softmax(-1) * (attn_mask == 0)")),
     "attention: softmax over the queries": Plant(*SPELLED, (r"\.softmax\(-1\), dropout\)", ".softmax(2).nan_to_num(), dropout)")),
     "attention: padding is not hidden": Plant((r"\(mask != 0\)\[:, None, None\]", "(mask > -1)[:, None, None]")),
     "attention: a row of padding sees nothing and is NaN, which reaches the others as 0 times NaN": Plant(
-        (r"look = look \| \(causal\.triu.*", "pass"), *SPELLED),
+        (r"visible = visible \| \(causal\.triu.*", "pass"), *SPELLED),
     "attention: attention_mask inverted (1 hides)": Plant((r"\(mask != 0\)\[:, None, None\]", "(mask == 0)[:, None, None]")),
     "attention: the window counts one token too many": Plant(config=lambda d: fields(
         **{k: d[k] + 1 for k in ("window_size", "sliding_window") if d.get(k)})(d)),
@@ -283,7 +286,7 @@ PLANTS |= {
     "attention: q normed, k not": Plant((r"self\.k_layernorm\(k\)", "k")),
     "attention: heads normed after the rotation": Plant(
         (r"self\.q_layernorm\(q\), self\.k_layernorm\(k\)", "q, k"),
-        (r"self\.turn\(q, \*tables\), self\.turn\(k, \*tables\)", "self.q_layernorm(self.turn(q, *tables)), self.k_layernorm(self.turn(k, *tables))")),
+        (r"self\.rotate\(q, \*cos_sin\), self\.rotate\(k, \*cos_sin\)", "self.q_layernorm(self.rotate(q, *cos_sin)), self.k_layernorm(self.rotate(k, *cos_sin))")),
     "bias of q missing": zero("q"), "bias of v missing": zero("v"), "bias of q, k and v missing": zero("joint"),
     "bias of attention's output missing": zero("o"), "bias of the MLP's first product missing": zero("up"),
     "bias of the MLP's last product missing": zero("down"), "bias of the logits missing": zero("head"),
@@ -291,7 +294,7 @@ PLANTS |= {
     **{f"norm: epsilon {eps:g}": eps_of(eps) for eps in (1e-3, 1e-4, 1e-6, 1e-12)},
     "norm: variance divided by n - 1": Plant(LAYER_NORM, behind=norm("return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + eps).sqrt() * w + b")),
     "norm: no mean subtracted (RMSNorm)": Plant(LAYER_NORM, behind=norm("return F.rms_norm(x, x.shape[-1:], w, eps) + b")),
-    "norm: mean subtracted (LayerNorm)": Plant(rms("self.weight * F.layer_norm(wide, x.shape[-1:], eps=self.eps).to(x.dtype)")),
+    "norm: mean subtracted (LayerNorm)": Plant(rms("self.weight * F.layer_norm(upcast, x.shape[-1:], eps=self.eps).to(x.dtype)")),
     "norm: sum of squares, not their mean": Plant(rms("self.weight * x * (x.square().sum(-1, keepdim=True) + self.eps).rsqrt()")),
     "norm: weights left out": norms(lambda part, t: torch.ones_like(t) if part.endswith("weight") else t),
     "norm: weights counted from one (1 + weight, as in Gemma)": norms(lambda part, t: t + 1 if part.endswith("weight") else t),
@@ -318,10 +321,10 @@ PLANTS |= {
         (r"(embed\(self\.(embed_tokens|wte|tokens_embed|language_model\.model\.embed_tokens), input_ids, \w+\))", r"\1 * self.ROOT"),
         behind="\n\nPreTrainedModel.ROOT = property(lambda self: vars(getattr(self.config, 'text_config', self.config)).get('hidden_size', getattr(self.config, 'n_embd', 0))**0.5)\n",
         not_in="gpt_neo openai-gpt fuyu"),
-    "position_ids are not read": Plant((PLACES, r"\1")),
+    "position_ids are not read": Plant((PLACES, r"if True:\n            \1")),
     "positions begin anew with a cache": Plant((r"torch\.arange\(past, past \+ T", "torch.arange(0, T")),
-    "positions start at one": Plant((f"({PLACES})", r"\1\n        places = (places + 1) % 97"), only_in="gpt_neo openai-gpt"),
-    "positions start at two (OPT)": Plant((f"({PLACES})", r"\1\n        places = (places + 2) % 97")),
+    "positions start at one": Plant((f"({PLACES})", r"\1\n        position_ids = (position_ids + 1) % 97"), only_in="gpt_neo openai-gpt"),
+    "positions start at two (OPT)": Plant((f"({PLACES})", r"\1\n        position_ids = (position_ids + 2) % 97")),
     "positions are not added": tensors(lambda part, t, f: t * 0 if part == "places.weight" else t),
     "token_type_ids are not read": Plant((r"x if token_type_ids is None else x \+ self\.\w+\(token_type_ids\)", "x")),
     "token_type_ids go through the position table": Plant(
@@ -332,14 +335,14 @@ PLANTS |= {
         "a, b = x[..., :R:2], x[..., 1:R:2]\n    c, s = cos[..., : R // 2], sin[..., : R // 2]\n    return torch.cat([torch.stack([a * c - b * s, b * c + a * s], -1).flatten(-2), x[..., R:]], -1)")),
     "rotary: tables of neighbours, rotation of halves": Plant((r"torch\.cat\(\[angles, angles\], dim=-1\)", "angles.repeat_interleave(2, -1)")),
     "rotary: turned the other way": Plant((r"torch\.cat\(\[-second, first\], dim=-1\)", "torch.cat([second, -first], dim=-1)")),
-    "rotary: only q is turned": Plant((r"self\.turn\(k, \*tables\)", "k")),
-    "rotary: only k is turned": Plant((r"self\.turn\(q, \*tables\)", "q")),
-    "rotary: v is turned too": Plant((r"(q, k = self\.turn\(q, \*tables\), self\.turn\(k, \*tables\).*)", r"\1\n        v = self.turn(v, *tables)")),
+    "rotary: only q is turned": Plant((r"self\.rotate\(k, \*cos_sin\)", "k")),
+    "rotary: only k is turned": Plant((r"self\.rotate\(q, \*cos_sin\)", "q")),
+    "rotary: v is turned too": Plant((r"(q, k = self\.rotate\(q, \*cos_sin\), self\.rotate\(k, \*cos_sin\).*)", r"\1\n        v = self.rotate(v, *cos_sin)")),
     "rotary: the last dimensions of a head are turned": Plant(behind=rotation(
-        "n = x.shape[-1] - R\n    turned = x[..., n:]\n    first, second = turned.chunk(2, -1)\n    return torch.cat([x[..., :n], turned * cos + torch.cat([-second, first], -1) * sin], -1)")),
+        "n = x.shape[-1] - R\n    x_rot = x[..., n:]\n    first, second = x_rot.chunk(2, -1)\n    return torch.cat([x[..., :n], x_rot * cos + torch.cat([-second, first], -1) * sin], -1)")),
     "rotary: all dimensions of a head are turned": Plant(config=fields(partial_rotary_factor=1.0)),
     "rotary: one pair of dimensions too few": Plant(config=lambda d: fields(partial_rotary_factor=(rotated(d) - 1.5) / 12)(d)),
-    "rotary: frequencies of the whole head (exponents over D)": Plant((r"\.to\(wide\) / R\b", ".to(wide) / 12")),
+    "rotary: frequencies of the whole head (exponents over D)": Plant((r"\.to\(compute_dtype\) / R\b", ".to(compute_dtype) / 12")),
     "rotary: exponents i / R, not 2 i / R": Plant((r"torch\.arange\(0, R, 2, device=x\.device\)", "torch.arange(0, R // 2, device=x.device)")),
     **{f"rotary: base {base}": Plant(config=fields(rope_theta=float(base))) for base in (10000, 25000, 500000, 1000000)},
     "longrope: short factors beyond the limit": Plant((r"return lengths > self\.original", "return lengths > 10**9 + self.original")),
@@ -359,13 +362,13 @@ PLANTS |= {
         (r"self\.vision_embed_tokens\(patches\)", "self.vision_embed_tokens(patches.unflatten(-1, (-1, 3)).transpose(-1, -2).flatten(-2))")),
     "pictures: added to the words in their place": Plant((r"\[order\]\.to\(x\.dtype\)", "[order].to(x.dtype) + x")),
     "pictures: left out": Plant((r"if not len\(patches\):", "if True:")),
-    "loss: labels are not shifted": Plant((LOSS, "F.cross_entropy(logits.to(wide).flatten(0, 1), labels.flatten()"), not_in="persimmon fuyu"),
-    "loss: shifted twice": Plant((LOSS, "F.cross_entropy(logits[:, :-2].to(wide).flatten(0, 1), labels[:, 2:].flatten()"), not_in="persimmon fuyu"),
+    "loss: labels are not shifted": Plant((LOSS, "F.cross_entropy(logits.to(compute_dtype).flatten(0, 1), labels.flatten()"), not_in="persimmon fuyu"),
+    "loss: shifted twice": Plant((LOSS, "F.cross_entropy(logits[:, :-2].to(compute_dtype).flatten(0, 1), labels[:, 2:].flatten()"), not_in="persimmon fuyu"),
     "loss: summed, not averaged": Plant((rf"({LOSS})", r'\1, reduction="sum"'), not_in="persimmon fuyu"),
     "loss: labels of -100 count in the mean": Plant((rf"({LOSS})\)", r'\1, reduction="sum") / labels[:, 1:].numel()'), not_in="persimmon fuyu"),
-    "half precision: rotary angles are computed in it": Plant((r"(\.to\(wide\) \* (inverse|\(1\.0 / powers\)))", r".to(x.dtype) * \2.to(x.dtype)")),
+    "half precision: rotary angles are computed in it": Plant((r"(\.to\(compute_dtype\) \* (inv_freq|\(1\.0 / powers\)))", r".to(x.dtype) * \2.to(x.dtype)")),
     "half precision: the norm is rounded after its weight": Plant(
-        rms("(self.weight * F.rms_norm(wide, x.shape[-1:], eps=self.eps)).to(x.dtype)")),
+        rms("(self.weight * F.rms_norm(upcast, x.shape[-1:], eps=self.eps)).to(x.dtype)")),
 }  # fmt: skip
 
 

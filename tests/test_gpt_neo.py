@@ -64,7 +64,7 @@ def test_a_loaded_models_local_layers_score_no_more_than_two_windows_at_once(T, 
     q, (k, v) = torch.randn(2, 4, T, 12), torch.randn(2, 2, 4, S, 12)
     mask = torch.ones(2, S, dtype=torch.long)
     mask[0, :20] = 1 - padded
-    bias = gpt_neo.local_bias(T, S, 5, mask if padded else None, None, q, False)
+    bias = gpt_neo.local_mask(T, S, 5, mask if padded else None, None, q, False)
     widest = []
 
     def plain(q, k, v, bias, *rest):
@@ -82,8 +82,8 @@ def test_a_loaded_models_local_layers_score_no_more_than_two_windows_at_once(T, 
 
 def test_plain_causal_attention_needs_no_mask():
     for T, S, window in ((9, 9, None), (1, 9, None), (9, 9, 9), (1, 5, 5)):
-        assert gpt_neo.local_bias(T, S, window, None, None, torch.zeros(1), False) is None
-    assert gpt_neo.local_bias(1, 300, 5, torch.ones(2, 300), None, torch.zeros(2), False).shape == (
+        assert gpt_neo.local_mask(T, S, window, None, None, torch.zeros(1), False) is None
+    assert gpt_neo.local_mask(1, 300, 5, torch.ones(2, 300), None, torch.zeros(2), False).shape == (
         2,
         1,
         1,

@@ -214,15 +214,15 @@ def test_one_call_for_q_k_and_v_gives_what_three_give(dtype, kind, rows, monkeyp
     for config, model_class in ((PHI, phi.PhiForCausalLM), (NEO, gpt_neo.GPTNeoForCausalLM)):
         model = model_class(config).to(dtype).eval()
         model = kernels.prepare(kernels.quantize(model, kind) if kind else model)
-        attention = next(m for m in model.modules() if hasattr(m, "project"))
+        attention = next(m for m in model.modules() if hasattr(m, "qkv"))
         x = torch.randn(1, rows, 48).to(dtype)
         expected = [layer(x) for layer in (attention.q_proj, attention.k_proj, attention.v_proj)]
         with monkeypatch.context() as patch:
             calls = count_calls(patch, type(attention.q_proj))
-            for found, one in zip(attention.project(x), expected, strict=True):
+            for found, one in zip(attention.qkv(x), expected, strict=True):
                 assert torch.equal(found, one)
         assert len(calls) == (0 if native.library() and rows <= most else 3)
-        assert [len(part) for part in attention.project(x[:0])] == [0, 0, 0]
+        assert [len(part) for part in attention.qkv(x[:0])] == [0, 0, 0]
 
 
 def count_calls(patch: pytest.MonkeyPatch, layer: type) -> list:
@@ -238,27 +238,27 @@ def test_who_looks_into_q_k_or_v_sees_each_of_them(kind, monkeypatch):
     model = phi.PhiForCausalLM(PHI).eval()
     kernels.prepare(kernels.quantize(model, kind) if kind else model)
     attention, x = model.model.layers[0].self_attn, torch.randn(1, 1, 48)
-    q, k, v = attention.project(x)
+    q, k, v = attention.qkv(x)
     twice = [
         lambda layer: layer.register_forward_hook(lambda module, args, y: 2 * y),
         lambda layer: layer.register_forward_pre_hook(lambda module, args: (2 * args[0],)),
     ]
     for hook in twice if kind is None else twice[:1]:  # 8 bits round the doubled input alike, and biases stay
         handle = hook(attention.k_proj)
-        assert torch.equal(attention.project(x)[1], attention.k_proj(x)) and not torch.equal(
+        assert torch.equal(attention.qkv(x)[1], attention.k_proj(x)) and not torch.equal(
             attention.k_proj(x), k
         )
         handle.remove()
     seen = []
     handle = nn.modules.module.register_module_forward_hook(lambda module, args, y: seen.append(module))
-    attention.project(x)
+    attention.qkv(x)
     handle.remove()
     assert seen == [attention.q_proj, attention.k_proj, attention.v_proj]
     monkeypatch.setattr(attention.v_proj, "forward", lambda x: torch.zeros(1))
-    assert attention.project(x)[2].shape == (1,)
+    assert attention.qkv(x)[2].shape == (1,)
     monkeypatch.undo()
     attention.v_proj = nn.Sequential(attention.v_proj, nn.Tanh())
-    assert torch.equal(attention.project(x)[2], v.tanh()) and torch.equal(attention.project(x)[0], q)
+    assert torch.equal(attention.qkv(x)[2], v.tanh()) and torch.equal(attention.qkv(x)[0], q)
 
 
 def test_a_library_that_is_wrong_or_cannot_be_made_is_not_used(monkeypatch, tmp_path):

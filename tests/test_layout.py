@@ -54,7 +54,7 @@ def test_model_files_import_torch_and_the_standard_library_only(file):
     assert not re.search("^(import|from) PIL", file.read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("file", [*(PACKAGE / f"{n}.py" for n in ("weights", "tokenize", "kernels")), *sorted((PACKAGE / "formats").glob("*.py"))],
+@pytest.mark.parametrize("file", [*(PACKAGE / f"{n}.py" for n in ("weights", "tokenize")), *sorted(f for room in ("formats", "kernels") for f in (PACKAGE / room).glob("*.py"))],
                          ids=lambda f: f.name)  # fmt: skip
 def test_the_lower_floors_import_no_model_and_no_tool(file):
     """A line of the module's own, not an example in a docstring."""

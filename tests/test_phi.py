@@ -51,10 +51,10 @@ def test_casting_back_and_forth_leaves_the_rotary_tables_alone(dtype):
     model = PHI.model()
     places = torch.arange(500)[None]
     arguments = (places, model.config)
-    before = phi.rope_tables(*arguments, torch.zeros(1))
+    before = phi.rope_cos_sin(*arguments, torch.zeros(1))
     model.to(dtype).float()
-    exact = phi.rope_tables(*arguments, torch.zeros(1, dtype=torch.float64))
-    half = phi.rope_tables(*arguments, torch.zeros(1, dtype=dtype))
+    exact = phi.rope_cos_sin(*arguments, torch.zeros(1, dtype=torch.float64))
+    half = phi.rope_cos_sin(*arguments, torch.zeros(1, dtype=dtype))
     for a, b, c in zip(before, exact, half, strict=True):
         assert (a - b).abs().max() < 1e-4 and (c.double() - b).abs().max() < (
             4e-3 if dtype == torch.bfloat16 else 1e-3

@@ -368,8 +368,8 @@ def test_casting_back_and_forth_leaves_the_rotary_tables_alone(dtype):
     ids, _ = inputs(101)
     assert not list(model.to(dtype).buffers())
     places, long = torch.arange(500)[None], torch.tensor([True])
-    exact = phi3.longrope_tables(places, long, model.config, torch.zeros(1, dtype=torch.float64))
-    half = phi3.longrope_tables(places, long, model.config, torch.zeros(1, dtype=dtype))
+    exact = phi3.longrope_cos_sin(places, long, model.config, torch.zeros(1, dtype=torch.float64))
+    half = phi3.longrope_cos_sin(places, long, model.config, torch.zeros(1, dtype=dtype))
     for b, c in zip(exact, half, strict=True):
         assert c.dtype == dtype and (c.double() - b).abs().max() < (6e-3 if dtype == torch.bfloat16 else 1e-3)
 

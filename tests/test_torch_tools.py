@@ -206,7 +206,7 @@ def test_a_tied_matrix_has_one_name_in_a_state_dict(family):
     base = getattr(model, "language_model", model)
     prefix, state = "language_model." if base is not model else "", model.state_dict()
     assert (
-        base.lm_head.weight is base.get_submodule(base.table).weight
+        base.lm_head.weight is base.get_submodule(base.tied_to).weight
         and f"{prefix}lm_head.weight" not in state
     )
     for given in (state, {**state, f"{prefix}lm_head.weight": base.lm_head.weight}):

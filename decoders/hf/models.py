@@ -547,8 +547,8 @@ class Documented(SeenAs):
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Of a tied output layer under both names, as Transformers' own; ours has the table's alone."""
         state, prefix = super().state_dict(*args, **kwargs), kwargs.get("prefix", "")
-        if self.table and self.lm_head.weight is self.get_submodule(self.table).weight:
-            state[f"{prefix}lm_head.weight"] = state[f"{prefix}{self.table}.weight"]
+        if self.tied_to and self.lm_head.weight is self.get_submodule(self.tied_to).weight:
+            state[f"{prefix}lm_head.weight"] = state[f"{prefix}{self.tied_to}.weight"]
         return state
 
     device = property(lambda self: next(self.parameters()).device)
@@ -741,16 +741,16 @@ def prune(model: nn.Module, layer: int, heads: Sequence[int]) -> None:
         told = f"heads of {type(model).__name__} cannot be pruned"
         raise NotImplementedError(f"{told}: no version of Transformers does it either")
     out = part.c_proj if joint else part.out_proj
-    n = (out.weight.shape[0] if joint else out.weight.shape[1]) // part.D
+    n = (out.weight.shape[0] if joint else out.weight.shape[1]) // part.head_dim
     known = getattr(part, "heads", [*range(n)])
     kept = [place for place, head in enumerate(known) if head not in heads]
     if not kept or not {*heads} <= {*range(model.config.num_attention_heads)}:
         raise ValueError(f"layer {layer} has the heads {known}: {sorted(heads)} cannot be pruned")
     device = out.weight.device
-    inside = torch.arange(part.D, device=device)
-    rows = (torch.tensor(kept, device=device)[:, None] * part.D + inside).flatten()
+    inside = torch.arange(part.head_dim, device=device)
+    rows = (torch.tensor(kept, device=device)[:, None] * part.head_dim + inside).flatten()
     if joint:
-        of_each = torch.cat([rows, rows + n * part.D, rows + 2 * n * part.D])
+        of_each = torch.cat([rows, rows + n * part.head_dim, rows + 2 * n * part.head_dim])
         changes = [(part.c_attn, "weight", (slice(None), of_each)), (part.c_attn, "bias", of_each)]
         changes.append((out, "weight", rows))
     else:

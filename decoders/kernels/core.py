@@ -7,7 +7,7 @@ under a loaded model.
     kernels.error(model, ids, "int4")   # what that costs
 
 `prepare` gives each `nn.Linear`, GPT-1's `Conv1D`, Phi-3's `RMSNorm`, and what an attention module calls
-`project`, `turn` and `attend`, another way to compute the same, for inference on a CPU. Wherever PyTorch
+`qkv`, `rotate` and `attend`, another way to compute the same, for inference on a CPU. Wherever PyTorch
 has to see the plain operations (autograd, forward AD, autocast, torch.func, a compiler, export, tracing,
 tensor subclasses, dispatch modes, other devices) it gets them: there a prepared model does exactly what a
 plain one does. No global setting is touched: threads may share a model.
@@ -163,7 +163,7 @@ def normed_forward(self: nn.Module, x: Tensor) -> Tensor:
 turned_forward.__name__ = normed_forward.__name__ = "forward"
 
 
-def project(self: nn.Module, x: Tensor) -> list[Tensor]:
+def qkv(self: nn.Module, x: Tensor) -> list[Tensor]:
     """Of a prepared attention whose q, k and v are layers of their own: one call for the three, which stay
     where they are."""
     layers = self.q_proj, self.k_proj, self.v_proj
@@ -584,10 +584,10 @@ def prepare(model: nn.Module) -> nn.Module:
             module.forward = MethodType(normed_forward, module)
         elif hasattr(type(module), "attend"):
             module.attend = partial(attention, type(module).attend, window)
-            if hasattr(type(module), "turn"):
-                module.turn = partial(rotation, type(module).turn)
-            if hasattr(type(module), "project"):
-                module.project = MethodType(project, module)
+            if hasattr(type(module), "rotate"):
+                module.rotate = partial(rotation, type(module).rotate)
+            if hasattr(type(module), "qkv"):
+                module.qkv = MethodType(qkv, module)
     return model
 
 
@@ -597,6 +597,6 @@ def plain(model: nn.Module) -> nn.Module:
         if any(runs(module, ours) for ours in (forward, turned_forward, normed_forward)):
             del module.forward
         if hasattr(type(module), "attend"):
-            for name in ("project", "turn", "attend"):
+            for name in ("qkv", "rotate", "attend"):
                 vars(module).pop(name, None)
     return model

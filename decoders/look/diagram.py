@@ -345,11 +345,11 @@ def source(model: nn.Module, layer: int = 0) -> Source:
         if key in ("norm_1", "norm_2"):
             at(key, type(block).forward, f"{own(key)}(")
         elif key in ("q", "k", "v"):
-            at(key, getattr(type(attention), "project", step), own("joint") if "joint" in parts else own(key))
+            at(key, getattr(type(attention), "qkv", step), own("joint") if "joint" in parts else own(key))
         elif key in ("joint", "o", "q_norm", "k_norm"):
             at(key, step, own(key))
         elif key in ("q_turn", "k_turn"):
-            at(key, step, "self.turn(")
+            at(key, step, "self.rotate(")
             found[key] += whole(module.rotate)
         elif key == "scores":
             at(key, formula, "scores =", "scaled_dot_product")

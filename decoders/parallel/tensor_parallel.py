@@ -79,7 +79,7 @@ def sizes(config: Any) -> dict[str, tuple[int, int]]:
         return next((v for name in names if (v := getattr(config, name, None)) is not None), None)
 
     C, H = get("hidden_size", "n_embd"), get("num_attention_heads", "num_heads", "n_head")
-    D, K = get("head_size") or C // H, get("num_key_value_heads") or H
+    D, K = get("head_width") or C // H, get("num_key_value_heads") or H
     return {"q": (H, D), "k": (K, D), "qkv": (H, 3 * D), "mlp": (get("intermediate_size") or 4 * C, 1)}
 
 
