@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from decoders import decoding, hf, weights
-from decoders.hf import text as hf_text
+from decoders.hf.arguments import already_said
 from tests import folders, golden_fuyu, hub_cache
 from tests.families import GPT_NEO, OPENAI_GPT, PHI, inputs
 from tests.hub_cache import CHECKPOINTS
@@ -312,7 +312,7 @@ def test_what_cannot_be_loaded_is_told(tmp_path):
 
 def test_what_has_no_effect_is_said_once(tmp_path):
     folder = folder_of(PHI, tmp_path)
-    hf_text.told.clear()
+    already_said.clear()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         for _ in range(2):

@@ -21,7 +21,45 @@ from decoders.decoding import logits_processors as processors
 from decoders.formats.folder import find, read_json_if_any
 from decoders.formats.switch import switched
 
-from .text import PreTrainedTokenizerBase, hub_options, nearest
+from .arguments import hub_options, nearest
+from .tokenizer_base import PreTrainedTokenizerBase
+
+__all__ = [
+    "GenerationConfig",
+    "LogitsProcessor",
+    "LogitsProcessorList",
+    "StoppingCriteria",
+    "MaxLengthCriteria",
+    "MaxTimeCriteria",
+    "EosTokenCriteria",
+    "StopStringCriteria",
+    "StoppingCriteriaList",
+    "TextStreamer",
+    "TextIteratorStreamer",
+    "TemperatureLogitsWarper",
+    "TopKLogitsWarper",
+    "TopPLogitsWarper",
+    "MinPLogitsWarper",
+    "TypicalLogitsWarper",
+    "EpsilonLogitsWarper",
+    "EtaLogitsWarper",
+    "RepetitionPenaltyLogitsProcessor",
+    "NoRepeatNGramLogitsProcessor",
+    "SequenceBiasLogitsProcessor",
+    "NoBadWordsLogitsProcessor",
+    "MinLengthLogitsProcessor",
+    "MinNewTokensLengthLogitsProcessor",
+    "SuppressTokensLogitsProcessor",
+    "SuppressTokensAtBeginLogitsProcessor",
+    "ForcedBOSTokenLogitsProcessor",
+    "ForcedEOSTokenLogitsProcessor",
+    "ExponentialDecayLengthPenalty",
+    "PrefixConstrainedLogitsProcessor",
+    "InfNanRemoveLogitsProcessor",
+    "LogitNormalization",
+    "LogitsWarper",
+    "set_seed",
+]
 
 # ---- Settings ----------------------------------------------------------------------------------------------
 

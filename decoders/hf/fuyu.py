@@ -17,13 +17,12 @@ from decoders.formats.config import family, read_config
 from decoders.formats.folder import find, read_json_if_any
 from decoders.formats.switch import switched
 
-from .text import (
-    AutoTokenizer,
-    BatchEncoding,
-    PreTrainedTokenizerBase,
-    hub_options,
-    unexpected,
-)
+from .arguments import hub_options, unexpected
+from .encodings import BatchEncoding
+from .tokenizer_base import PreTrainedTokenizerBase
+from .tokenizers import AutoTokenizer
+
+__all__ = ["AutoImageProcessor", "AutoProcessor", "FuyuImageProcessor", "FuyuProcessor"]
 
 
 class FuyuImageProcessor(fuyu.FuyuImageProcessor):

@@ -14,6 +14,15 @@ from torch import Tensor
 
 from decoders import decoding, gpt_neo, openai_gpt, phi
 
+__all__ = [
+    "ModelOutput",
+    "OpenAIGPTDoubleHeadsModelOutput",
+    "GenerateDecoderOnlyOutput",
+    "GenerateBeamDecoderOnlyOutput",
+    "Cache",
+    "DynamicCache",
+]
+
 # ---- Outputs -----------------------------------------------------------------------------------------------
 
 

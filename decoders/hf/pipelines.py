@@ -1,4 +1,4 @@
-"""The documented `pipeline`, for the tasks of these models: for `hf.py`.
+"""The documented `pipeline`, for the tasks of these models: for `py`.
 
 pipeline("text-generation", "microsoft/phi-2")("Once upon a time", max_new_tokens=20)
 """
@@ -8,9 +8,17 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from decoders import hf
+from .arguments import nearest
+from .auto import (
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+from .encodings import BatchEncoding
+from .tokenizers import AutoTokenizer
 
-from .text import nearest
+__all__ = ["pipeline"]
 
 
 class Pipeline:
@@ -35,7 +43,7 @@ class Pipeline:
 
 
 class TextGenerationPipeline(Pipeline):
-    auto = hf.AutoModelForCausalLM
+    auto = AutoModelForCausalLM
 
     def one(
         self,
@@ -74,7 +82,7 @@ class TextGenerationPipeline(Pipeline):
 
 
 class TextClassificationPipeline(Pipeline):
-    auto = hf.AutoModelForSequenceClassification
+    auto = AutoModelForSequenceClassification
 
     @torch.no_grad()
     def one(
@@ -101,7 +109,7 @@ class TextClassificationPipeline(Pipeline):
 
 
 class TokenClassificationPipeline(Pipeline):
-    auto = hf.AutoModelForTokenClassification
+    auto = AutoModelForTokenClassification
 
     @torch.no_grad()
     def one(
@@ -166,7 +174,7 @@ def kind_of(token: dict[str, Any]) -> str:
 
 
 class QuestionAnsweringPipeline(Pipeline):
-    auto = hf.AutoModelForQuestionAnswering
+    auto = AutoModelForQuestionAnswering
 
     def __call__(
         self, inputs: Any = None, *, question: Any = None, context: Any = None, **options: Any
@@ -227,7 +235,7 @@ class QuestionAnsweringPipeline(Pipeline):
         )
         names = [name for name in whole if name != "overflow_to_sample_mapping"]
         return [
-            hf.BatchEncoding({name: torch.tensor([whole[name][i]]) for name in names})
+            BatchEncoding({name: torch.tensor([whole[name][i]]) for name in names})
             for i in range(len(whole["input_ids"]))
         ]
 
@@ -270,7 +278,7 @@ def pipeline(
         )
     if isinstance(tokenizer, str) or not hasattr(tokenizer, "plain"):
         loading = {name: value for name, value in loading.items() if name in ("revision", "token")}
-        tokenizer = hf.AutoTokenizer.from_pretrained(tokenizer, **loading)
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer, **loading)
     if device is not None and device != -1:
         model = model.to(device)
     return TASKS[task](model.eval(), tokenizer, task, options)

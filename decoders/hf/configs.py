@@ -1,0 +1,223 @@
+"""The documented configs: fields and defaults of the readable files, with the documented manners."""
+
+import json
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from decoders import fuyu, gpt_neo, openai_gpt, persimmon, phi, phi3
+from decoders.formats.config import modern, read_config
+from decoders.formats.folder import find
+from decoders.formats.switch import switched
+
+from .arguments import hub_options, nearest, unexpected
+
+__all__ = [
+    "PretrainedConfig",
+    "PhiConfig",
+    "Phi3Config",
+    "PersimmonConfig",
+    "FuyuConfig",
+    "GPTNeoConfig",
+    "OpenAIGPTConfig",
+]
+
+
+class PretrainedConfig:
+    """A config of ours that takes the documented arguments, in their order, and keeps what it does not know.
+    ValueError, with name and value, for what the models cannot honour."""
+
+    plain_class: type
+    extras: tuple[str, ...] = ()  # arguments that the documentation does not have: they have no place
+    last: tuple[str, ...] = ("bos_token_id", "eos_token_id")  # and those that it has in the end
+    attribute_map: dict[str, str] = {}
+    keys_to_ignore_at_inference: list[str] = ["past_key_values"]  # a list: Trainer adds to it
+    output_attentions, output_hidden_states, return_dict = False, False, True
+    is_encoder_decoder, is_composition, architectures, torch_dtype = False, False, None, None
+    _name_or_path, _attn_implementation = "", "sdpa"
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        defaults = defaults_of(self)
+        given = {**dict(zip(self.positional(), args, strict=False)), **self.by_own_names(kwargs)}
+        if hasattr(given.get("text_config"), "to_dict"):
+            given["text_config"] = given["text_config"].to_dict()
+        replaced = {"attention_types": "attention_layers", "id2label": "num_labels"}
+        left_out = {replaced[name] for name in replaced.keys() & given}
+        stored = {name: value for name, value in defaults.items() if name not in left_out} | given
+        if stored.get("text_config", ...) is None:
+            del stored["text_config"]
+        current = modern(stored, self.model_type)
+        vars(self).update(vars(self.plain_class.from_dict(current)))
+        for key, value in current.items():
+            if key not in defaults and key != "model_type":
+                setattr(self, key, value)
+
+    @classmethod
+    def positional(cls) -> list[str]:
+        """The fields in the documented order of arguments."""
+        names = [field.name for field in fields(cls)]
+        return [name for name in names if name not in (*EXTRAS, *cls.extras, *cls.last)] + [*cls.last]
+
+    @classmethod
+    def by_own_names(cls, given: dict) -> dict:
+        """With the names of other models, as `hidden_size` of GPT-1, replaced by the fields'."""
+        return {cls.attribute_map.get(name, name): value for name, value in given.items()}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        name = self.attribute_map.get(name, name)
+        if name == "id2label" and value is not None:
+            value = {int(label_id): label for label_id, label in value.items()}
+            vars(self)["num_labels"] = len(value)
+        elif name == "num_labels" and len(vars(self).get("id2label") or ()) != value:
+            vars(self).pop("id2label", None)
+            vars(self).pop("label2id", None)
+        vars(self)[name] = value
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.attribute_map:
+            return getattr(self, self.attribute_map[name])
+        if name == "id2label":
+            return {i: f"LABEL_{i}" for i in range(self.num_labels)}
+        if name == "label2id":
+            return {label: i for i, label in self.id2label.items()}
+        inner = vars(self).get("text_config")
+        if inner is not None and hasattr(inner, name):
+            return getattr(inner, name)
+        raise AttributeError(f"{type(self).__name__} has no {name!r}{nearest(name, vars(self))}")
+
+    use_return_dict = property(lambda self: self.return_dict)
+    name_or_path = property(lambda self: self._name_or_path)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
+        """Of a folder or hub id. `kwargs` that are no fields of it are an error, or with
+        `return_unused_kwargs` come back."""
+        hub, kwargs = hub_options(kwargs)
+        folder = find(pretrained_model_name_or_path, weights=False, **hub)
+        stored = modern(read_config(folder), cls.model_type)
+        known = {*cls.__dataclass_fields__, *stored, *cls.attribute_map, *OF_ALL_CONFIGS}
+        unused = {key: value for key, value in kwargs.items() if key not in known}
+        if unused and not return_unused_kwargs:
+            unexpected(f"{cls.__name__}.from_pretrained", unused, known)
+        given = cls.by_own_names({key: value for key, value in kwargs.items() if key not in unused})
+        if "num_labels" in given and given["num_labels"] != stored.get("num_labels"):
+            stored = {key: value for key, value in stored.items() if key not in ("id2label", "label2id")}
+        config = cls(**{**stored, **given})
+        config._name_or_path = str(pretrained_model_name_or_path)
+        return (config, unused) if return_unused_kwargs else config
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs: Any) -> Any:
+        return cls(**{**config_dict, **kwargs})
+
+    @classmethod
+    def from_json_file(cls, json_file: str | Path) -> Any:
+        return cls.from_dict(json.loads(Path(json_file).read_text("utf-8")))
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        with switched(Path(save_directory)) as new:
+            (new / "config.json").write_text(self.to_json_string(), "utf-8")
+
+    def to_dict(self) -> dict[str, Any]:
+        own = self.plain_class.to_dict(self)
+        known = {*own, *type(self).__dataclass_fields__}  # of which it may leave some out
+        others = {key: value for key, value in vars(self).items() if key not in known and key[0] != "_"}
+        if self._name_or_path:
+            others["_name_or_path"] = self._name_or_path
+        return {
+            key: str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+            for key, value in {**others, **own}.items()
+        }
+
+    to_diff_dict = to_dict  # every field of a model is written, as its shapes depend on it
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> Any:
+        return vars(self).get("text_config") or self
+
+    def update(self, config_dict: dict) -> None:
+        for key, value in config_dict.items():
+            setattr(self, key, value)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self.to_json_string()}"
+
+
+def defaults_of(config: Any) -> dict[str, Any]:
+    """The default of each field."""
+    return {
+        field.name: field.default if field.default is not MISSING else field.default_factory()
+        for field in fields(config)
+    }
+
+
+EXTRAS = ("num_labels", "problem_type", "pad_token_id")
+OF_ALL_CONFIGS = (
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "id2label",
+    "label2id",
+    "num_labels",
+    "problem_type",
+    "torch_dtype",
+    "architectures",
+    "pruned_heads",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "tie_word_embeddings",
+    "use_cache",
+)
+
+
+class PhiConfig(PretrainedConfig, phi.PhiConfig):
+    plain_class = phi.PhiConfig
+    extras = ("classifier_dropout", "hidden_dropout")
+
+
+class Phi3Config(PretrainedConfig, phi3.Phi3Config):
+    plain_class = phi3.Phi3Config
+    extras = ("classifier_dropout", "hidden_dropout", "head_dim", "rope_per_row")
+    last = ("bos_token_id", "eos_token_id", "pad_token_id", "sliding_window")
+
+
+class PersimmonConfig(PretrainedConfig, persimmon.PersimmonConfig):
+    plain_class = persimmon.PersimmonConfig
+    extras = ("classifier_dropout",)
+    last = ("pad_token_id", "bos_token_id", "eos_token_id")
+
+
+class FuyuConfig(PretrainedConfig, fuyu.FuyuConfig):
+    plain_class = fuyu.FuyuConfig
+    extras = ("image_token_id",)
+    last = ("pad_token_id", "bos_token_id", "eos_token_id", "text_config")
+
+
+class GPTNeoConfig(PretrainedConfig, gpt_neo.GPTNeoConfig):
+    plain_class = gpt_neo.GPTNeoConfig
+    extras = ("attention_layers", "tie_word_embeddings")
+    attribute_map = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
+
+
+class OpenAIGPTConfig(PretrainedConfig, openai_gpt.OpenAIGPTConfig):
+    plain_class = openai_gpt.OpenAIGPTConfig
+    extras = ("summary_last_dropout", "use_cache", "tie_word_embeddings")
+    attribute_map = {
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "max_position_embeddings": "n_positions",
+    }
+
+
+CONFIGS = {
+    config.model_type: config
+    for config in (PhiConfig, Phi3Config, PersimmonConfig, FuyuConfig, GPTNeoConfig, OpenAIGPTConfig)
+}

@@ -1,0 +1,268 @@
+"""The manners that the documentation gives every model, over a class of a readable file."""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Any, ParamSpec, TypeVar
+
+import torch.nn as nn
+from torch import Tensor
+
+from decoders import openai_gpt, weights
+
+from .arguments import no_effect, unexpected
+from .attention import prune, set_attention
+from .configs import PretrainedConfig
+from .loading import Loading
+from .outputs import Cache, DynamicCache, ModelOutput, branched
+
+__all__ = ["Conv1D", "PreTrainedModel"]
+
+# ---- For isinstance ----------------------------------------------------------------------------------------
+
+
+class SeenAs:
+    """To `isinstance`, which asks for the class as well as for the type, of a kind of Transformers' too where
+    that is loaded. Its Trainer saves of other models the tensors alone, without a config, and peft adapts
+    no other transposed matrices."""
+
+    theirs: tuple[str, str]  # module and class
+
+    @property
+    def __class__(self) -> type:
+        kind = getattr(sys.modules.get(self.theirs[0]), self.theirs[1], None)
+        return both(type(self), kind) if kind else type(self)
+
+
+@cache
+def both(own: type, theirs: type) -> type:
+    return type(own.__name__, (own, theirs), {"__module__": own.__module__, "__doc__": own.__doc__})
+
+
+class Conv1D(SeenAs, openai_gpt.Conv1D):
+    theirs = ("transformers.pytorch_utils", "Conv1D")
+
+
+# ---- A documented forward ----------------------------------------------------------------------------------
+
+P, R = ParamSpec("P"), TypeVar("R")
+
+
+def documented(forward: Callable[P, R]) -> Callable[P, R]:
+    """A documented signature, over `forward` of `plain_class`: the function that is decorated has no body."""
+    names = tuple(inspect.signature(forward).parameters)[1:-1]  # without self and kwargs
+
+    @wraps(forward)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.documented_forward(names, args, kwargs)
+
+    return run
+
+
+@cache
+def argument_names(kind: type) -> tuple[str, ...]:
+    """The documented arguments of `forward`, in their order."""
+    return tuple(inspect.signature(kind.forward).parameters)[1:-1]
+
+
+# ---- The model ---------------------------------------------------------------------------------------------
+
+
+class PreTrainedModel(SeenAs, Loading, nn.Module):
+    """A class of ours with the documented manners. `plain` is the model without them, the same weights."""
+
+    theirs = ("transformers.modeling_utils", "PreTrainedModel")
+    plain_class: type
+    config_class: type
+    output_class: type = ModelOutput
+    hidden_fields: tuple[str, ...] = ()  # of the readable file's output, that the documentation does not have
+    never_cached = False  # unless somebody asks
+    main_input_name, framework, is_parallelizable, warnings_issued = "input_ids", "pt", False, {}
+    _keys_to_ignore_on_save, _tied_weights_keys = None, None
+    supports_gradient_checkpointing = True
+
+    def __init__(self, config: Any):
+        if not isinstance(config, PretrainedConfig):
+            wanted, given = self.config_class.__name__, type(config).__name__
+            raise TypeError(f"{type(self).__name__} takes a {wanted}, not {given}")
+        super().__init__(config)
+        self.name_or_path = config._name_or_path
+        for part in self.modules():
+            if type(part) is openai_gpt.Conv1D:
+                part.__class__ = Conv1D
+        for layer, heads in (getattr(config, "pruned_heads", None) or {}).items():
+            prune(self, int(layer), heads)
+        set_attention(self, config._attn_implementation)
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """The documented arguments of `forward`, in their order."""
+        return argument_names(self.own_class())
+
+    @classmethod
+    def own_class(cls) -> type:
+        """The documented class, of a subclass too."""
+        return next(kind for kind in cls.__mro__ if "plain_class" in vars(kind))
+
+    @property
+    def plain(self) -> nn.Module:
+        """The model of the readable file: the same parameters, and its own `forward` and `generate`."""
+        view = self.plain_class.__new__(self.plain_class)
+        vars(view).update(vars(self))
+        vars(view).pop("forward", None)  # somebody's hook, which knows the documented output
+        if type(self).forward is not self.own_class().forward:  # a subclass has another pass
+            view.forward = self.overridden
+        return view
+
+    def overridden(self, **given: Any) -> Any:
+        """A subclass's pass, as `generate` takes ours."""
+        output = self.forward(**given, return_dict=True)
+        kind = importlib.import_module(self.plain_class.__module__).CausalLMOutput
+        plain = kind(*(output.get(name) for name in kind._fields))
+        past = plain.past_key_values
+        return plain._replace(past_key_values=past.plain) if isinstance(past, Cache) else plain
+
+    # ---- A pass ----
+
+    def documented_forward(self, names: tuple[str, ...], args: tuple, kwargs: dict) -> ModelOutput | tuple:
+        """What `plain_class.forward` gives, by documented names. TypeError for unknown arguments."""
+        if len(args) > len(names):
+            raise TypeError(f"forward takes {len(names)} arguments, not {len(args)}")
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        if unknown := given.keys() - {*names}:
+            unexpected(f"{type(self).__name__}.forward", unknown, names)
+        return_dict = given.pop("return_dict", None)
+        past = given.pop("past_key_values", None)
+        inputs = self.with_defaults(given)
+        if past is not None:
+            inputs["past_key_values"] = branched(past)
+        output = self.plain_class.forward(self, **inputs)._asdict()
+        if (cache := output.get("past_key_values")) is not None:
+            output["past_key_values"] = kept_by(past, Cache.of(cache))
+        shown = {name: value for name, value in output.items() if name not in self.hidden_fields}
+        output = self.output_class(**shown)
+        return_dict = self.config.use_return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
+
+    def with_defaults(self, given: dict) -> dict:
+        """Where nothing was said the config's settings count."""
+        if given.pop("cache_position", None) is not None:
+            no_effect("cache_position", "positions follow from the cache and from position_ids")
+        for name in ("output_attentions", "output_hidden_states"):
+            if given.get(name) is None:
+                given[name] = getattr(self.config, name)
+        if given.get("use_cache") is None and self.never_cached:
+            given["use_cache"] = False
+        return given
+
+    # ---- Parts and numbers ----
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Of a tied output layer under both names, as Transformers' own; ours has the embedding's alone."""
+        state, prefix = super().state_dict(*args, **kwargs), kwargs.get("prefix", "")
+        if self.tied_to and self.lm_head.weight is self.get_submodule(self.tied_to).weight:
+            state[f"{prefix}lm_head.weight"] = state[f"{prefix}{self.tied_to}.weight"]
+        return state
+
+    device = property(lambda self: next(self.parameters()).device)
+    dtype = property(lambda self: next(p.dtype for p in self.parameters() if p.is_floating_point()))
+    base_model_prefix = property(lambda self: weights.LAYOUTS[self.config.model_type].prefix)
+    base_model = property(lambda self: getattr(self, self.base_model_prefix, self))
+    is_gradient_checkpointing = is_activation_checkpointing = property(
+        lambda self: any(getattr(part, "gradient_checkpointing", False) for part in self.modules())
+    )
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        stacks = (part for part in self.modules() if isinstance(part, nn.ModuleList))
+        return sorted({type(stack[0]).__name__ for stack in stacks})
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.get_submodule(self.embedding_name())
+
+    def embedding_name(self) -> str:
+        return next(name for name, part in self.named_modules() if isinstance(part, nn.Embedding))
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.set_submodule(self.embedding_name(), value)
+        self.tie_weights()
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        return next((part.lm_head for part in self.modules() if hasattr(part, "lm_head")), None)
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        next(part for part in self.modules() if hasattr(part, "lm_head")).lm_head = new_embeddings
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Module:
+        """Returns the token embedding. New rows are the mean of the old ones."""
+        n = self.config.vocab_size if new_num_tokens is None else new_num_tokens
+        if pad_to_multiple_of is not None:
+            n = -(-n // pad_to_multiple_of) * pad_to_multiple_of
+        weights.resize_embeddings(self, n)
+        return self.get_input_embeddings()
+
+    def prune_heads(self, heads_to_prune: dict[int, list[int]]) -> None:
+        """Take heads out of layers; a mask that is 0 for them gives the same numbers, more slowly."""
+        for layer, heads in heads_to_prune.items():
+            prune(self, layer, heads)
+        pruned_before = getattr(self.config, "pruned_heads", None) or {}
+        pruned = {int(layer): {*heads} for layer, heads in pruned_before.items()}
+        for layer, heads in heads_to_prune.items():
+            pruned[layer] = pruned.get(layer, set()) | {*heads}
+        self.config.pruned_heads = {layer: sorted(heads) for layer, heads in pruned.items()}
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        embeddings = {id(part.weight) for part in self.modules() if isinstance(part, nn.Embedding)}
+        left_out = embeddings if exclude_embeddings else ()
+        counted = (p for p in self.parameters() if p.requires_grad or not only_trainable)
+        return sum(p.numel() for p in counted if id(p) not in left_out)
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """In bytes."""
+        buffers = self.buffers() if return_buffers else ()
+        return sum(part.nbytes for part in (*self.parameters(), *buffers))
+
+    def gradient_checkpointing_disable(self) -> None:
+        for part in self.modules():
+            part.gradient_checkpointing = False
+
+    def enable_input_require_grads(self) -> None:
+        """So that adapters learn where all else is frozen."""
+        embedding = self.get_input_embeddings()
+        embedding.register_forward_hook(lambda part, given, output: output.requires_grad_(True))
+
+    def set_attn_implementation(self, attn_implementation: str) -> None:
+        set_attention(self, attn_implementation)
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        return hasattr(cls.plain_class, "generate")
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """True: peft then takes the names of modules as they are, and none of a newer Transformers'."""
+        return True
+
+    def post_init(self) -> None:
+        """A model of ours has its weights when it is made."""
+
+    def _init_weights(self, module: nn.Module) -> None:
+        self.init_weights(module)
+
+    def add_model_tags(self, tags: list[str] | str) -> None:
+        """Tags of a model card, which is not written here."""
+
+
+def kept_by(past: Any, new: Cache) -> Any:
+    """The cache that comes back: the caller's own, if that grows in place."""
+    if not isinstance(past, DynamicCache):
+        return new
+    past.past = new
+    return past
