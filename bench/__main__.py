@@ -32,6 +32,7 @@ from tqdm import tqdm
 from bench.decoding import decoding_rows
 from decoders import gpt_neo, kernels, openai_gpt, persimmon, phi, phi3, weights
 from decoders.formats.config import cache_shape
+from decoders.kernels.linear import linear
 
 README = Path(__file__).parent.parent / "README.md"
 RESULTS = Path(__file__).parent / "results.json"
@@ -303,7 +304,7 @@ def bare_products(model: torch.nn.Module) -> float:
     """Tokens per second if a token were nothing but one product with every weight matrix."""
     matrices = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
     rows = {m.in_features: torch.randn(1, 1, m.in_features).to(m.weight.dtype) for m in matrices}
-    run = seconds(lambda: [kernels.linear(rows[m.in_features], m.weight, m.bias) for m in matrices])
+    run = seconds(lambda: [linear(rows[m.in_features], m.weight, m.bias) for m in matrices])
     return 1 / statistics.median(run() for _ in range(9))
 
 

@@ -183,11 +183,12 @@ def quantize_while_reading(
     for name, layer in layers.items():
         if found := stored.get(id(layer.weight)):
             tensor = matched.tensors[found]
-            kernels.put(model, name, kernels.filled(name, layer, kind, tensor, device))
+            own = kernels.Quantized.from_weight(layer, kind, tensor, device, name)
+            kernels.replace_module(model, name, own)
             if found == f"{name}.weight":
                 del matched.tensors[found]
             forget(tensor)
-    kernels.quantized(model, kind)
+    kernels.mark_quantized(model, kind)
 
 
 class Undrawn(TorchFunctionMode):
@@ -203,7 +204,7 @@ def fitting(model_class: type, folder: Path, **overrides) -> tuple[nn.Module, Te
     model, found = on_meta(model_class, folder, **overrides), tensors(folder)
     prefix = prefix_of(model)
     try:
-        kernels.expect(model, lambda name: f"{prefix}{name}.qweight" in found)
+        kernels.expect_quantized(model, lambda name: f"{prefix}{name}.qweight" in found)
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from None
     return model, found

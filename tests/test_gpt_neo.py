@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from decoders import gpt_neo, kernels
+from decoders import gpt_neo
+from decoders.kernels.attention import attention
 from tests.families import GPT_NEO, inputs, read
 
 
@@ -71,11 +72,11 @@ def test_a_loaded_models_local_layers_score_no_more_than_two_windows_at_once(T, 
         widest.append((q.shape[2], k.shape[2]))
         return gpt_neo.attention(q, k, v, bias, *rest)
 
-    found, _ = kernels.attention(plain, 5, q, k, v, bias, 1.0)
+    found, _ = attention(plain, 5, q, k, v, bias, 1.0)
     torch.testing.assert_close(found, gpt_neo.attention(q, k, v, bias, 1.0)[0], atol=1e-5, rtol=0)
     assert sum(queries for queries, _ in widest) == T and max(widest) <= (5, 9)
     bias[:, :, -1, 0], widest[:] = 0.0, []
-    found, _ = kernels.attention(plain, 5, q, k, v, bias, 1.0)
+    found, _ = attention(plain, 5, q, k, v, bias, 1.0)
     torch.testing.assert_close(found, gpt_neo.attention(q, k, v, bias, 1.0)[0], atol=1e-5, rtol=0)
     assert widest == [(T, S)]
 

@@ -9,7 +9,9 @@ import torch
 import torch.nn as nn
 
 from decoders import gpt_neo, kernels, phi, phi3
-from decoders.kernels import native
+from decoders.kernels import build, native
+from decoders.kernels.attention import attention, rotate
+from decoders.kernels.linear import MAX_ROWS, linear
 from tests.families import PADDED, inputs
 
 CLOSE = {"atol": 2e-5, "rtol": 0}
@@ -45,7 +47,7 @@ def test_linear_equals_pytorchs_own(dtype, rows, stored):
     }
     weight, bias, x = weight[stored].to(dtype), torch.randn(31).to(dtype), torch.randn(*rows, 24).to(dtype)
     for b in (bias, None):
-        found = kernels.linear(x, weight, b)
+        found = linear(x, weight, b)
         expected = torch.nn.functional.linear(x, weight, b)
         tolerance = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 0.2, torch.float16: 0.02}[
             dtype
@@ -53,7 +55,7 @@ def test_linear_equals_pytorchs_own(dtype, rows, stored):
         assert found.dtype == dtype and found.shape == expected.shape
         torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
     with pytest.raises(RuntimeError, match="shapes|size"):
-        kernels.linear(torch.randn(1, 9).to(dtype), weight, None)
+        linear(torch.randn(1, 9).to(dtype), weight, None)
     assert torch.backends.mkldnn.enabled
 
 
@@ -145,14 +147,14 @@ def test_one_query_equals_the_formula(dtype, H, K, S, D):
         torch.randn(2, 1, 1, S),
         torch.randn(1, H, 1, S).masked_fill(torch.arange(S) < S // 2, -torch.inf),
     ):
-        found, _ = kernels.attention(None, None, q, k, v, None if bias is None else bias.to(dtype), 0.3)
+        found, _ = attention(None, None, q, k, v, None if bias is None else bias.to(dtype), 0.3)
         mask = None if bias is None else bias.to(dtype).double()
         expected = torch.nn.functional.scaled_dot_product_attention(*wide, mask, scale=0.3)
         bound = {torch.float32: 5e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype]
         assert found.dtype == dtype and (found - expected).abs().max() < bound
     k = k.clone()
     k[0, 0, S // 2, 0] = torch.nan
-    assert kernels.attention(None, None, q, k, v, None, 0.3)[0][0, 0].isnan().all()
+    assert attention(None, None, q, k, v, None, 0.3)[0][0, 0].isnan().all()
 
 
 @torch.no_grad()
@@ -187,12 +189,12 @@ def test_the_rotation_is_the_model_files_own_bit_for_bit(dtype, B, H, T, D, R):
         for rows in (1, B):
             angles = torch.randn(rows, 1, T, R)
             tables = angles.cos().to(dtype), angles.sin().to(dtype)
-            found = kernels.rotation(phi.rotate, x, *tables)
+            found = rotate(phi.rotate, x, *tables)
             assert torch.equal(found, phi.rotate(x, *tables)) and found.is_contiguous()
     broken = joint[:, :, :, 0].transpose(1, 2).clone()
     broken[0, 0, 0, 0], broken[0, 0, 0, D - 1] = torch.nan, torch.inf
     torch.testing.assert_close(
-        kernels.rotation(phi.rotate, broken, *tables),
+        rotate(phi.rotate, broken, *tables),
         phi.rotate(broken, *tables),
         atol=0,
         rtol=0,
@@ -200,7 +202,7 @@ def test_the_rotation_is_the_model_files_own_bit_for_bit(dtype, B, H, T, D, R):
     )
     with torch.enable_grad():
         x = x.clone().requires_grad_()
-        kernels.rotation(phi.rotate, x, *tables).sum().backward()
+        rotate(phi.rotate, x, *tables).sum().backward()
     assert x.grad is not None
 
 
@@ -210,19 +212,19 @@ def test_the_rotation_is_the_model_files_own_bit_for_bit(dtype, B, H, T, D, R):
 @pytest.mark.parametrize("rows", [1, 2, 5, 7, 40])
 def test_one_call_for_q_k_and_v_gives_what_three_give(dtype, kind, rows, monkeypatch):
     """Bit for bit, with fewer heads of keys than of queries, with biases and without."""
-    most = {None: kernels.FEW, "int8": 99}.get(kind, 5 if dtype == torch.bfloat16 else 2 * kernels.FEW)
+    most = {None: MAX_ROWS, "int8": 99}.get(kind, 5 if dtype == torch.bfloat16 else 2 * MAX_ROWS)
     for config, model_class in ((PHI, phi.PhiForCausalLM), (NEO, gpt_neo.GPTNeoForCausalLM)):
         model = model_class(config).to(dtype).eval()
         model = kernels.prepare(kernels.quantize(model, kind) if kind else model)
-        attention = next(m for m in model.modules() if hasattr(m, "qkv"))
+        attn = next(m for m in model.modules() if hasattr(type(m), "qkv"))
         x = torch.randn(1, rows, 48).to(dtype)
-        expected = [layer(x) for layer in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        expected = [layer(x) for layer in (attn.q_proj, attn.k_proj, attn.v_proj)]
         with monkeypatch.context() as patch:
-            calls = count_calls(patch, type(attention.q_proj))
-            for found, one in zip(attention.qkv(x), expected, strict=True):
+            calls = count_calls(patch, type(attn.q_proj))
+            for found, one in zip(attn.qkv(x), expected, strict=True):
                 assert torch.equal(found, one)
         assert len(calls) == (0 if native.library() and rows <= most else 3)
-        assert [len(part) for part in attention.qkv(x[:0])] == [0, 0, 0]
+        assert [len(part) for part in attn.qkv(x[:0])] == [0, 0, 0]
 
 
 def count_calls(patch: pytest.MonkeyPatch, layer: type) -> list:
@@ -237,35 +239,33 @@ def test_who_looks_into_q_k_or_v_sees_each_of_them(kind, monkeypatch):
     """Hooks of a layer and of all, a layer in another's place, a `forward` that somebody has put there."""
     model = phi.PhiForCausalLM(PHI).eval()
     kernels.prepare(kernels.quantize(model, kind) if kind else model)
-    attention, x = model.model.layers[0].self_attn, torch.randn(1, 1, 48)
-    q, k, v = attention.qkv(x)
+    attn, x = model.model.layers[0].self_attn, torch.randn(1, 1, 48)
+    q, k, v = attn.qkv(x)
     twice = [
         lambda layer: layer.register_forward_hook(lambda module, args, y: 2 * y),
         lambda layer: layer.register_forward_pre_hook(lambda module, args: (2 * args[0],)),
     ]
     for hook in twice if kind is None else twice[:1]:  # 8 bits round the doubled input alike, and biases stay
-        handle = hook(attention.k_proj)
-        assert torch.equal(attention.qkv(x)[1], attention.k_proj(x)) and not torch.equal(
-            attention.k_proj(x), k
-        )
+        handle = hook(attn.k_proj)
+        assert torch.equal(attn.qkv(x)[1], attn.k_proj(x)) and not torch.equal(attn.k_proj(x), k)
         handle.remove()
     seen = []
     handle = nn.modules.module.register_module_forward_hook(lambda module, args, y: seen.append(module))
-    attention.qkv(x)
+    attn.qkv(x)
     handle.remove()
-    assert seen == [attention.q_proj, attention.k_proj, attention.v_proj]
-    monkeypatch.setattr(attention.v_proj, "forward", lambda x: torch.zeros(1))
-    assert attention.qkv(x)[2].shape == (1,)
+    assert seen == [attn.q_proj, attn.k_proj, attn.v_proj]
+    monkeypatch.setattr(attn.v_proj, "forward", lambda x: torch.zeros(1))
+    assert attn.qkv(x)[2].shape == (1,)
     monkeypatch.undo()
-    attention.v_proj = nn.Sequential(attention.v_proj, nn.Tanh())
-    assert torch.equal(attention.qkv(x)[2], v.tanh()) and torch.equal(attention.qkv(x)[0], q)
+    attn.v_proj = nn.Sequential(attn.v_proj, nn.Tanh())
+    assert torch.equal(attn.qkv(x)[2], v.tanh()) and torch.equal(attn.qkv(x)[0], q)
 
 
 def test_a_library_that_is_wrong_or_cannot_be_made_is_not_used(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    source, found = native.SOURCE.read_text(), []
-    monkeypatch.setattr(native, "SOURCE", tmp_path / "kernels.c")
-    for text in ("int wrong", "void rows(void) {}", source.replace("setzero_ps()", "set1_ps(1.f)")):
-        native.SOURCE.write_text(text)
+    source, found = build.SOURCE.read_text(), []
+    monkeypatch.setattr(build, "SOURCE", tmp_path / "kernels.c")
+    for text in ("int wrong", "void product(void) {}", source.replace("setzero_ps()", "set1_ps(1.f)")):
+        build.SOURCE.write_text(text)
         found.append(native.library.__wrapped__())
     assert found == [None] * 3

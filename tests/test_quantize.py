@@ -19,6 +19,7 @@ from decoders import decoding, fuyu, kernels, tokenize, weights
 from decoders.cli.main import main
 from decoders.formats.files import read_safetensors
 from decoders.kernels import native
+from decoders.kernels.quantized import matrix
 from tests.families import PADDED, inputs
 from tests.folders import safetensors_whole, weights_of, write_config
 
@@ -50,7 +51,7 @@ def layer(
     kind: str, inputs: int, outputs: int, dtype=torch.float32
 ) -> tuple[torch.nn.Linear, kernels.Quantized]:
     linear = torch.nn.Linear(inputs, outputs).to(dtype)
-    return linear, kernels.filled("layer", linear, kind, linear.weight, "cpu").requires_grad_(False)
+    return linear, kernels.Quantized.from_weight(linear, kind, linear.weight).requires_grad_(False)
 
 
 def wanted(x, layer):
@@ -59,7 +60,7 @@ def wanted(x, layer):
     if layer.kind == "int8":
         scale = (x.float().abs().amax(-1, keepdim=True) / 127).double()
         x = (x / torch.where(scale > 0, scale, 1)).float().round().double() * scale
-    return x @ layer.whole().double().t() + layer.bias.double()
+    return x @ layer.dequantize().double().t() + layer.bias.double()
 
 
 @pytest.fixture(params=["kernels.c", "PyTorch"])
@@ -115,8 +116,8 @@ def test_inputs_of_very_different_sizes_keep_24_bits(dtype, largest, rows):
     x = largest * torch.randn(rows, 1000).clamp(-1, 1) * torch.logspace(-6, 0, 1000)
     x[:, 77], x[0, 78] = largest, -largest
     x = x.to(dtype)
-    expected = x.double() @ own.whole().double().t()
-    bound = 2.0**-23 * x.abs().max() * own.whole().abs().sum(1) + torch.finfo(dtype).eps * expected.abs()
+    expected = x.double() @ own.dequantize().double().t()
+    bound = 2.0**-23 * x.abs().max() * own.dequantize().abs().sum(1) + torch.finfo(dtype).eps * expected.abs()
     assert ((own(x) - expected).abs() <= bound).all()
 
 
@@ -124,7 +125,7 @@ def test_inputs_of_very_different_sizes_keep_24_bits(dtype, largest, rows):
 @kinds
 def test_bits_are_as_near_as_they_can_be(kind):
     linear, own = layer(kind, 96, 40)
-    off, step = (own.whole() - linear.weight).abs(), own.scale.float()
+    off, step = (own.dequantize() - linear.weight).abs(), own.scale.float()
     if kind == "int4":
         assert (off.unflatten(1, (-1, 32)).amax(-1) <= 0.501 * step[:, :3]).all()
     else:
@@ -140,12 +141,12 @@ def test_the_compiled_and_the_plain_way_give_the_same_bits(kind, dtype, monkeypa
     weight = torch.randn(37, 150).to(dtype)
     weight[3], weight[4, :40], weight[5] = 0, 0, weight[5].abs()
     linear = torch.nn.Linear(150, 37)
-    one = kernels.filled("layer", linear, kind, weight, "cpu")
+    one = kernels.Quantized.from_weight(linear, kind, weight)
     monkeypatch.setattr(native, "library", lambda: None)
     for other in (weight, weight.t().contiguous().t()):
-        two = kernels.filled("layer", linear, kind, other, "cpu")
+        two = kernels.Quantized.from_weight(linear, kind, other)
         assert all(torch.equal(a, b) for a, b in zip(one.buffers(), two.buffers(), strict=True))
-        assert torch.equal(one.whole(dtype), two.whole(dtype))
+        assert torch.equal(one.dequantize(dtype), two.dequantize(dtype))
 
 
 @torch.no_grad()
@@ -207,7 +208,7 @@ def test_weights_that_are_no_numbers_are_named(kind):
     with torch.no_grad():
         linear[0].weight[3, 3] = torch.nan
     with pytest.raises(ValueError, match="0: weights that are NaN or infinite cannot be made"):
-        kernels.filled("0", linear[0], kind, linear[0].weight, "cpu")
+        kernels.Quantized.from_weight(linear[0], kind, linear[0].weight, name="0")
 
 
 # ---- A model -----------------------------------------------------------------------------------------------
@@ -222,8 +223,8 @@ def test_every_linear_layer_is_quantised_and_nothing_else(family, kind):
         own = model.get_submodule(name)
         if type(module) is torch.nn.Linear or type(module).__name__ == "Conv1D":
             assert isinstance(own, kernels.Quantized) and own.kind == kind, name
-            weight = kernels.matrix(module, module.weight)
-            assert (own.whole() - weight).abs().max() <= {"int4": 0.08}.get(
+            weight = matrix(module, module.weight)
+            assert (own.dequantize() - weight).abs().max() <= {"int4": 0.08}.get(
                 kind, 0.005
             ) * weight.abs().max(), name
         else:

@@ -1,7 +1,19 @@
-"""What is put under a loaded model on a CPU: products and attention that are faster, weights of 8 and 4 bits.
+"""What is put under a loaded model on a CPU: faster products and attention, and weights of 8 and 4 bits.
 
-kernels.prepare(model)            # what `weights.load` does in the end; `kernels.plain` takes it back
-kernels.quantize(model, "int8")
+- `prepare(model)` puts the kernels under a model; `weights.load` ends with it. `plain(model)` takes them off.
+- `quantize(model, "int4")` is for good: a third of the memory, and half the time of a step.
+- `error(model, ids, "int4")` says what that costs.
+- `compile(model)` makes a decoding step one graph of torch.compile.
+
+`hooks.py` lists what is replaced on which module.
 """
 
-from .core import *  # noqa: F403
+from .compiled import compile
+from .hooks import plain, prepare
+from .native import is_available
+from .quantized import KINDS, Cost, Quantized, error, is_quantized, quantize
+
+from .quantized import expect_quantized, linear_layers, mark_quantized, replace_module  # isort: skip
+
+__all__ = ["KINDS", "Cost", "Quantized", "compile", "error", "is_available", "is_quantized", "plain"]
+__all__ += ["prepare", "quantize", "expect_quantized", "linear_layers", "mark_quantized", "replace_module"]

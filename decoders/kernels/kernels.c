@@ -1,6 +1,22 @@
-// Products of few rows, products with weights of 8 and 4 bits, a norm, the rotation, attention of one query: for x86
-// with AVX-512's bfloat16 and VNNI instructions. `native.py` compiles this file where it can, believes it only after
-// it has given the right numbers, and does without it where it cannot.
+// Products of few rows, products with int8 and int4 weights, RMSNorm, rotary embedding, attention of one query:
+// for x86 with AVX-512's bfloat16 and VNNI instructions. `native.py` has this file compiled where it can, believes
+// it only after it has given the right numbers, and does without it where it cannot.
+//
+// | entry point            | activations        | weights                  | rows of x it is called for       |
+// |------------------------|--------------------|--------------------------|----------------------------------|
+// | product                | float32, bf16, f16 | of the same dtype        | 1 to 16                          |
+// | transposed_product     | float32, bf16, f16 | the same, stored [K, N]  | 1 to 16                          |
+// | int8_product           | float32, bf16, f16 | int8; x becomes int8 too | any; from 36 on in another order |
+// | int8_weights_product   | float32, bf16, f16 | int8                     | 1 to 5 in bf16, else 1 to 32     |
+// | int4_product           | float32, bf16, f16 | int4                     | 1 to 5 in bf16, else 1 to 32     |
+// | bfloat16_product       | bf16               | int8, int4               | more than the two above          |
+// | dequantize_int8, _int4 | float32, bf16, f16 | int8, int4               | -                                |
+// | to_int8, to_int4       | -                  | from float32, bf16, f16  | -                                |
+// | rms_norm               | float32, bf16, f16 | of the same dtype        | any                              |
+// | rotate                 | float32, bf16, f16 | -                        | any                              |
+// | one_query              | float32, bf16, f16 | -                        | 1 query for each sequence        |
+//
+// Sums are in float32; those of int8_product are whole numbers.
 //
 // All of these read each weight once. What decides is how fast memory is read: straight through, one row of
 // weights after the other, and each asked for in time.
@@ -16,10 +32,12 @@
 enum { FLOAT32, BFLOAT16, FLOAT16, INT8, INT4 };  // what a number is stored as
 enum { BLOCK = 64, NEAR = 1024 };  // outputs, and 4 bytes of inputs, that stay near while all rows of x pass
 enum { AHEAD = 8192 };  // bytes of weights that are asked for before they are needed, into the next rows
-#define ASK(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)  // into the second cache: x needs the first for itself
+#define ASK(p) \
+    _mm_prefetch((const char *)(p), _MM_HINT_T1)  // into the second cache: x needs the first for itself
 enum { MANY = 36 };  // rows of whole numbers from which it pays to lay weights out anew
 
-// ---- Numbers ------------------------------------------------------------------------------------------------
+// ---- Numbers
+// ------------------------------------------------------------------------------------------------
 
 INLINE __mmask16 first(long n) { return n >= 16 ? 0xFFFF : (__mmask16)((1u << n) - 1); }
 
@@ -40,7 +58,8 @@ INLINE void store(void *p, int kind, long i, __mmask16 m, __m512 v) {
         else _mm512_mask_storeu_ps((float *)p + i, m, v);
         return;
     }
-    __m256i half = kind == FLOAT16 ? _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) : (__m256i)_mm512_cvtneps_pbh(v);
+    __m256i half = kind == FLOAT16 ? _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+                                   : (__m256i)_mm512_cvtneps_pbh(v);
     if (m == 0xFFFF) _mm256_storeu_si256((__m256i *)((uint16_t *)p + i), half);
     else _mm256_mask_storeu_epi16((uint16_t *)p + i, m, half);
 }
@@ -54,36 +73,42 @@ INLINE int size_of(int kind) { return kind == FLOAT32 ? 4 : kind == INT8 ? 1 : 2
 
 INLINE void store_one(void *p, int kind, long i, float v) {
     if (kind == FLOAT32) ((float *)p)[i] = v;
-    else if (kind == FLOAT16) ((uint16_t *)p)[i] = _cvtss_sh(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    else if (kind == FLOAT16)
+        ((uint16_t *)p)[i] = _cvtss_sh(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     else ((uint16_t *)p)[i] = _mm_extract_epi16((__m128i)_mm_cvtneps_pbh(_mm_set_ss(v)), 0);
 }
 
 INLINE float load_one(const void *p, int kind, long i) {
     if (kind == FLOAT32) return ((const float *)p)[i];
     if (kind == FLOAT16) return _cvtsh_ss(((const uint16_t *)p)[i]);
-    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128((int32_t)((uint32_t)((const uint16_t *)p)[i] << 16))));
+    return _mm_cvtss_f32(
+        _mm_castsi128_ps(_mm_cvtsi32_si128((int32_t)((uint32_t)((const uint16_t *)p)[i] << 16))));
 }
 
 // e to the power of x, for x <= 0; 2e-7 off at most. NaN stays NaN, as the second operand of a maximum.
 INLINE __m512 power_of_e(__m512 x) {
     x = _mm512_mul_ps(_mm512_max_ps(_mm512_set1_ps(-104.f), x), _mm512_set1_ps(1.44269504f));
     __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT), f = _mm512_sub_ps(x, n);
-    const float c[] = {1.54035304e-4f, 1.33335581e-3f, 9.61812911e-3f, 5.55041087e-2f, 2.40226507e-1f, 6.93147181e-1f, 1.f};
+    const float c[] = {
+        1.54035304e-4f, 1.33335581e-3f, 9.61812911e-3f, 5.55041087e-2f, 2.40226507e-1f, 6.93147181e-1f, 1.f};
     __m512 y = _mm512_set1_ps(c[0]);
     for (int i = 1; i < 7; i++) y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(c[i]));
     return _mm512_scalef_ps(y, n);
 }
 
-// ---- A few rows ---------------------------------------------------------------------------------------------
-// y[m, n] = sum over k of x[m, k] w[n, k] + bias[n]; w is stored row by row, `stride` numbers apart.
-// bfloat16 with bfloat16 (`pairs`): two products and a sum in one instruction; else x is float32.
+// ---- A few rows
+// --------------------------------------------------------------------------------------------- y[m, n] = sum
+// over k of x[m, k] w[n, k] + bias[n]; w is stored row by row, `stride` numbers apart. bfloat16 with bfloat16
+// (`pairs`): two products and a sum in one instruction; else x is float32.
 
-INLINE __m512 product(__m512 sum, const void *w, int kind, int pairs, const void *x, long i, long left) {
+INLINE __m512 multiply_add(__m512 sum, const void *w, int kind, int pairs, const void *x, long i, long left) {
     if (pairs) {
         const uint16_t *a = (const uint16_t *)w + i, *b = (const uint16_t *)x + i;
-        if (left >= 32) return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(a), (__m512bh)_mm512_loadu_si512(b));
+        if (left >= 32)
+            return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(a), (__m512bh)_mm512_loadu_si512(b));
         __mmask32 m = (1u << left) - 1;
-        return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_maskz_loadu_epi16(m, a), (__m512bh)_mm512_maskz_loadu_epi16(m, b));
+        return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_maskz_loadu_epi16(m, a),
+                                (__m512bh)_mm512_maskz_loadu_epi16(m, b));
     }
     return _mm512_fmadd_ps(load(w, kind, i, first(left)), load(x, FLOAT32, i, first(left)), sum);
 }
@@ -92,38 +117,43 @@ INLINE __m512 product(__m512 sum, const void *w, int kind, int pairs, const void
 INLINE float one_row(const void *x, const void *w, int kind, int pairs, long K) {
     const long step = pairs ? 32 : 16;
     __m512 sum[8];
-    UNROLL for (int u = 0; u < 8; u++) sum[u] = _mm512_setzero_ps();
+    UNROLL for (int u = 0; u < 8; u++)
+        sum[u] = _mm512_setzero_ps();
     long k = 0;
-    for (; k + 8 * step <= K; k += 8 * step)
-        UNROLL for (int u = 0; u < 8; u++) {
+    for (; k + 8 * step <= K; k += 8 * step) UNROLL for (int u = 0; u < 8; u++) {
             ASK((const char *)w + (k + u * step) * size_of(kind) + AHEAD);
-            sum[u] = product(sum[u], w, kind, pairs, x, k + u * step, step);
+            sum[u] = multiply_add(sum[u], w, kind, pairs, x, k + u * step, step);
         }
-    for (; k < K; k += step) sum[0] = product(sum[0], w, kind, pairs, x, k, K - k);
+    for (; k < K; k += step) sum[0] = multiply_add(sum[0], w, kind, pairs, x, k, K - k);
     UNROLL for (int u = 4; u; u /= 2)
         for (int i = 0; i < u; i++) sum[i] = _mm512_add_ps(sum[i], sum[i + u]);
     return _mm512_reduce_add_ps(sum[0]);
 }
 
 // R rows of w with M of x. What the next R rows have in this place is asked for in time.
-INLINE void few_rows(int M, int R, const char *x, const char *w, int kind, int pairs, long K, long stride, float *out) {
+INLINE void few_rows(int M, int R, const char *x, const char *w, int kind, int pairs, long K, long stride,
+                     float *out) {
     const long step = pairs ? 32 : 16, size = size_of(kind);
     __m512 sum[6][4];
     UNROLL for (int m = 0; m < M; m++)
-        UNROLL for (int r = 0; r < R; r++) sum[m][r] = _mm512_setzero_ps();
+        UNROLL for (int r = 0; r < R; r++)
+            sum[m][r] = _mm512_setzero_ps();
     long k = 0;
     for (; k + step <= K; k += step) {
-        UNROLL for (int r = 0; r < R; r++) ASK(w + ((R + r) * stride + k) * size);
+        UNROLL for (int r = 0; r < R; r++)
+            ASK(w + ((R + r) * stride + k) * size);
         UNROLL for (int m = 0; m < M; m++)
             UNROLL for (int r = 0; r < R; r++)
-                sum[m][r] = product(sum[m][r], w + r * stride * size, kind, pairs, x + m * K * (pairs ? 2 : 4), k, step);
+                sum[m][r] = multiply_add(sum[m][r], w + r * stride * size, kind, pairs,
+                                         x + m * K * (pairs ? 2 : 4), k, step);
     }
-    if (k < K)
-        UNROLL for (int m = 0; m < M; m++)
+    if (k < K) UNROLL for (int m = 0; m < M; m++)
             UNROLL for (int r = 0; r < R; r++)
-                sum[m][r] = product(sum[m][r], w + r * stride * size, kind, pairs, x + m * K * (pairs ? 2 : 4), k, K - k);
+                sum[m][r] = multiply_add(sum[m][r], w + r * stride * size, kind, pairs,
+                                         x + m * K * (pairs ? 2 : 4), k, K - k);
     UNROLL for (int m = 0; m < M; m++)
-        UNROLL for (int r = 0; r < R; r++) out[m * 4 + r] = _mm512_reduce_add_ps(sum[m][r]);
+        UNROLL for (int r = 0; r < R; r++)
+            out[m * 4 + r] = _mm512_reduce_add_ps(sum[m][r]);
 }
 
 #define OF_CONSTANT(M, F, ...) \
@@ -160,7 +190,8 @@ INLINE void finish(const Result *to, long m, long n, float v) {
 }
 
 // Up to 4 rows of w, from n on, with all rows of x: both bfloat16 (`pairs`), or both float32.
-INLINE void panel(const char *x, const char *w, int kind, int pairs, long K, long stride, const Result *to, long n) {
+INLINE void panel(const char *x, const char *w, int kind, int pairs, long K, long stride, const Result *to,
+                  long n) {
     int R = to->N - n < 4 ? (int)(to->N - n) : 4;
     for (long m = 0; m < to->M; m += 6) {
         int few = to->M - m < 6 ? (int)(to->M - m) : 6;
@@ -169,7 +200,9 @@ INLINE void panel(const char *x, const char *w, int kind, int pairs, long K, lon
         if (R == 4) { OF_CONSTANT(few, few_rows, 4, x + m * K * size, w, kind, pairs, K, stride, out) }
         for (int i = 0; i < few; i++)
             for (int r = 0; r < R; r++)
-                finish(to, m + i, n + r, R == 4 ? out[i * 4 + r] : one_row(x + (m + i) * K * size, w + r * stride * size, kind, pairs, K));
+                finish(to, m + i, n + r,
+                       R == 4 ? out[i * 4 + r]
+                              : one_row(x + (m + i) * K * size, w + r * stride * size, kind, pairs, K));
     }
 }
 
@@ -184,11 +217,13 @@ static void panel_of_floats(const char *x, const char *w, long K, long stride, c
 // x as float32, for all but bfloat16 with bfloat16. To be freed.
 static float *widened(const void *x, int kind, long count) {
     float *wide = aligned_alloc(64, (count * 4 + 127) / 64 * 64);
-    for (long i = 0; i < count; i += 16) store(wide, FLOAT32, i, first(count - i), load(x, kind, i, first(count - i)));
+    for (long i = 0; i < count; i += 16)
+        store(wide, FLOAT32, i, first(count - i), load(x, kind, i, first(count - i)));
     return wide;
 }
 
-INLINE void rows_of(const void *x, const Layer *layer, int count, int kind, int pairs, long M, long K, int out_kind, int threads) {
+INLINE void rows_of(const void *x, const Layer *layer, int count, int kind, int pairs, long M, long K,
+                    int out_kind, int threads) {
     const int whole = pairs ? BFLOAT16 : FLOAT32;
 #pragma omp parallel num_threads(threads)
     {
@@ -204,7 +239,9 @@ INLINE void rows_of(const void *x, const Layer *layer, int count, int kind, int 
                     continue;
                 }
                 for (long r = 0; own && r < 4 && n + r < to.N; r++)
-                    for (long k = 0; k < K; k += 16) store(own, whole, r * K + k, first(K - k), load(some, kind, r * stride + k, first(K - k)));
+                    for (long k = 0; k < K; k += 16)
+                        store(own, whole, r * K + k, first(K - k),
+                              load(some, kind, r * stride + k, first(K - k)));
                 (pairs ? panel_of_pairs : panel_of_floats)(x, own ? own : some, K, own ? K : stride, &to, n);
             }
         }
@@ -212,8 +249,9 @@ INLINE void rows_of(const void *x, const Layer *layer, int count, int kind, int 
     }
 }
 
-// x (M, K), y (M, N) and w (N, K) are of one kind. Several rows of x in float16 share what 4 rows of w become: float32.
-void rows(const void *x, const Layer *layer, int count, int kind, long M, long K, int threads) {
+// x (M, K), y (M, N) and w (N, K) are of one kind. Several rows of x in float16 share what 4 rows of w
+// become: float32.
+void product(const void *x, const Layer *layer, int count, int kind, long M, long K, int threads) {
     float *wide = kind == BFLOAT16 ? 0 : widened(x, kind, M * K);
     if (kind == BFLOAT16) rows_of(x, layer, count, BFLOAT16, 1, M, K, BFLOAT16, threads);
     else if (kind == FLOAT16) rows_of(wide, layer, count, FLOAT16, 0, M, K, FLOAT16, threads);
@@ -222,10 +260,12 @@ void rows(const void *x, const Layer *layer, int count, int kind, long M, long K
 }
 
 // R inputs of M rows of x, 16 outputs a time: sum[m, n] += x[m, k] w[k, n], for `count` outputs.
-INLINE void some_inputs(int M, int R, const float *x, long K, const char *w, int kind, long stride, long count, float *sum, long room) {
+INLINE void some_inputs(int M, int R, const float *x, long K, const char *w, int kind, long stride,
+                        long count, float *sum, long room) {
     __m512 u[6][4];
     UNROLL for (int m = 0; m < M; m++)
-        UNROLL for (int r = 0; r < R; r++) u[m][r] = _mm512_set1_ps(x[m * K + r]);
+        UNROLL for (int r = 0; r < R; r++)
+            u[m][r] = _mm512_set1_ps(x[m * K + r]);
     for (long n = 0; n < count; n += 16) {
         const __mmask16 mask = first(count - n);
         __m512 v[4];
@@ -235,13 +275,15 @@ INLINE void some_inputs(int M, int R, const float *x, long K, const char *w, int
         }
         UNROLL for (int m = 0; m < M; m++) {
             __m512 now = _mm512_load_ps(sum + m * room + n);
-            UNROLL for (int r = 0; r < R; r++) now = _mm512_fmadd_ps(u[m][r], v[r], now);
+            UNROLL for (int r = 0; r < R; r++)
+                now = _mm512_fmadd_ps(u[m][r], v[r], now);
             _mm512_store_ps(sum + m * room + n, now);
         }
     }
 }
 
-INLINE void columns_of(const float *x, const char *w, int kind, long K, long stride, const Result *to, int threads) {
+INLINE void columns_of(const float *x, const char *w, int kind, long K, long stride, const Result *to,
+                       int threads) {
     const long room = ((to->N + threads - 1) / threads + 15) / 16 * 16;  // outputs of a thread
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long n = 0; n < to->N; n += room) {
@@ -252,9 +294,14 @@ INLINE void columns_of(const float *x, const char *w, int kind, long K, long str
             const char *some = w + (k * stride + n) * size_of(kind);
             for (long m = 0; m < to->M; m += 6) {
                 int few = to->M - m < 6 ? (int)(to->M - m) : 6;
-                if (K - k >= 4) { OF_CONSTANT(few, some_inputs, 4, x + m * K + k, K, some, kind, stride, count, sum + m * room, room) }
-                else for (long r = 0; r < K - k; r++)
-                    OF_CONSTANT(few, some_inputs, 1, x + m * K + k + r, K, some + r * stride * size_of(kind), kind, stride, count, sum + m * room, room)
+                if (K - k >= 4) {
+                    OF_CONSTANT(few, some_inputs, 4, x + m * K + k, K, some, kind, stride, count,
+                                sum + m * room, room)
+                } else
+                    for (long r = 0; r < K - k; r++)
+                        OF_CONSTANT(few, some_inputs, 1, x + m * K + k + r, K,
+                                    some + r * stride * size_of(kind), kind, stride, count, sum + m * room,
+                                    room)
             }
         }
         for (long m = 0; m < to->M; m++)
@@ -268,7 +315,8 @@ INLINE void columns_of(const float *x, const char *w, int kind, long K, long str
 }
 
 // The same with w stored [K, N], as GPT-1's is, x, w and y of one kind.
-void columns(const void *x, const void *w, const void *bias, void *y, int kind, long M, long N, long K, long stride, int threads) {
+void transposed_product(const void *x, const void *w, const void *bias, void *y, int kind, long M, long N,
+                        long K, long stride, int threads) {
     Result to = {0, bias, y, kind, M, N};
     float *wide = widened(x, kind, M * K);
     if (kind == BFLOAT16) columns_of(wide, w, BFLOAT16, K, stride, &to, threads);
@@ -277,23 +325,27 @@ void columns(const void *x, const void *w, const void *bias, void *y, int kind, 
     free(wide);
 }
 
-// A row of 4 bits as numbers of `kind`. Of each group a table says what its 16 numbers stand for; in 16 bits it
-// holds them twice, since it is looked up with 5 bits.
-INLINE void int4_row(const uint8_t *w, const uint16_t *scale, const uint8_t *zero, void *to, int kind, long inputs) {
+// A row of 4 bits as numbers of `kind`. Of each group a table says what its 16 numbers stand for; in 16 bits
+// it holds them twice, since it is looked up with 5 bits.
+INLINE void int4_row(const uint8_t *w, const uint16_t *scale, const uint8_t *zero, void *to, int kind,
+                     long inputs) {
     const __m512 value = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     const __m512i low = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
     const __m512i shift = _mm512_set1_epi64(4LL << 32);
     for (long k = 0; k < inputs; k += 32) {
-        __m512 table = _mm512_mul_ps(_mm512_sub_ps(value, _mm512_set1_ps(zero[k / 32])), _mm512_set1_ps(load_one(scale, FLOAT16, k / 32)));
+        __m512 table = _mm512_mul_ps(_mm512_sub_ps(value, _mm512_set1_ps(zero[k / 32])),
+                                     _mm512_set1_ps(load_one(scale, FLOAT16, k / 32)));
         __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(w + k / 2)));
         if (kind == FLOAT32) {
             for (int i = 0; i < 2 && k + i * 16 < inputs; i++) {
-                __m512i q = _mm512_srlv_epi32(_mm512_permutexvar_epi32(_mm512_add_epi32(low, _mm512_set1_epi32(8 * i)), bytes), shift);
+                __m512i q = _mm512_srlv_epi32(
+                    _mm512_permutexvar_epi32(_mm512_add_epi32(low, _mm512_set1_epi32(8 * i)), bytes), shift);
                 store(to, kind, k + i * 16, first(inputs - k - i * 16), _mm512_permutexvar_ps(q, table));
             }
             continue;
         }
-        __m256i half = kind == FLOAT16 ? _mm512_cvtps_ph(table, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) : (__m256i)_mm512_cvtneps_pbh(table);
+        __m256i half = kind == FLOAT16 ? _mm512_cvtps_ph(table, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+                                       : (__m256i)_mm512_cvtneps_pbh(table);
         __m512i q = _mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12));  // one in each 16 bits
         __m512i v = _mm512_permutexvar_epi16(q, _mm512_broadcast_i64x4(half));
         if (inputs - k >= 32) _mm512_storeu_si512((uint16_t *)to + k, v);
@@ -307,25 +359,29 @@ INLINE __m512i signed_bytes(const int8_t *w, long left) {
 
 INLINE int32_t sum_of_row(const int8_t *w, long inputs) {
     __m512i sum = _mm512_setzero_si512();
-    for (long k = 0; k < inputs; k += 64) sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), signed_bytes(w + k, inputs - k));
+    for (long k = 0; k < inputs; k += 64)
+        sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), signed_bytes(w + k, inputs - k));
     return _mm512_reduce_add_epi32(sum);
 }
 
 // A row of sums of whole numbers, times its scales.
-INLINE void finish_whole(const Result *to, long m, long n, int rows, float sx, const int32_t *sums, const int32_t *out) {
+INLINE void finish_whole(const Result *to, long m, long n, int rows, float sx, const int32_t *sums,
+                         const int32_t *out) {
     for (int r = 0; r < rows; r += 16) {
         __mmask16 mask = first(rows - r);
         __m512i shift = _mm512_slli_epi32(_mm512_maskz_loadu_epi32(mask, sums + r), 7);
         __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(out + r), shift));
-        __m512 v = _mm512_mul_ps(sum, _mm512_mul_ps(_mm512_set1_ps(sx), load(to->scale, FLOAT32, n + r, mask)));
+        __m512 v =
+            _mm512_mul_ps(sum, _mm512_mul_ps(_mm512_set1_ps(sx), load(to->scale, FLOAT32, n + r, mask)));
         if (to->bias) v = _mm512_add_ps(v, load(to->bias, to->kind, n + r, mask));
         store(to->y, to->kind, m * to->N + n + r, mask, v);
     }
 }
 
-// ---- Many rows ----------------------------------------------------------------------------------------------
-// BLOCK rows of w, and of these NEAR times 4 bytes, are laid out in strips of 16 rows with 4 bytes of each side by
-// side: nothing has to be added up across a register, and what is read again for all rows of x lies near. 4 bytes
+// ---- Many rows
+// ---------------------------------------------------------------------------------------------- BLOCK rows
+// of w, and of these NEAR times 4 bytes, are laid out in strips of 16 rows with 4 bytes of each side by side:
+// nothing has to be added up across a register, and what is read again for all rows of x lies near. 4 bytes
 // are four whole numbers, or two of bfloat16, which 8 bits become exactly and 4 bits rounded.
 
 typedef struct {
@@ -342,28 +398,34 @@ INLINE void near_row(int whole, const Weights *from, long n, long k, long count,
     memset(to + bytes / 64 * 64, 0, bytes % 64 ? 64 : 0);
     if (from->kind == INT4) {
         long blocks = (from->inputs + 127) / 128, group = n * blocks * 4 + k / 32;
-        int4_row((const uint8_t *)from->w + group * 16, from->scale + group, from->zero + group, to, BFLOAT16, count);
+        int4_row((const uint8_t *)from->w + group * 16, from->scale + group, from->zero + group, to, BFLOAT16,
+                 count);
     } else if (from->kind == INT8 && !whole) {
         for (long i = 0, at = n * from->stride + k; i < count; i += 32) {
             long left = count - i;
-            __m512 low = load(from->w, INT8, at + i, first(left)), high = load(from->w, INT8, at + i + 16, left > 16 ? first(left - 16) : 0);
+            __m512 low = load(from->w, INT8, at + i, first(left)),
+                   high = load(from->w, INT8, at + i + 16, left > 16 ? first(left - 16) : 0);
             _mm512_store_si512(to + 2 * i, (__m512i)_mm512_cvtne2ps_pbh(high, low));
         }
     } else memcpy(to, (const char *)from->w + (n * from->stride + k) * size_of(from->kind), bytes);
 }
 
 // 16 rows of 16 times 4 bytes, `NEAR` times 4 apart, become columns, `BLOCK` times 4 apart.
-static void turned(const char *from, char *to) {
+static void transpose_tile(const char *from, char *to) {
     __m512i a[16], b[16];
     for (int i = 0; i < 16; i++) a[i] = _mm512_load_si512(from + i * NEAR * 4);
-    UNROLL for (int i = 0; i < 16; i += 2) b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]), b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+    UNROLL for (int i = 0; i < 16; i += 2)
+        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]), b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
     UNROLL for (int i = 0; i < 16; i += 4) {
         a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]), a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
-        a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]), a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+        a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]),
+              a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
     }
     UNROLL for (int i = 0; i < 4; i++) {  // a quarter of a[4 j + i] is a quarter of a column
-        __m512i even = _mm512_shuffle_i32x4(a[i], a[4 + i], 0x88), more = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0x88);
-        __m512i odd = _mm512_shuffle_i32x4(a[i], a[4 + i], 0xDD), rest = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0xDD);
+        __m512i even = _mm512_shuffle_i32x4(a[i], a[4 + i], 0x88),
+                more = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0x88);
+        __m512i odd = _mm512_shuffle_i32x4(a[i], a[4 + i], 0xDD),
+                rest = _mm512_shuffle_i32x4(a[8 + i], a[12 + i], 0xDD);
         _mm512_store_si512(to + i * BLOCK * 4, _mm512_shuffle_i32x4(even, more, 0x88));
         _mm512_store_si512(to + (8 + i) * BLOCK * 4, _mm512_shuffle_i32x4(even, more, 0xDD));
         _mm512_store_si512(to + (4 + i) * BLOCK * 4, _mm512_shuffle_i32x4(odd, rest, 0x88));
@@ -372,13 +434,16 @@ static void turned(const char *from, char *to) {
 }
 
 // M rows of x with the strips, added to `out` [M][BLOCK] unless these are the first.
-INLINE void strips(int M, int whole, const char *x, long stride, const char *w, long steps, int begin, int32_t *out) {
+INLINE void strips(int M, int whole, const char *x, long stride, const char *w, long steps, int begin,
+                   int32_t *out) {
     __m512i sum[6][4];
     UNROLL for (int m = 0; m < M; m++)
-        UNROLL for (int r = 0; r < 4; r++) sum[m][r] = begin ? _mm512_setzero_si512() : _mm512_load_si512(out + m * BLOCK + r * 16);
+        UNROLL for (int r = 0; r < 4; r++)
+            sum[m][r] = begin ? _mm512_setzero_si512() : _mm512_load_si512(out + m * BLOCK + r * 16);
     for (long k = 0; k < steps; k++) {
         __m512i v[4];
-        UNROLL for (int r = 0; r < 4; r++) v[r] = _mm512_load_si512(w + k * BLOCK * 4 + r * 64);
+        UNROLL for (int r = 0; r < 4; r++)
+            v[r] = _mm512_load_si512(w + k * BLOCK * 4 + r * 64);
         UNROLL for (int m = 0; m < M; m++) {
             int32_t four;
             memcpy(&four, x + m * stride + k * 4, 4);
@@ -389,20 +454,22 @@ INLINE void strips(int M, int whole, const char *x, long stride, const char *w, 
         }
     }
     UNROLL for (int m = 0; m < M; m++)
-        UNROLL for (int r = 0; r < 4; r++) _mm512_store_si512(out + m * BLOCK + r * 16, sum[m][r]);
+        UNROLL for (int r = 0; r < 4; r++)
+            _mm512_store_si512(out + m * BLOCK + r * 16, sum[m][r]);
 }
 
-static void whole_strips(int M, const char *x, long stride, const char *w, long steps, int begin, int32_t *out) {
+static void whole_strips(int M, const char *x, long stride, const char *w, long steps, int begin,
+                         int32_t *out) {
     OF_CONSTANT(M, strips, 1, x, stride, w, steps, begin, out)
 }
 
-static void pair_strips(int M, const char *x, long stride, const char *w, long steps, int begin, int32_t *out) {
-    OF_CONSTANT(M, strips, 0, x, stride, w, steps, begin, out)
-}
+static void pair_strips(int M, const char *x, long stride, const char *w, long steps, int begin,
+                        int32_t *out){OF_CONSTANT(M, strips, 0, x, stride, w, steps, begin, out)}
 
-// x: rows of whole numbers with their scales (`whole`), or of bfloat16, `stride` bytes apart; what they have behind
-// the last input is a number.
-INLINE void many_rows(int whole, const char *x, long stride, const float *sx, const Weights *w, const Result *to, int threads) {
+// x: rows of whole numbers with their scales (`whole`), or of bfloat16, `stride` bytes apart; what they have
+// behind the last input is a number.
+INLINE void many_rows(int whole, const char *x, long stride, const float *sx, const Weights *w,
+                      const Result *to, int threads) {
     const int unit = whole ? 1 : 2;
     const long part = NEAR * 4 / unit;
 #pragma omp parallel num_threads(threads)
@@ -413,37 +480,43 @@ INLINE void many_rows(int whole, const char *x, long stride, const float *sx, co
         for (long n = 0; n < to->N; n += BLOCK) {
             int rows = to->N - n < BLOCK ? (int)(to->N - n) : BLOCK;
             int32_t sums[BLOCK] = {0};
-            for (int r = 0; r < rows && whole; r++) sums[r] = sum_of_row((const int8_t *)w->w + (n + r) * w->stride, w->inputs);
+            for (int r = 0; r < rows && whole; r++)
+                sums[r] = sum_of_row((const int8_t *)w->w + (n + r) * w->stride, w->inputs);
             for (long k = 0; k < w->inputs; k += part) {
                 long count = w->inputs - k < part ? w->inputs - k : part;
                 for (int r = 0; r < BLOCK; r++) {
                     char *row = own + r % 16 * NEAR * 4;
                     if (r < rows) near_row(whole, w, n + r, k, count, row);
                     else memset(row, 0, NEAR * 4);
-                    for (long i = 0; r % 16 == 15 && i < count * unit; i += 64) turned(own + i, near + i * BLOCK + r / 16 * 64);
+                    for (long i = 0; r % 16 == 15 && i < count * unit; i += 64)
+                        transpose_tile(own + i, near + i * BLOCK + r / 16 * 64);
                 }
                 for (long m = 0; m < to->M; m += 6)
-                    (whole ? whole_strips : pair_strips)(to->M - m < 6 ? to->M - m : 6, x + m * stride + k * unit, stride, near, (count * unit + 3) / 4, k == 0, out + m * BLOCK);
+                    (whole ? whole_strips : pair_strips)(to->M - m < 6 ? to->M - m : 6,
+                                                         x + m * stride + k * unit, stride, near,
+                                                         (count * unit + 3) / 4, k == 0, out + m * BLOCK);
             }
             for (long m = 0; m < to->M; m++) {
                 if (whole) finish_whole(to, m, n, rows, sx[m], sums, out + m * BLOCK);
-                else for (int r = 0; r < rows; r += 16) {
-                    __mmask16 mask = first(rows - r);
-                    __m512 v = _mm512_load_ps((float *)out + m * BLOCK + r);
-                    if (to->scale) v = _mm512_mul_ps(v, load(to->scale, FLOAT32, n + r, mask));
-                    if (to->bias) v = _mm512_add_ps(v, load(to->bias, to->kind, n + r, mask));
-                    store(to->y, to->kind, m * to->N + n + r, mask, v);
-                }
+                else
+                    for (int r = 0; r < rows; r += 16) {
+                        __mmask16 mask = first(rows - r);
+                        __m512 v = _mm512_load_ps((float *)out + m * BLOCK + r);
+                        if (to->scale) v = _mm512_mul_ps(v, load(to->scale, FLOAT32, n + r, mask));
+                        if (to->bias) v = _mm512_add_ps(v, load(to->bias, to->kind, n + r, mask));
+                        store(to->y, to->kind, m * to->N + n + r, mask, v);
+                    }
             }
         }
         free(near), free(out);
     }
 }
 
-// ---- 8 bits -------------------------------------------------------------------------------------------------
-// y[m, n] = sx[m] sw[n] (whole x . whole w) + bias[n]. Each row of x has a scale of its own, so that no row
-// depends on another. The instruction multiplies unsigned by signed: x is moved up by 128, and 128 times the sum
-// of w's row taken off again.
+// ---- 8 bits
+// ------------------------------------------------------------------------------------------------- y[m, n] =
+// sx[m] sw[n] (whole x . whole w) + bias[n]. Each row of x has a scale of its own, so that no row depends on
+// another. The instruction multiplies unsigned by signed: x is moved up by 128, and 128 times the sum of w's
+// row taken off again.
 
 // The largest of |x|, NaN if one number is.
 INLINE float largest(const void *x, int kind, long start, long inputs) {
@@ -463,7 +536,8 @@ static float whole_numbers(const void *x, int kind, long start, long inputs, lon
     memset(q + K - 64, 128, 64);
     for (long k = 0; k < inputs; k += 16) {
         __m512i n = _mm512_cvtps_epi32(_mm512_div_ps(load(x, kind, start + k, first(inputs - k)), one));
-        store_bytes(q + k, first(inputs - k), _mm512_cvtepi32_epi8(_mm512_add_epi32(n, _mm512_set1_epi32(128))));
+        store_bytes(q + k, first(inputs - k),
+                    _mm512_cvtepi32_epi8(_mm512_add_epi32(n, _mm512_set1_epi32(128))));
     }
     return scale;
 }
@@ -473,10 +547,10 @@ static float whole_numbers(const void *x, int kind, long start, long inputs, lon
 INLINE int32_t one_whole_row(const uint8_t *x, const int8_t *w, long inputs) {
     const __m512i ones = _mm512_set1_epi8(1);
     __m512i sum[4], own[4];
-    UNROLL for (int u = 0; u < 4; u++) sum[u] = own[u] = _mm512_setzero_si512();
+    UNROLL for (int u = 0; u < 4; u++)
+        sum[u] = own[u] = _mm512_setzero_si512();
     long k = 0;
-    for (; k + 256 <= inputs; k += 256)
-        UNROLL for (int u = 0; u < 4; u++) {
+    for (; k + 256 <= inputs; k += 256) UNROLL for (int u = 0; u < 4; u++) {
             __m512i v = _mm512_loadu_si512(w + k + u * 64);
             ASK(w + k + u * 64 + AHEAD);
             sum[u] = _mm512_dpbusd_epi32(sum[u], _mm512_loadu_si512(x + k + u * 64), v);
@@ -487,15 +561,18 @@ INLINE int32_t one_whole_row(const uint8_t *x, const int8_t *w, long inputs) {
         sum[0] = _mm512_dpbusd_epi32(sum[0], _mm512_loadu_si512(x + k), v);
         own[0] = _mm512_dpbusd_epi32(own[0], ones, v);
     }
-    UNROLL for (int u = 0; u < 4; u++) sum[u] = _mm512_sub_epi32(sum[u], _mm512_slli_epi32(own[u], 7));
-    return _mm512_reduce_add_epi32(_mm512_add_epi32(_mm512_add_epi32(sum[0], sum[1]), _mm512_add_epi32(sum[2], sum[3])));
+    UNROLL for (int u = 0; u < 4; u++)
+        sum[u] = _mm512_sub_epi32(sum[u], _mm512_slli_epi32(own[u], 7));
+    return _mm512_reduce_add_epi32(
+        _mm512_add_epi32(_mm512_add_epi32(sum[0], sum[1]), _mm512_add_epi32(sum[2], sum[3])));
 }
 
 // R rows of w with M of x.
 INLINE void whole_rows(int M, int R, const uint8_t *x, long K, const int8_t *w, long inputs, int32_t *out) {
     __m512i sum[6][4];
     UNROLL for (int m = 0; m < M; m++)
-        UNROLL for (int r = 0; r < R; r++) sum[m][r] = _mm512_setzero_si512();
+        UNROLL for (int r = 0; r < R; r++)
+            sum[m][r] = _mm512_setzero_si512();
     for (long k = 0; k < inputs; k += 64) {
         __m512i v[4];
         UNROLL for (int r = 0; r < R; r++) {
@@ -504,24 +581,29 @@ INLINE void whole_rows(int M, int R, const uint8_t *x, long K, const int8_t *w, 
         }
         UNROLL for (int m = 0; m < M; m++) {
             __m512i u = _mm512_loadu_si512(x + m * K + k);
-            UNROLL for (int r = 0; r < R; r++) sum[m][r] = _mm512_dpbusd_epi32(sum[m][r], u, v[r]);
+            UNROLL for (int r = 0; r < R; r++)
+                sum[m][r] = _mm512_dpbusd_epi32(sum[m][r], u, v[r]);
         }
     }
     UNROLL for (int m = 0; m < M; m++)
-        UNROLL for (int r = 0; r < R; r++) out[m * BLOCK + r] = _mm512_reduce_add_epi32(sum[m][r]);
+        UNROLL for (int r = 0; r < R; r++)
+            out[m * BLOCK + r] = _mm512_reduce_add_epi32(sum[m][r]);
 }
 
 // Rows of x with up to BLOCK rows of w, from n on.
-static void some_whole_rows(const uint8_t *x, const float *sx, long K, const int8_t *w, long inputs, const Result *to, long n) {
+static void some_whole_rows(const uint8_t *x, const float *sx, long K, const int8_t *w, long inputs,
+                            const Result *to, long n) {
     int rows = to->N - n < BLOCK ? (int)(to->N - n) : BLOCK;
     int32_t sums[BLOCK] = {0}, out[6 * BLOCK];
     for (int r = 0; r < rows && to->M > 1; r++) sums[r] = sum_of_row(w + (n + r) * inputs, inputs);
     for (long m = 0; m < to->M; m += 6) {
         int few = to->M - m < 6 ? (int)(to->M - m) : 6, r = 0;
-        for (; r + 4 <= rows && to->M > 1; r += 4) OF_CONSTANT(few, whole_rows, 4, x + m * K, K, w + (n + r) * inputs, inputs, out + r)
+        for (; r + 4 <= rows && to->M > 1; r += 4)
+            OF_CONSTANT(few, whole_rows, 4, x + m * K, K, w + (n + r) * inputs, inputs, out + r)
         for (; r < rows; r++)
             for (int i = 0; i < few; i++)
-                out[i * BLOCK + r] = one_whole_row(x + (m + i) * K, w + (n + r) * inputs, inputs) + 128 * sums[r];
+                out[i * BLOCK + r] =
+                    one_whole_row(x + (m + i) * K, w + (n + r) * inputs, inputs) + 128 * sums[r];
         for (int i = 0; i < few; i++) finish_whole(to, m + i, n, rows, sx[m + i], sums, out + i * BLOCK);
     }
 }
@@ -537,7 +619,8 @@ void int8_product(const void *x, const Layer *layer, int count, int kind, long M
         for (int i = 0; i < count; i++) {
             const Result to = {layer[i].scale, layer[i].bias, layer[i].y, kind, M, layer[i].N};
 #pragma omp for schedule(static) nowait
-            for (long n = 0; n < (M < MANY ? to.N : 0); n += BLOCK) some_whole_rows(q, sx, K, layer[i].w, inputs, &to, n);
+            for (long n = 0; n < (M < MANY ? to.N : 0); n += BLOCK)
+                some_whole_rows(q, sx, K, layer[i].w, inputs, &to, n);
         }
     }
     for (int i = 0; i < (M < MANY ? 0 : count); i++) {
@@ -547,8 +630,9 @@ void int8_product(const void *x, const Layer *layer, int count, int kind, long M
     free(q), free(sx);
 }
 
-// The same without rounding x to 8 bits: it becomes whole numbers of 24 bits in three digits of 8, [3][K]. So the sums
-// are exact, and no weight has to be made a float. The scale is a power of two, which costs x no bit.
+// The same without rounding x to 8 bits: it becomes whole numbers of 24 bits in three digits of 8, [3][K]. So
+// the sums are exact, and no weight has to be made a float. The scale is a power of two, which costs x no
+// bit.
 static float digits(const void *x, int kind, long start, long inputs, long K, uint8_t *q) {
     const float top = largest(x, kind, start, inputs);
     int above;  // the power of two that is
@@ -557,8 +641,10 @@ static float digits(const void *x, int kind, long start, long inputs, long K, ui
     const __m512 ones = _mm512_set1_ps(ldexpf(1, 23 - above));
     for (long k = 0; k < inputs; k += 16) {
         __m512i n = _mm512_cvtps_epi32(_mm512_mul_ps(load(x, kind, start + k, first(inputs - k)), ones));
-        n = _mm512_add_epi32(_mm512_min_epi32(n, _mm512_set1_epi32((1 << 23) - 1)), _mm512_set1_epi32(1 << 23));
-        for (int i = 0; i < 3; i++, n = _mm512_srli_epi32(n, 8)) store_bytes(q + i * K + k, first(inputs - k), _mm512_cvtepi32_epi8(n));
+        n = _mm512_add_epi32(_mm512_min_epi32(n, _mm512_set1_epi32((1 << 23) - 1)),
+                             _mm512_set1_epi32(1 << 23));
+        for (int i = 0; i < 3; i++, n = _mm512_srli_epi32(n, 8))
+            store_bytes(q + i * K + k, first(inputs - k), _mm512_cvtepi32_epi8(n));
     }
     return isfinite(top) ? ldexpf(1, above - 23) : NAN;
 }
@@ -566,22 +652,25 @@ static float digits(const void *x, int kind, long start, long inputs, long K, ui
 INLINE double row_of_digits(const uint8_t *x, long K, const int8_t *w, long inputs) {
     const __m512i ones = _mm512_set1_epi8(1);
     __m512i sum[4][2];  // of each digit, and of w's row
-    UNROLL for (int i = 0; i < 4; i++) sum[i][0] = sum[i][1] = _mm512_setzero_si512();
-    for (long k = 0; k < inputs; k += 128)
-        UNROLL for (int u = 0; u < 2; u++) {
+    UNROLL for (int i = 0; i < 4; i++)
+        sum[i][0] = sum[i][1] = _mm512_setzero_si512();
+    for (long k = 0; k < inputs; k += 128) UNROLL for (int u = 0; u < 2; u++) {
             const long at = k + u * 64;
             if (at >= inputs) break;
             __m512i v = signed_bytes(w + at, inputs - at);
             ASK(w + at + AHEAD);
-            UNROLL for (int i = 0; i < 3; i++) sum[i][u] = _mm512_dpbusd_epi32(sum[i][u], _mm512_loadu_si512(x + i * K + at), v);
+            UNROLL for (int i = 0; i < 3; i++)
+                sum[i][u] = _mm512_dpbusd_epi32(sum[i][u], _mm512_loadu_si512(x + i * K + at), v);
             sum[3][u] = _mm512_dpbusd_epi32(sum[3][u], ones, v);
         }
     double all[4];
-    UNROLL for (int i = 0; i < 4; i++) all[i] = _mm512_reduce_add_epi32(_mm512_add_epi32(sum[i][0], sum[i][1]));
+    UNROLL for (int i = 0; i < 4; i++)
+        all[i] = _mm512_reduce_add_epi32(_mm512_add_epi32(sum[i][0], sum[i][1]));
     return all[0] + 256 * all[1] + 65536 * all[2] - 8388608 * all[3];
 }
 
-void int8_product_of_digits(const void *x, const Layer *layer, int count, int kind, long M, long inputs, int threads) {
+void int8_weights_product(const void *x, const Layer *layer, int count, int kind, long M, long inputs,
+                          int threads) {
     const long K = (inputs + 63) / 64 * 64;
     uint8_t *q = aligned_alloc(64, 3 * M * K);
     float *sx = malloc(M * sizeof(float));
@@ -594,40 +683,49 @@ void int8_product_of_digits(const void *x, const Layer *layer, int count, int ki
 #pragma omp for schedule(static) nowait
             for (long n = 0; n < to.N; n++)
                 for (long m = 0; m < M; m++)
-                    finish(&to, m, n, row_of_digits(q + 3 * m * K, K, (const int8_t *)layer[i].w + n * inputs, inputs) * sx[m]);
+                    finish(&to, m, n,
+                           row_of_digits(q + 3 * m * K, K, (const int8_t *)layer[i].w + n * inputs, inputs) *
+                               sx[m]);
         }
     }
     free(q), free(sx);
 }
 
 // What 8 bits stand for, as numbers of `kind`.
-void int8_rows(const int8_t *w, const float *scale, void *to, int kind, long N, long inputs, int threads) {
+void dequantize_int8(const int8_t *w, const float *scale, void *to, int kind, long N, long inputs,
+                     int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long n = 0; n < N; n++)
         for (long k = 0; k < inputs; k += 16) {
-            __m512 v = _mm512_mul_ps(load(w, INT8, n * inputs + k, first(inputs - k)), _mm512_set1_ps(scale[n]));
+            __m512 v =
+                _mm512_mul_ps(load(w, INT8, n * inputs + k, first(inputs - k)), _mm512_set1_ps(scale[n]));
             store(to, kind, n * inputs + k, first(inputs - k), v);
         }
 }
 
-// ---- 4 bits -------------------------------------------------------------------------------------------------
-// w[n, k] = (q - zero) * scale, scale float16 and zero a byte for each 32 inputs; two q in a byte, the first in
-// the lower half. 128 of them are 16 lanes of 8: lane i has the inputs 8 i to 8 i + 7, four lanes a group.
+// ---- 4 bits
+// ------------------------------------------------------------------------------------------------- w[n, k] =
+// (q - zero) * scale, scale float16 and zero a byte for each 32 inputs; two q in a byte, the first in the
+// lower half. 128 of them are 16 lanes of 8: lane i has the inputs 8 i to 8 i + 7, four lanes a group.
 
 // One row of x in that order, 128 at a time: [8][16] in float32, or [4][16] pairs i and i + 4 in bfloat16
 // (`pairs`); and the sum of each group.
 static void in_lanes(const void *x, int kind, int pairs, long inputs, char *to, float *sums) {
-    const __m512i every_eighth = _mm512_slli_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), 3);
+    const __m512i every_eighth =
+        _mm512_slli_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), 3);
     for (long block = 0; block * 128 < inputs; block++) {
         float row[128] = {0};
         for (long k = block * 128; k < inputs && k < block * 128 + 128; k += 16)
             _mm512_storeu_ps(row + k - block * 128, load(x, kind, k, first(inputs - k)));
         for (int g = 0; g < 4; g++)
-            *sums++ = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_loadu_ps(row + g * 32), _mm512_loadu_ps(row + g * 32 + 16)));
-        for (int j = 0; j < 8 && !pairs; j++, to += 64) _mm512_storeu_ps(to, _mm512_i32gather_ps(every_eighth, row + j, 4));
+            *sums++ = _mm512_reduce_add_ps(
+                _mm512_add_ps(_mm512_loadu_ps(row + g * 32), _mm512_loadu_ps(row + g * 32 + 16)));
+        for (int j = 0; j < 8 && !pairs; j++, to += 64)
+            _mm512_storeu_ps(to, _mm512_i32gather_ps(every_eighth, row + j, 4));
         for (int j = 0; j < 4 && pairs; j++)
             for (int i = 0; i < 128; i += 32, to += 16) {
-                __m512i fours = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(row + i + 16), _mm512_loadu_ps(row + i));
+                __m512i fours =
+                    (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(row + i + 16), _mm512_loadu_ps(row + i));
                 _mm_storeu_si128((__m128i *)to, _mm512_cvtepi64_epi16(_mm512_srli_epi64(fours, 16 * j)));
             }
     }
@@ -636,44 +734,60 @@ static void in_lanes(const void *x, int kind, int pairs, long inputs, char *to, 
 // One row of w, straight through memory, with M of x. Numbers of 4 bits become floats by a table: of 16 in
 // float32, and in bfloat16 of the same 16 twice, since that takes 5 bits, of which the highest is the next
 // number's. What the zeros take away is a product of its own, of the sums of the groups.
-INLINE void nibbles(int M, int pairs, const char *x, const float *sums, long blocks, const uint8_t *w, const uint16_t *scale, const uint8_t *zero, float *out) {
+INLINE void nibbles(int M, int pairs, const char *x, const float *sums, long blocks, const uint8_t *w,
+                    const uint16_t *scale, const uint8_t *zero, float *out) {
     const __m512 value = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     const __m512i value_twice = (__m512i)_mm512_cvtne2ps_pbh(value, value);
     const long size = pairs ? 256 : 512;
     __m512 sum[6], part[6];
-    UNROLL for (int m = 0; m < M; m++) sum[m] = _mm512_setzero_ps();
+    UNROLL for (int m = 0; m < M; m++)
+        sum[m] = _mm512_setzero_ps();
     for (long b = 0; b < blocks; b += 4) {  // 16 groups
         __mmask16 some = first(4 * (blocks - b));
-        __m512 s = load(scale, FLOAT16, b * 4, some), z = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(some, zero + b * 4)));
-        UNROLL for (int m = 0; m < M; m++) sum[m] = _mm512_fnmadd_ps(_mm512_mul_ps(s, z), load(sums, FLOAT32, (m * blocks + b) * 4, some), sum[m]);
+        __m512 s = load(scale, FLOAT16, b * 4, some),
+               z = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(some, zero + b * 4)));
+        UNROLL for (int m = 0; m < M; m++)
+            sum[m] = _mm512_fnmadd_ps(_mm512_mul_ps(s, z), load(sums, FLOAT32, (m * blocks + b) * 4, some),
+                                      sum[m]);
         __m512i group = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
         for (long c = b; c < b + 4 && c < blocks; c++) {
             __m512i q = _mm512_loadu_si512(w + c * 64);
             ASK(w + c * 64 + AHEAD);
-            UNROLL for (int m = 0; m < M; m++) part[m] = _mm512_setzero_ps();
+            UNROLL for (int m = 0; m < M; m++)
+                part[m] = _mm512_setzero_ps();
             UNROLL for (int j = 0; j < 4 && pairs; j++) {
                 __m512i v = _mm512_permutexvar_epi16(_mm512_srli_epi16(q, 4 * j), value_twice);
-                UNROLL for (int m = 0; m < M; m++) part[m] = _mm512_dpbf16_ps(part[m], (__m512bh)v, (__m512bh)_mm512_loadu_si512(x + (m * blocks + c) * size + j * 64));
+                UNROLL for (int m = 0; m < M; m++)
+                    part[m] =
+                        _mm512_dpbf16_ps(part[m], (__m512bh)v,
+                                         (__m512bh)_mm512_loadu_si512(x + (m * blocks + c) * size + j * 64));
             }
             UNROLL for (int j = 0; j < 8 && !pairs; j++) {
                 __m512 v = _mm512_permutexvar_ps(_mm512_srli_epi32(q, 4 * j), value);
-                UNROLL for (int m = 0; m < M; m++) part[m] = _mm512_fmadd_ps(v, _mm512_loadu_ps(x + (m * blocks + c) * size + j * 64), part[m]);
+                UNROLL for (int m = 0; m < M; m++)
+                    part[m] =
+                        _mm512_fmadd_ps(v, _mm512_loadu_ps(x + (m * blocks + c) * size + j * 64), part[m]);
             }
-            UNROLL for (int m = 0; m < M; m++) sum[m] = _mm512_fmadd_ps(_mm512_permutexvar_ps(group, s), part[m], sum[m]);
+            UNROLL for (int m = 0; m < M; m++)
+                sum[m] = _mm512_fmadd_ps(_mm512_permutexvar_ps(group, s), part[m], sum[m]);
             group = _mm512_add_epi32(group, _mm512_set1_epi32(4));
         }
     }
-    UNROLL for (int m = 0; m < M; m++) out[m] = _mm512_reduce_add_ps(sum[m]);
+    UNROLL for (int m = 0; m < M; m++)
+        out[m] = _mm512_reduce_add_ps(sum[m]);
 }
 
-void int4_rows(const uint8_t *w, const uint16_t *scale, const uint8_t *zero, void *to, int kind, long N, long inputs, int threads) {
+void dequantize_int4(const uint8_t *w, const uint16_t *scale, const uint8_t *zero, void *to, int kind, long N,
+                     long inputs, int threads) {
     long blocks = (inputs + 127) / 128;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long n = 0; n < N; n++)
-        int4_row(w + n * blocks * 64, scale + n * blocks * 4, zero + n * blocks * 4, (char *)to + n * inputs * size_of(kind), kind, inputs);
+        int4_row(w + n * blocks * 64, scale + n * blocks * 4, zero + n * blocks * 4,
+                 (char *)to + n * inputs * size_of(kind), kind, inputs);
 }
 
-INLINE void nibbles_of(int pairs, const void *x, const Layer *layer, int count, int kind, long M, long inputs, int threads) {
+INLINE void nibbles_of(int pairs, const void *x, const Layer *layer, int count, int kind, long M, long inputs,
+                       int threads) {
     const long blocks = (inputs + 127) / 128, size = blocks * (pairs ? 256 : 512);
     char *lanes = aligned_alloc(64, M * (size + blocks * 64));
     float *sums = (float *)(lanes + M * size);
@@ -681,17 +795,20 @@ INLINE void nibbles_of(int pairs, const void *x, const Layer *layer, int count, 
     {
 #pragma omp for schedule(static)
         for (long m = 0; m < M; m++)
-            in_lanes((const char *)x + m * inputs * size_of(kind), kind, pairs, inputs, lanes + m * size, sums + m * blocks * 4);
+            in_lanes((const char *)x + m * inputs * size_of(kind), kind, pairs, inputs, lanes + m * size,
+                     sums + m * blocks * 4);
         for (int i = 0; i < count; i++) {
             const Result to = {0, layer[i].bias, layer[i].y, kind, M, layer[i].N};
 #pragma omp for schedule(static) nowait
             for (long n = 0; n < to.N; n++) {
-                const uint8_t *w = (const uint8_t *)layer[i].w + n * blocks * 64, *zero = layer[i].zero + n * blocks * 4;
+                const uint8_t *w = (const uint8_t *)layer[i].w + n * blocks * 64,
+                              *zero = layer[i].zero + n * blocks * 4;
                 const uint16_t *scale = (const uint16_t *)layer[i].scale + n * blocks * 4;
                 for (long m = 0; m < M; m += 6) {
                     int few = M - m < 6 ? (int)(M - m) : 6;
                     float out[6];
-                    OF_CONSTANT(few, nibbles, pairs, lanes + m * size, sums + m * blocks * 4, blocks, w, scale, zero, out)
+                    OF_CONSTANT(few, nibbles, pairs, lanes + m * size, sums + m * blocks * 4, blocks, w,
+                                scale, zero, out)
                     for (int r = 0; r < few; r++) finish(&to, m + r, n, out[r]);
                 }
             }
@@ -706,7 +823,8 @@ void int4_product(const void *x, const Layer *layer, int count, int kind, long M
     else nibbles_of(0, x, layer, count, kind, M, inputs, threads);
 }
 
-// ---- Many rows of bfloat16 ------------------------------------------------------------------------------------
+// ---- Many rows of bfloat16
+// ------------------------------------------------------------------------------------
 
 // x (M, inputs) and y (M, N) of bfloat16; w of bfloat16, or of 8 or 4 bits with their scales.
 void bfloat16_product(const uint16_t *x, const void *w, int kind, const void *scale, const uint8_t *zero,
@@ -715,14 +833,17 @@ void bfloat16_product(const uint16_t *x, const void *w, int kind, const void *sc
     const long K = (inputs + 1) / 2 * 2;
     uint16_t *even = K == inputs ? 0 : calloc(M * K, 2);
     for (long m = 0; even && m < M; m++) memcpy(even + m * K, x + m * inputs, inputs * 2);
-    many_rows(0, (const char *)(even ? even : x), K * 2, 0, &(Weights){w, kind == INT4 ? scale : 0, zero, kind, inputs, stride}, &to, threads);
+    many_rows(0, (const char *)(even ? even : x), K * 2, 0,
+              &(Weights){w, kind == INT4 ? scale : 0, zero, kind, inputs, stride}, &to, threads);
     free(even);
 }
 
-// ---- Weights into 8 and 4 bits -------------------------------------------------------------------------------
+// ---- Weights into 8 and 4 bits
+// -------------------------------------------------------------------------------
 
 // Row by row: scale = max |w| / 127, NaN if one is.
-void to_int8(const void *w, int kind, long stride, int8_t *q, float *scale, long N, long inputs, int threads) {
+void to_int8(const void *w, int kind, long stride, int8_t *q, float *scale, long N, long inputs,
+             int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long n = 0; n < N; n++) {
         __m512 top = _mm512_setzero_ps();
@@ -734,14 +855,16 @@ void to_int8(const void *w, int kind, long stride, int8_t *q, float *scale, long
         scale[n] = none ? NAN : _mm512_reduce_max_ps(top) / 127.f;
         __m512 one = _mm512_set1_ps(scale[n] > 0 ? scale[n] : 1.f);
         for (long k = 0; k < inputs; k += 16) {
-            __m512i v = _mm512_cvtps_epi32(_mm512_div_ps(load(w, kind, n * stride + k, first(inputs - k)), one));
+            __m512i v =
+                _mm512_cvtps_epi32(_mm512_div_ps(load(w, kind, n * stride + k, first(inputs - k)), one));
             store_bytes((uint8_t *)q + n * inputs + k, first(inputs - k), _mm512_cvtsepi32_epi8(v));
         }
     }
 }
 
 // 32 at a time: scale = (max - min) / 15 as float16, with 0 between min and max.
-void to_int4(const void *w, int kind, long stride, uint8_t *q, uint16_t *scale, uint8_t *zero, long N, long inputs, int threads) {
+void to_int4(const void *w, int kind, long stride, uint8_t *q, uint16_t *scale, uint8_t *zero, long N,
+             long inputs, int threads) {
     long blocks = (inputs + 127) / 128;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long n = 0; n < N; n++)
@@ -755,7 +878,8 @@ void to_int4(const void *w, int kind, long stride, uint8_t *q, uint16_t *scale, 
                 none |= _mm512_cmp_ps_mask(v[i], v[i], _CMP_UNORD_Q);
             }
             float least = _mm512_reduce_min_ps(low);
-            store_one(scale, FLOAT16, n * blocks * 4 + g, none ? NAN : (_mm512_reduce_max_ps(high) - least) / 15.f);
+            store_one(scale, FLOAT16, n * blocks * 4 + g,
+                      none ? NAN : (_mm512_reduce_max_ps(high) - least) / 15.f);
             float step = load_one(scale, FLOAT16, n * blocks * 4 + g), one = step > 0 ? step : 1.f;
             __m512 z = _mm512_roundscale_ps(_mm512_set1_ps(-least / one), _MM_FROUND_TO_NEAREST_INT);
             z = _mm512_min_ps(z, _mm512_set1_ps(15.f));
@@ -766,11 +890,13 @@ void to_int4(const void *w, int kind, long stride, uint8_t *q, uint16_t *scale, 
                 u = _mm512_min_ps(_mm512_max_ps(u, _mm512_setzero_ps()), _mm512_set1_ps(15.f));
                 _mm_storeu_si128((__m128i *)(whole + i * 16), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(u)));
             }
-            for (int i = 0; i < 16; i++) q[n * blocks * 64 + g * 16 + i] = whole[2 * i] | (uint8_t)(whole[2 * i + 1] << 4);
+            for (int i = 0; i < 16; i++)
+                q[n * blocks * 64 + g * 16 + i] = whole[2 * i] | (uint8_t)(whole[2 * i + 1] << 4);
         }
 }
 
-// ---- Norm ----------------------------------------------------------------------------------------------------
+// ---- Norm
+// ----------------------------------------------------------------------------------------------------
 
 // Each row of x (M, C) / sqrt(mean(x^2) + eps), as x is stored, and only then times w (C).
 void rms_norm(const void *x, const void *w, void *y, int kind, float eps, long M, long C, int threads) {
@@ -786,72 +912,88 @@ void rms_norm(const void *x, const void *w, void *y, int kind, float eps, long M
         __m512 part = _mm512_set1_ps(1.f / sqrtf(_mm512_reduce_add_ps(sum) / C + eps));
         for (long i = 0; i < C; i += 16) {
             store(to, kind, i, first(C - i), _mm512_mul_ps(load(row, kind, i, first(C - i)), part));
-            store(to, kind, i, first(C - i), _mm512_mul_ps(load(to, kind, i, first(C - i)), load(w, kind, i, first(C - i))));
+            store(to, kind, i, first(C - i),
+                  _mm512_mul_ps(load(to, kind, i, first(C - i)), load(w, kind, i, first(C - i))));
         }
     }
 }
 
-// ---- Rotation ------------------------------------------------------------------------------------------------
+// ---- Rotation
+// ------------------------------------------------------------------------------------------------
 
 INLINE __m512 rounded(__m512 v, int kind) {
-    if (kind == FLOAT16) return _mm512_cvtph_ps(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    if (kind == FLOAT16)
+        return _mm512_cvtph_ps(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
     if (kind == BFLOAT16)
-        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v)), 16));
+        return _mm512_castsi512_ps(
+            _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v)), 16));
     return v;
 }
 
 // Told to round, the compiler makes no single operation of a product and a sum.
 #define TIMES(a, b) rounded(_mm512_mul_round_ps(a, b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), kind)
 
-// One row of D: of its first R, number i pairs with i + R / 2. Rounded after each step, as PyTorch's operators do.
-INLINE void turn_row(const char *x, const char *cosine, const char *sine, char *y, int kind, long D, long R) {
+// One row of D: of its first R, number i pairs with i + R / 2. Rounded after each step, as PyTorch's
+// operators do.
+INLINE void rotate_row(const char *x, const char *cosine, const char *sine, char *y, int kind, long D, long R) {
     const long half = R / 2, size = size_of(kind);
     for (long i = 0; i < half; i += 16) {
         __mmask16 m = first(half - i);
-        __m512 a = load(x, kind, i, m), b = load(x, kind, half + i, m), minus = _mm512_xor_ps(b, _mm512_set1_ps(-0.f));
-        store(y, kind, i, m, _mm512_add_ps(TIMES(a, load(cosine, kind, i, m)), TIMES(minus, load(sine, kind, i, m))));
-        store(y, kind, half + i, m, _mm512_add_ps(TIMES(b, load(cosine, kind, half + i, m)), TIMES(a, load(sine, kind, half + i, m))));
+        __m512 a = load(x, kind, i, m), b = load(x, kind, half + i, m),
+               minus = _mm512_xor_ps(b, _mm512_set1_ps(-0.f));
+        store(y, kind, i, m,
+              _mm512_add_ps(TIMES(a, load(cosine, kind, i, m)), TIMES(minus, load(sine, kind, i, m))));
+        store(y, kind, half + i, m,
+              _mm512_add_ps(TIMES(b, load(cosine, kind, half + i, m)),
+                            TIMES(a, load(sine, kind, half + i, m))));
     }
     memcpy(y + R * size, x + R * size, (D - R) * size);
 }
 
-static void turn(const char *x, const char *cosine, const char *sine, char *y, int kind, long D, long R) {
-    if (kind == BFLOAT16) turn_row(x, cosine, sine, y, BFLOAT16, D, R);
-    else if (kind == FLOAT16) turn_row(x, cosine, sine, y, FLOAT16, D, R);
-    else turn_row(x, cosine, sine, y, FLOAT32, D, R);
+static void rotate_one(const char *x, const char *cosine, const char *sine, char *y, int kind, long D, long R) {
+    if (kind == BFLOAT16) rotate_row(x, cosine, sine, y, BFLOAT16, D, R);
+    else if (kind == FLOAT16) rotate_row(x, cosine, sine, y, FLOAT16, D, R);
+    else rotate_row(x, cosine, sine, y, FLOAT32, D, R);
 }
 
-// x (B, H, T, D), these numbers apart and D side by side; y whole; tables (B or 1, T, R), `tables_batch` 0 for 1.
-void rotate(const char *x, const char *cosine, const char *sine, char *y, int kind, long B, long H, long T, long D, long R,
-            long x_batch, long x_head, long x_row, long tables_batch, int threads) {
+// x (B, H, T, D), these numbers apart and D side by side; y whole; tables (B or 1, T, R), `tables_batch` 0
+// for 1.
+void rotate(const char *x, const char *cosine, const char *sine, char *y, int kind, long B, long H, long T,
+            long D, long R, long x_batch, long x_head, long x_row, long tables_batch, int threads) {
     const long size = size_of(kind), heads = B * H;
     if (T == 1) {  // less work than waking a thread
         for (long h = 0; h < heads; h++) {
             long at = h / H * tables_batch * size;
-            turn(x + (h / H * x_batch + h % H * x_head) * size, cosine + at, sine + at, y + h * D * size, kind, D, R);
+            rotate_one(x + (h / H * x_batch + h % H * x_head) * size, cosine + at, sine + at, y + h * D * size,
+                 kind, D, R);
         }
         return;
     }
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long r = 0; r < heads * T; r++) {
         long b = r / (H * T), h = r / T % H, t = r % T, at = (b * tables_batch + t * R) * size;
-        turn(x + (b * x_batch + h * x_head + t * x_row) * size, cosine + at, sine + at, y + r * D * size, kind, D, R);
+        rotate_one(x + (b * x_batch + h * x_head + t * x_row) * size, cosine + at, sine + at, y + r * D * size,
+             kind, D, R);
     }
 }
 
-// ---- Attention of one query ---------------------------------------------------------------------------------
-// q, y: (B, K G, D); k, v: (B, K, S, D) with D side by side; bias: NULL or float32 (B or 1, H or 1, S).
+// ---- Attention of one query
+// --------------------------------------------------------------------------------- q, y: (B, K G, D); k, v:
+// (B, K, S, D) with D side by side; bias: NULL or float32 (B or 1, H or 1, S).
 
 enum { TILE = 64 };  // keys at a time: few enough to stay near for all heads that share them
 
 // sum[d] += sum over s of w[s] v[s, d], for 16 * C numbers d.
-INLINE void weigh(int C, const float *w, const void *v, int kind, long S, long row, long d, long D, float *sum) {
+INLINE void weigh(int C, const float *w, const void *v, int kind, long S, long row, long d, long D,
+                  float *sum) {
     __m512 now[6];
-    UNROLL for (int c = 0; c < C; c++) now[c] = load(sum, FLOAT32, d + 16 * c, first(D - d - 16 * c));
-    for (long s = 0; s < S; s++)
-        UNROLL for (int c = 0; c < C; c++)
-            now[c] = _mm512_fmadd_ps(_mm512_set1_ps(w[s]), load(v, kind, s * row + d + 16 * c, first(D - d - 16 * c)), now[c]);
-    UNROLL for (int c = 0; c < C; c++) store(sum, FLOAT32, d + 16 * c, first(D - d - 16 * c), now[c]);
+    UNROLL for (int c = 0; c < C; c++)
+        now[c] = load(sum, FLOAT32, d + 16 * c, first(D - d - 16 * c));
+    for (long s = 0; s < S; s++) UNROLL for (int c = 0; c < C; c++)
+            now[c] = _mm512_fmadd_ps(_mm512_set1_ps(w[s]),
+                                     load(v, kind, s * row + d + 16 * c, first(D - d - 16 * c)), now[c]);
+    UNROLL for (int c = 0; c < C; c++)
+        store(sum, FLOAT32, d + 16 * c, first(D - d - 16 * c), now[c]);
 }
 
 // The sum of each of four.
@@ -863,21 +1005,25 @@ INLINE __m128 four_sums(__m512 a, __m512 b, __m512 c, __m512 d) {
     return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 
-// G heads that share S keys k and values v. q is float32, or bfloat16 where k is. `next`: the keys that are read after.
-INLINE void some_heads(const void *q, const char *k, const char *v, const char *next, const float *bias, long bias_head, void *y, int kind, float scale,
-                       long G, long S, long D, long k_row, long v_row, float *scores, float *sum) {
+// G heads that share S keys k and values v. q is float32, or bfloat16 where k is. `next`: the keys that are
+// read after.
+INLINE void some_heads(const void *q, const char *k, const char *v, const char *next, const float *bias,
+                       long bias_head, void *y, int kind, float scale, long G, long S, long D, long k_row,
+                       long v_row, float *scores, float *sum) {
     const int pairs = kind == BFLOAT16, size = size_of(kind);
     const long step = pairs ? 32 : 16, bytes = D * size;
     for (long s = 0; s < S; s += 4) {
         const int some = S - s < 4 ? (int)(S - s) : 4;
         for (long r = s + AHEAD / bytes; r < s + AHEAD / bytes + 4; r++)  // behind the keys come the values
-            for (long i = 0; i < bytes; i += 64) ASK((r < S ? k + r * k_row * size : v + (r - S) * v_row * size) + i);
+            for (long i = 0; i < bytes; i += 64)
+                ASK((r < S ? k + r * k_row * size : v + (r - S) * v_row * size) + i);
         for (long g = 0; g < G; g++) {
             __m512 dot[4];
-            UNROLL for (int r = 0; r < 4; r++) dot[r] = _mm512_setzero_ps();
-            for (long d = 0; d < D; d += step)
-                UNROLL for (int r = 0; r < 4; r++)
-                    dot[r] = product(dot[r], k + (s + (r < some ? r : 0)) * k_row * size, kind, pairs, (const char *)q + g * D * (pairs ? 2 : 4), d, D - d);
+            UNROLL for (int r = 0; r < 4; r++)
+                dot[r] = _mm512_setzero_ps();
+            for (long d = 0; d < D; d += step) UNROLL for (int r = 0; r < 4; r++)
+                    dot[r] = multiply_add(dot[r], k + (s + (r < some ? r : 0)) * k_row * size, kind, pairs,
+                                          (const char *)q + g * D * (pairs ? 2 : 4), d, D - d);
             __m128 sums = _mm_mul_ps(four_sums(dot[0], dot[1], dot[2], dot[3]), _mm_set1_ps(scale));
             const __mmask8 mask = (1 << some) - 1;
             if (bias) sums = _mm_add_ps(sums, _mm_maskz_loadu_ps(mask, bias + g * bias_head + s));
@@ -887,50 +1033,65 @@ INLINE void some_heads(const void *q, const char *k, const char *v, const char *
     for (long g = 0; g < G; g++) {
         float *row = scores + g * S;
         __m512 top = _mm512_set1_ps(-INFINITY), all = _mm512_setzero_ps();
-        for (long s = 0; s < S; s += 16) top = _mm512_mask_max_ps(top, first(S - s), top, load(row, FLOAT32, s, first(S - s)));
+        for (long s = 0; s < S; s += 16)
+            top = _mm512_mask_max_ps(top, first(S - s), top, load(row, FLOAT32, s, first(S - s)));
         top = _mm512_set1_ps(_mm512_reduce_max_ps(top));
         for (long s = 0; s < S; s += 16) {
-            __m512 e = _mm512_maskz_mov_ps(first(S - s), power_of_e(_mm512_sub_ps(load(row, FLOAT32, s, first(S - s)), top)));
+            __m512 e = _mm512_maskz_mov_ps(
+                first(S - s), power_of_e(_mm512_sub_ps(load(row, FLOAT32, s, first(S - s)), top)));
             all = _mm512_add_ps(all, e);
             store(row, FLOAT32, s, first(S - s), e);
         }
         __m512 part = _mm512_set1_ps(1.f / _mm512_reduce_add_ps(all));
-        for (long s = 0; s < S; s += 16) store(row, FLOAT32, s, first(S - s), _mm512_mul_ps(load(row, FLOAT32, s, first(S - s)), part));
+        for (long s = 0; s < S; s += 16)
+            store(row, FLOAT32, s, first(S - s), _mm512_mul_ps(load(row, FLOAT32, s, first(S - s)), part));
     }
     memset(sum, 0, G * D * sizeof(float));
     for (long s = 0; s < S; s += TILE) {
         long some = S - s < TILE ? S - s : TILE;
         for (long r = s + TILE; r < s + 2 * TILE; r++)
-            for (long i = 0; i < bytes; i += 64) ASK((r < S ? v + r * v_row * size : next + (r - S) * k_row * size) + i);
+            for (long i = 0; i < bytes; i += 64)
+                ASK((r < S ? v + r * v_row * size : next + (r - S) * k_row * size) + i);
         for (long g = 0; g < G; g++)
             for (long d = 0; d < D; d += 96) {
                 int C = D - d < 96 ? (int)((D - d + 15) / 16) : 6;
-                OF_CONSTANT(C, weigh, scores + g * S + s, v + s * v_row * size, kind, some, v_row, d, D, sum + g * D)
+                OF_CONSTANT(C, weigh, scores + g * S + s, v + s * v_row * size, kind, some, v_row, d, D,
+                            sum + g * D)
             }
     }
-    for (long i = 0; i < G * D; i += 16) store(y, kind, i, first(G * D - i), load(sum, FLOAT32, i, first(G * D - i)));
+    for (long i = 0; i < G * D; i += 16)
+        store(y, kind, i, first(G * D - i), load(sum, FLOAT32, i, first(G * D - i)));
 }
 
-void one_query(const void *q, const void *k, const void *v, const float *bias, long bias_batch, long bias_head,
-               void *y, int kind, float scale, long B, long K, long G, long S, long D, long k_batch, long k_head,
-               long k_row, long v_batch, long v_head, long v_row, int threads) {
+void one_query(const void *q, const void *k, const void *v, const float *bias, long bias_batch,
+               long bias_head, void *y, int kind, float scale, long B, long K, long G, long S, long D,
+               long k_batch, long k_head, long k_row, long v_batch, long v_head, long v_row, int threads) {
     int size = size_of(kind);
 #pragma omp parallel num_threads(threads)
     {
         long some = (G * D + 16) / 16 * 16;
-        float *sum = aligned_alloc(64, (2 * some + G * S + 32) / 16 * 64), *wide = sum + some, *scores = wide + some;
+        float *sum = aligned_alloc(64, (2 * some + G * S + 32) / 16 * 64), *wide = sum + some,
+              *scores = wide + some;
 #pragma omp for schedule(static)
         for (long h = 0; h < B * K; h++) {
             long b = h / K, n = h % K;
             const char *own = (const char *)q + h * G * D * size;
-            const char *keys = (const char *)k + (b * k_batch + n * k_head) * size, *values = (const char *)v + (b * v_batch + n * v_head) * size;
+            const char *keys = (const char *)k + (b * k_batch + n * k_head) * size,
+                       *values = (const char *)v + (b * v_batch + n * v_head) * size;
             const float *row = bias ? bias + b * bias_batch + n * G * bias_head : 0;
             char *to = (char *)y + h * G * D * size;
             const char *next = keys + k_head * size;
-            for (long i = 0; i < G * D; i += 16) store(wide, FLOAT32, i, first(G * D - i), load(own, kind, i, first(G * D - i)));
-            if (kind == BFLOAT16) some_heads(own, keys, values, next, row, bias_head, to, BFLOAT16, scale, G, S, D, k_row, v_row, scores, sum);
-            else if (kind == FLOAT16) some_heads(wide, keys, values, next, row, bias_head, to, FLOAT16, scale, G, S, D, k_row, v_row, scores, sum);
-            else some_heads(wide, keys, values, next, row, bias_head, to, FLOAT32, scale, G, S, D, k_row, v_row, scores, sum);
+            for (long i = 0; i < G * D; i += 16)
+                store(wide, FLOAT32, i, first(G * D - i), load(own, kind, i, first(G * D - i)));
+            if (kind == BFLOAT16)
+                some_heads(own, keys, values, next, row, bias_head, to, BFLOAT16, scale, G, S, D, k_row,
+                           v_row, scores, sum);
+            else if (kind == FLOAT16)
+                some_heads(wide, keys, values, next, row, bias_head, to, FLOAT16, scale, G, S, D, k_row,
+                           v_row, scores, sum);
+            else
+                some_heads(wide, keys, values, next, row, bias_head, to, FLOAT32, scale, G, S, D, k_row,
+                           v_row, scores, sum);
         }
         free(sum);
     }

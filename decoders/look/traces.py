@@ -560,7 +560,7 @@ class Trace(Mapping):
 def matrix_of(layer: nn.Module) -> Tensor:
     """(out, in), also of Conv1D and of 8 or 4 bits."""
     if isinstance(layer, kernels.Quantized):
-        return layer.whole()
+        return layer.dequantize()
     return layer.weight.t() if type(layer).__name__ == "Conv1D" else layer.weight
 
 

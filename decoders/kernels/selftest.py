@@ -1,0 +1,80 @@
+"""Whether a compiled library computes what it should, before it is used.
+
+Products of small whole numbers are exact in any order and dtype; attention looks at one key only.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from . import calls
+
+Pairs = Iterator[tuple[Tensor, Tensor]]  # computed, right
+N, K = 70, 150
+CASES = ((1, torch.bfloat16), (7, torch.float16), (40, torch.bfloat16), (50, torch.float32))
+
+
+@torch.no_grad()
+def gives_the_right_numbers(lib: calls.Library) -> bool:
+    """Every function, on a few small tensors of each dtype."""
+    w = (torch.arange(N * K).view(N, K) * 7 % 11 - 5).float()
+    for rows, dtype in CASES:
+        x = (torch.arange(rows * K).view(rows, K) * 5 % 7 - 3).float()
+        x[:, 0] = 127  # so that a scale of 8 bits is 1
+        for check in (products, dequantized, norms, rotations, attentions):
+            if not all(torch.equal(computed, right) for computed, right in check(lib, x, w, dtype)):
+                return False
+    return True
+
+
+def int4(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """w, whole numbers from -5 to 5, in 4 bits."""
+    q = torch.zeros(N, 256, dtype=torch.uint8)
+    q[:, :K] = (w + 5).to(torch.uint8)
+    zero = torch.full((N, 8), 5, dtype=torch.uint8)
+    return q[:, ::2] | q[:, 1::2] << 4, torch.ones(N, 8).half(), zero
+
+
+def products(lib: calls.Library, x: Tensor, w: Tensor, dtype: torch.dtype) -> Pairs:
+    right, x, ones = (x @ w.t()).to(dtype), x.to(dtype), torch.ones(N)
+    w8, w4 = w.to(torch.int8), int4(w)
+    ys = calls.product(lib, x, *[(w.to(dtype), None, None, None)] * 2)
+    ys.append(calls.transposed_product(lib, x, w.t().contiguous().t().to(dtype), None))
+    ys += calls.int8_product(lib, x, *[(w8, ones, None, None)] * 2)
+    ys += calls.int8_weights_product(lib, x, *[(w8, ones, None, None)] * 2)
+    ys += calls.int4_product(lib, x, *[(*w4, None)] * 2)
+    if dtype is torch.bfloat16:
+        ys.append(calls.bfloat16_product(lib, x, (w8, ones, None, None)))
+        ys.append(calls.bfloat16_product(lib, x, (*w4, None)))
+    for y in ys:
+        yield y, right
+
+
+def dequantized(lib: calls.Library, x: Tensor, w: Tensor, dtype: torch.dtype) -> Pairs:
+    yield calls.dequantize_int4(lib, *int4(w), K, dtype), w.to(dtype)
+    yield calls.dequantize_int8(lib, w.to(torch.int8), torch.ones(N), dtype), w.to(dtype)
+
+
+def norms(lib: calls.Library, x: Tensor, w: Tensor, dtype: torch.dtype) -> Pairs:
+    weight, twos = w[0].to(dtype), (2 - 4 * (x % 2)).to(dtype)  # 2 or -2: their mean square is 4
+    yield calls.rms_norm(lib, twos, weight, 0.0), twos / 2 * weight
+
+
+def rotations(lib: calls.Library, x: Tensor, w: Tensor, dtype: torch.dtype) -> Pairs:
+    T, R = len(x), 34
+    heads = x.to(dtype).view(1, T, 3, 50).transpose(1, 2)
+    cos, sin = w[:2, None, None, None, :R].to(dtype).expand(2, 1, 1, T, R)
+    first, second = heads[..., :R].chunk(2, -1)
+    rotated = torch.cat([first, second], -1) * cos + torch.cat([-second, first], -1) * sin
+    yield calls.rotate(lib, heads, cos, sin), torch.cat([rotated, heads[..., R:]], -1)
+
+
+def attentions(lib: calls.Library, x: Tensor, w: Tensor, dtype: torch.dtype) -> Pairs:
+    S, visible = len(x) + 3, len(x)
+    k = torch.zeros(2, 2, S, K, dtype=dtype)
+    v = torch.arange(k.numel()).view(k.shape).to(dtype) / 16384
+    mask = torch.full((2, 1, 1, S), -torch.inf)
+    mask[..., visible] = 0.0
+    q = x[:1].to(dtype).expand(2, 4, 1, K)
+    yield calls.one_query(lib, q, k, v, mask, 1.0), v[:, :, visible, None].repeat_interleave(2, 1)
