@@ -3,11 +3,27 @@
     from decoders import gpt_neo, tokenize, weights
     model = weights.load(gpt_neo.GPTNeoForCausalLM, "checkpoints/tiny-gpt-neo")
 
-Importing this package imports nothing heavy.
+Importing this package imports nothing heavy: what is below comes from `formats` when it is first asked for.
 """
 
-from decoders.formats.config import FAMILIES, OLD_NAMES, REFUSED, family, model_class, read_config
-from decoders.formats.folder import RELEASE, SMALL_FILES, WEIGHT_FILES, check_file, find, read_json
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .formats import (
+        FAMILIES,
+        OLD_NAMES,
+        REFUSED,
+        RELEASE,
+        SMALL_FILES,
+        WEIGHT_FILES,
+        architectures,
+        check_file,
+        family,
+        find,
+        read_config,
+        read_json,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
@@ -17,6 +33,7 @@ __all__ = [
     "RELEASE",
     "SMALL_FILES",
     "WEIGHT_FILES",
+    "architectures",
     "check_file",
     "family",
     "find",
@@ -24,3 +41,21 @@ __all__ = [
     "read_config",
     "read_json",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(".formats", __name__), name)
+
+
+def model_class(config: dict[str, Any]) -> Any:
+    """The class named in `architectures` if its family has it, else the one that generates text."""
+    formats = importlib.import_module(".formats", __name__)
+    module_name, default = formats.FAMILIES[formats.family(config)]
+    module = importlib.import_module(f".{module_name}", __name__)
+    # a documented class has a config; torch or nn, which the module imports, have none
+    names = [
+        name for name in formats.architectures(config) if hasattr(getattr(module, name, None), "config_class")
+    ]
+    return getattr(module, names[0] if names else default)

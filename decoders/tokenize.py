@@ -23,28 +23,34 @@ from typing import Any
 
 import tiktoken
 
-from decoders.formats.characters import category, decomposed
-from decoders.formats.chat import CHAT_FORMATS, Part, chat_template
-from decoders.formats.folder import read_json_if_any, read_settled
-from decoders.formats.pieces import Cutter, merge
-from decoders.formats.switch import switched
-from decoders.formats.vocab import (
+from decoders.formats import (
     BYTE_PIECE,
+    CHAT_FORMATS,
     END_OF_WORD,
     GPT2,
     PATTERN_BY_ROWS,
     AddedToken,
+    Cutter,
     Files,
+    Part,
     Pieces,
     added_tokens,
+    category,
+    chat_template,
+    decomposed,
+    merge,
     read_files,
+    read_json_if_any,
+    read_settled,
+    switched,
     token_content,
     write_files,
 )
 
 # Unicode's White_Space, which lstrip and rstrip of added tokens swallow; Python's \s has four more.
-BLANKS = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-BLANKS_AFTER = re.compile(f"[{BLANKS}]*")
+WHITE_SPACE = (
+    "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
+)
 LONG_RUN = re.compile(r"\s{100000}")
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -56,8 +62,8 @@ class Tokenizer:
     """Text to ids and back. `vocab_size` counts the vocabulary, `len()` the added tokens too."""
 
     decoder: type  # of (bytes_of, hidden ids); feed(ids) gives text as it is complete, flush() the rest
-    before: tuple[int, ...] = ()  # ids that encode puts before a text
-    later: frozenset[str] = frozenset()  # added tokens for which _encode_ordinary looks
+    prefix_ids: tuple[int, ...] = ()  # which encode puts before a text
+    normalized: frozenset[str] = frozenset()  # added tokens for which _encode_ordinary looks
 
     def __init__(self, bytes_of: dict[int, bytes], vocab_size: int, added: Iterable[AddedToken]):
         self.bytes_of, self.vocab_size = bytes_of, vocab_size
@@ -70,7 +76,7 @@ class Tokenizer:
         self.eos_token_id: int | None = None
         self.pad_token_id: int | None = None
         self.chat_format: Callable[[list[dict[str, str]]], list[Part]] | None = None
-        self.chat_before: tuple[int, ...] = ()  # ids before a conversation
+        self.chat_prefix_ids: tuple[int, ...] = ()  # before a conversation
         self.chat_stops: tuple[str, ...] = ()  # text that no answer contains: it ends there
 
     def __len__(self) -> int:
@@ -80,7 +86,7 @@ class Tokenizer:
         for token in tokens:
             self.added[token.content] = token
             self.bytes_of[token.id] = token.content.encode()
-        self.splitter = splitter(content for content in self.added if content not in self.later)
+        self.splitter = splitter(content for content in self.added if content not in self.normalized)
         self.plain_splitter = splitter(content for content in self.added if content.isspace())
 
     def add_special_tokens(self, contents: Iterable[str]) -> int:
@@ -136,10 +142,12 @@ class Tokenizer:
         `split_special_tokens` takes control tokens in the text for text, as it should with what users type.
         """
         if not isinstance(text, str) or not isinstance(add_special_tokens, bool):
-            told = "encode takes one text: join two with a token between, or encode each by itself"
-            raise TypeError(f"{told}, not {type(text).__name__}, {type(add_special_tokens).__name__}")
-        before = self.before if add_special_tokens else ()
-        return [*before, *self.encode_parts([(text, split_special_tokens)])]
+            raise TypeError(
+                "encode takes one text: join two with a token between, or encode each by itself, "
+                f"not {type(text).__name__}, {type(add_special_tokens).__name__}"
+            )
+        prefix = self.prefix_ids if add_special_tokens else ()
+        return [*prefix, *self.encode_parts([(text, split_special_tokens)])]
 
     def encode_parts(self, parts: Iterable[Part]) -> list[int]:
         """Ids of a text in parts. What is typed joins its neighbours as if all were one text."""
@@ -159,9 +167,9 @@ class Tokenizer:
                 ids.append(piece.id)
                 continue
             if isinstance(before, AddedToken) and before.rstrip:
-                piece = piece[BLANKS_AFTER.match(piece).end() :]
+                piece = piece.lstrip(WHITE_SPACE)
             if isinstance(after, AddedToken) and after.lstrip:
-                piece = piece[: blanks_before(piece, len(piece))]
+                piece = piece.rstrip(WHITE_SPACE)
             if piece:
                 ids += self._encode_ordinary(piece)
         return ids
@@ -169,10 +177,10 @@ class Tokenizer:
     def _split(self, text: str, splitter: re.Pattern | None) -> Iterator[str | AddedToken]:
         """Added tokens and the text between them: the leftmost first, of several the longest."""
         done = 0
-        for found in splitter.finditer(text) if splitter else ():
-            yield text[done : found.start()]
-            yield self.added[found[0]]
-            done = found.end()
+        for token in splitter.finditer(text) if splitter else ():
+            yield text[done : token.start()]
+            yield self.added[token[0]]
+            done = token.end()
         yield text[done:]
 
     def _defused(self, text: str) -> str:
@@ -212,7 +220,7 @@ class Tokenizer:
         for message in messages:
             if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
                 raise ValueError(f"a message has a role and a content, both text, and this is {message!r}")
-        return [*self.chat_before, *self.encode_parts(self.chat_format(messages))]
+        return [*self.chat_prefix_ids, *self.encode_parts(self.chat_format(messages))]
 
 
 class Stream:
@@ -220,7 +228,7 @@ class Stream:
 
     def __init__(self, decoder: Any, write: Callable[[str], Any] | None, stops: tuple[str, ...] = ()):
         self.decoder, self.write, self.stops = decoder, write, stops
-        self.held, self.stopped = "", False  # text that may be the beginning of a stop
+        self.pending, self.stopped = "", False  # text that may be the beginning of a stop
 
     def put(self, ids: Any) -> str:
         """Text that is complete after `ids`, an int, list or tensor. Of a prompt, a (1, T) tensor, none."""
@@ -235,35 +243,34 @@ class Stream:
     def end(self) -> str:
         """What is left: U+FFFD for a character that was never completed."""
         text = self._give(self.decoder.flush())
-        held, self.stops, self.held = self.held, (), ""
-        return text + ("" if self.stopped else self._give(held))
+        pending, self.stops, self.pending = self.pending, (), ""
+        return text + ("" if self.stopped else self._give(pending))
 
     def _give(self, text: str) -> str:
+        if self.stopped:
+            return ""
         if self.stops:
-            text, self.held = self.held + text, ""
-            found = [at for stop in self.stops if (at := text.find(stop)) >= 0]
-            if found or self.stopped:
-                text, self.stopped = "" if self.stopped else text[: min(found)], True
-            else:
-                longest = max(map(len, self.stops)) - 1
-                ends = [text[i:] for i in range(max(0, len(text) - longest), len(text))]
-                self.held = next((end for end in ends if any(s.startswith(end) for s in self.stops)), "")
-                text = text.removesuffix(self.held)
+            text = self._until_stop(self.pending + text)
         if text and self.write is not None:
             self.write(text)
         return text
+
+    def _until_stop(self, text: str) -> str:
+        """What of `text` can be given out: not the first stop, and not what may become one."""
+        self.pending = ""
+        if places := [at for stop in self.stops if (at := text.find(stop)) >= 0]:
+            self.stopped = True
+            return text[: min(places)]
+        longest = max(map(len, self.stops)) - 1
+        ends = [text[i:] for i in range(max(0, len(text) - longest), len(text))]
+        self.pending = next((end for end in ends if any(stop.startswith(end) for stop in self.stops)), "")
+        return text.removesuffix(self.pending)
 
 
 def splitter(contents: Iterable[str]) -> re.Pattern | None:
     """What finds these added tokens, of several the longest."""
     longest_first = sorted(contents, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
-
-
-def blanks_before(text: str, end: int) -> int:
-    while end > 0 and BLANKS_AFTER.match(text, end - 1, end).end() == end:
-        end -= 1
-    return end
 
 
 # ---- Byte-level BPE: GPT-Neo, Phi, Phi-4 -------------------------------------------------------------------
@@ -299,9 +306,9 @@ class ByteLevelTokenizer(Tokenizer):
         added = list(added)
         letters, contents = byte_letters(), {token.content for token in added}
         results = [a + b for a, b in merges]
-        ids = [vocab.get(result) for result in results]
-        if None in ids:
-            raise ValueError(f"the vocabulary lacks {results[ids.index(None)]!r}, the result of a merge")
+        if absent := [result for result in results if result not in vocab]:
+            raise ValueError(f"the vocabulary lacks {absent[0]!r}, the result of a merge")
+        ids = [vocab[result] for result in results]
         if any(a >= b for a, b in pairwise(ids)):
             raise ValueError("ids do not ascend in the order of the merges, as in a GPT-2 style vocabulary")
         if missing := [letter for letter in letters if letter not in vocab]:
@@ -396,28 +403,30 @@ class PieceTokenizer(Tokenizer):
     ):
         added = list(added)
         self.vocab, self.pieces = vocab, pieces
-        self.later = frozenset(token.content for token in added if token.normalized)
+        self.normalized = frozenset(token.content for token in added if token.normalized)
         super().__init__({id: name.encode() for name, id in vocab.items()}, len(vocab), added)
-        self.found = {marked(content): self.added[content].id for content in self.later}
-        self.finder = splitter(self.found)
+        self.normalized_ids = {marked(content): self.added[content].id for content in self.normalized}
+        self.finder = splitter(self.normalized_ids)
         self.unigram = unigram = merges is None
-        self.typed = splitter([*(pieces.control if unigram else ()), *self.later])
+        self.control = splitter([*(pieces.control if unigram else ()), *self.normalized])
         # what the vocabulary's makers defined, such as |SPEAKER|; numbers and words among it are harmless
         defined = [name for name, score in pieces.scores.items() if unigram and score == 0]
         self.defined = {name for name in defined if not name.strip("▁").isalnum()}
         self.cut = Cutter(vocab, pieces.scores, merges).cut
 
     def _defused(self, text: str) -> str:
-        known = {piece for piece in self.cut(marked(text)) if piece in self.defined}
-        finder = splitter(known | {found[0] for found in (self.typed.finditer(text) if self.typed else ())})
-        return finder.sub(lambda found: found[0][0] + BREAK + found[0][1:], text) if finder else text
+        tokens = {piece for piece in self.cut(marked(text)) if piece in self.defined}
+        if self.control:
+            tokens |= {token[0] for token in self.control.finditer(text)}
+        finder = splitter(tokens)
+        return finder.sub(lambda token: token[0][0] + BREAK + token[0][1:], text) if finder else text
 
     def _encode_ordinary(self, text: str) -> list[int]:
         text, ids, done = marked(text), [], 0
-        for found in self.finder.finditer(text) if self.finder else ():
-            ids += self._spelled(text[done : found.start()])
-            ids.append(self.found[found[0]])
-            done = found.end()
+        for token in self.finder.finditer(text) if self.finder else ():
+            ids += self._spelled(text[done : token.start()])
+            ids.append(self.normalized_ids[token[0]])
+            done = token.end()
         return ids + self._spelled(text[done:])
 
     def _spelled(self, text: str) -> list[int]:
@@ -425,7 +434,7 @@ class PieceTokenizer(Tokenizer):
         for part in text.split(BREAK):
             for known, row in groupby(self.cut(part), self.is_known):
                 pieces = list(row)
-                ids += map(self.vocab.get, pieces) if known else self.unknown_ids("".join(pieces))
+                ids += [self.vocab[piece] for piece in pieces] if known else self.unknown_ids("".join(pieces))
         return ids
 
     def is_known(self, piece: str) -> bool:
@@ -433,9 +442,10 @@ class PieceTokenizer(Tokenizer):
 
     def unknown_ids(self, text: str) -> list[int]:
         """Its bytes, where the vocabulary has them."""
-        names = [] if text == self.pieces.unknown else [f"<0x{byte:02X}>" for byte in text.encode()]
-        spelled = names and all(name in self.vocab for name in names)
-        return [self.vocab[name] for name in (names if spelled else [self.pieces.unknown])]
+        names = [f"<0x{byte:02X}>" for byte in text.encode()]
+        if text == self.pieces.unknown or any(name not in self.vocab for name in names):
+            names = [self.pieces.unknown]
+        return [self.vocab[name] for name in names]
 
 
 # ---- GPT-1's own BPE ---------------------------------------------------------------------------------------
@@ -525,7 +535,7 @@ def original_words() -> Callable[[str], list[str]]:
         import ftfy
         import spacy
     except ImportError as error:
-        hint = f"{error.name} is missing: pip install 'decoders[original]'"
+        hint = f"{error.name} is missing: pip install '.[original]'"
         raise ImportError(f"original=True needs ftfy and spaCy, and {hint}") from None
     split = spacy.blank("en").tokenizer
     renamed = str.maketrans({"—": "-", "–": "-", "―": "-", "…": "...", "´": "'"})
@@ -554,9 +564,8 @@ def load(path_or_id: str | Path, original: bool = False) -> Tokenizer:
 
 def read(folder: Path, original: bool) -> Tokenizer:
     """As `load`, while nobody writes there."""
-    config, names = (
-        read_json_if_any(folder / file) for file in ("tokenizer_config.json", "special_tokens_map.json")
-    )
+    config = read_json_if_any(folder / "tokenizer_config.json")
+    names = read_json_if_any(folder / "special_tokens_map.json")
     model = read_json_if_any(folder / "config.json")
     source = folder
     try:
@@ -569,22 +578,26 @@ def read(folder: Path, original: bool) -> Tokenizer:
         raise ValueError(f"{source} is not a tokenizer ({type(error).__name__}: {error})") from None
     except ValueError as error:
         raise error if str(folder) in str(error) else ValueError(f"{source}: {error}") from None
+    set_roles(tokenizer, folder, config, names)
+    if isinstance(tokenizer, PieceTokenizer) and config.get("add_bos_token", True):
+        tokenizer.prefix_ids = (tokenizer.bos_token_id,) if tokenizer.bos_token_id is not None else ()
+    kind = model.get("model_type", "persimmon" if source.name == "adept_vocab.model" else None)
+    if isinstance(kind, str) and kind in CHAT_FORMATS:
+        tokenizer.chat_format = CHAT_FORMATS[kind](tokenizer, chat_template(folder, config))
+    tokenizer.folder = folder
+    return tokenizer
+
+
+def set_roles(tokenizer: Tokenizer, folder: Path, config: dict, names: dict) -> None:
+    """`bos_token_id` and its like, by the contents that the folder's files name."""
     for role in ("bos", "eos", "pad"):
         content = token_content(config.get(f"{role}_token") or names.get(f"{role}_token"))
         if not isinstance(content, str | None):
-            told = f"{role}_token must be a text, not {content!r:.80}"
-            raise ValueError(f"{folder / 'tokenizer_config.json'}: {told}")
+            file = folder / "tokenizer_config.json"
+            raise ValueError(f"{file}: {role}_token must be a text, not {content!r:.80}")
         if content is not None:
-            known = tokenizer.added.get(content)
-            setattr(tokenizer, f"{role}_token_id", known.id if known else None)
-    if isinstance(tokenizer, PieceTokenizer) and config.get("add_bos_token", True):
-        tokenizer.before = (tokenizer.bos_token_id,) if tokenizer.bos_token_id is not None else ()
-    kind = model.get("model_type", "persimmon" if source.name == "adept_vocab.model" else None)
-    if isinstance(kind, str) and kind in CHAT_FORMATS:
-        form = CHAT_FORMATS[kind]
-        tokenizer.chat_format = form(tokenizer, chat_template(folder, config))
-    tokenizer.folder = folder
-    return tokenizer
+            token = tokenizer.added.get(content)
+            setattr(tokenizer, f"{role}_token_id", token.id if token else None)
 
 
 def build(files: Files, config: dict, folder: Path, rows: int | None, original: bool) -> Tokenizer:
@@ -602,7 +615,8 @@ def build(files: Files, config: dict, folder: Path, rows: int | None, original: 
     added = added_tokens(folder, files.vocab, files.added, config)
     if files.pieces:
         return PieceTokenizer(files.vocab, files.pieces, files.merges, added)
+    merges = files.merges or []
     if is_word_level:
-        return WordTokenizer(files.vocab, files.merges, added, original)
-    pattern = files.pattern or PATTERN_BY_ROWS.get(rows, GPT2)
-    return ByteLevelTokenizer(files.vocab, files.merges, added, pattern)
+        return WordTokenizer(files.vocab, merges, added, original)
+    pattern = files.pattern or PATTERN_BY_ROWS.get(rows or 0, GPT2)
+    return ByteLevelTokenizer(files.vocab, merges, added, pattern)

@@ -20,9 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from decoders import fuyu, look, tokenize, weights
+from decoders import fuyu, look, model_class, read_config, tokenize, weights
 from decoders.compare.formula import Formula, gelu_erf, gelu_tanh
-from decoders.formats.config import model_class, read_config
 from decoders.look import traces
 from examples.train_tiny import HELD_OUT_SEED, RECIPES, plain_rows
 

@@ -13,9 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from decoders import look, weights
+from decoders import look, model_class, read_config, weights
 from decoders.cli.main import main as decoders
-from decoders.formats.config import model_class, read_config
 from decoders.look import diagram
 from examples.browser import NoBrowser, browser
 

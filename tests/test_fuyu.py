@@ -603,7 +603,7 @@ def test_transformers_answers_alike_from_the_checkpoint(processor):
 
 def test_the_folder_says_how_large_a_picture_may_be(processor, tmp_path):
     """Into 60 x 60 pixels a picture of 180 x 300 goes as 36 x 60: two rows of two patches, each with its line end."""
-    from decoders.formats.config import preprocessor
+    from decoders.formats import preprocessor
 
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 60, "width": 60}}))
     small = fuyu.FuyuProcessor(

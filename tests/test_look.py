@@ -11,10 +11,9 @@ import numpy
 import pytest
 import torch
 
-from decoders import look, tokenize, weights
+from decoders import look, model_class, read_config, tokenize, weights
 from decoders.cli.main import main
 from decoders.compare.formula import STAGES
-from decoders.formats.config import model_class, read_config
 from decoders.look import diagram
 from examples import diary
 from tests.families import FAMILIES, GPT_NEO, PHI, inputs

@@ -19,9 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from decoders import compare, kernels, weights
+from decoders import compare, kernels, model_class, weights
 from decoders.compare import kit
-from decoders.formats.config import model_class
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "versions.md"

@@ -349,7 +349,7 @@ class Sight:
 
     def __init__(self, folder: Path, tokenizer: Any, prompt: str, args: argparse.Namespace):
         from decoders import family, fuyu, read_config
-        from decoders.formats.config import preprocessor
+        from decoders.formats import preprocessor
 
         config = read_config(folder)
         if family(config) != "fuyu":

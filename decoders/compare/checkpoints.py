@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from decoders import compare, weights
-from decoders.formats.config import FAMILIES, family, model_class, modern, read_config
+from decoders import compare, model_class, weights
+from decoders.formats.config import FAMILIES, family, modern, read_config
 from decoders.formats.folder import find
 from decoders.formats.names import grouped
 

@@ -1,1 +1,98 @@
-"""What the loader and the tokenizer know of the world: one thing a file."""
+"""What the loader and the tokenizer know of the world, one thing a file: configs of every era, names of
+tensors, files of weights and vocabularies, chat formats, folders that change all at once.
+
+    from decoders.formats import find, modern, read_config
+    config = modern(read_config(find("microsoft/phi-2")))
+"""
+
+from .characters import category, decomposed
+from .chat import CHAT_FORMATS, Part, chat_template
+from .checks import check_ids
+from .config import FAMILIES, OLD_NAMES, REFUSED, architectures, cache_shape, family, modern, read_config
+from .files import forget, read_safetensors, stored_tensors
+from .folder import (
+    RELEASE,
+    SMALL_FILES,
+    WEIGHT_FILES,
+    check_file,
+    find,
+    first_line,
+    read_json,
+    read_json_if_any,
+    read_settled,
+    read_text,
+)
+from .names import HEADS, LAYOUTS, NEW_HEADS, TWINS, as_it_is, grouped, modern_fuyu, no_number
+from .pictures import preprocessor
+from .pieces import Cutter, merge
+from .switch import switched
+from .vocab import (
+    BYTE_PIECE,
+    END_OF_WORD,
+    GPT2,
+    PATTERN_BY_ROWS,
+    TOKENIZER_FILES,
+    AddedToken,
+    Files,
+    Pieces,
+    added_tokens,
+    read_files,
+    read_merges,
+    token_content,
+    write_files,
+)
+
+__all__ = [
+    "BYTE_PIECE",
+    "CHAT_FORMATS",
+    "END_OF_WORD",
+    "FAMILIES",
+    "GPT2",
+    "HEADS",
+    "LAYOUTS",
+    "NEW_HEADS",
+    "OLD_NAMES",
+    "PATTERN_BY_ROWS",
+    "REFUSED",
+    "RELEASE",
+    "SMALL_FILES",
+    "TOKENIZER_FILES",
+    "TWINS",
+    "WEIGHT_FILES",
+    "AddedToken",
+    "Cutter",
+    "Files",
+    "Part",
+    "Pieces",
+    "added_tokens",
+    "architectures",
+    "as_it_is",
+    "cache_shape",
+    "category",
+    "chat_template",
+    "check_file",
+    "check_ids",
+    "decomposed",
+    "family",
+    "find",
+    "first_line",
+    "forget",
+    "grouped",
+    "merge",
+    "modern",
+    "modern_fuyu",
+    "no_number",
+    "preprocessor",
+    "read_config",
+    "read_files",
+    "read_json",
+    "read_json_if_any",
+    "read_merges",
+    "read_safetensors",
+    "read_settled",
+    "read_text",
+    "stored_tensors",
+    "switched",
+    "token_content",
+    "write_files",
+]

@@ -39,7 +39,7 @@ def phi2_chat(tokenizer: Any, template: str) -> Callable[[list], list[Part]]:
 
 
 def phi3_chat(tokenizer: Any, template: str) -> Callable[[list], list[Part]]:
-    """Phi-3's forms, told apart by their control tokens and by what the folder's template mentions."""
+    """Phi-3's forms, by their control tokens and by what the folder's template mentions."""
     if "<|im_sep|>" in tokenizer.added:  # phi-4
         start = "<|im_start|>{}<|im_sep|>".format
         around = {role: (start(role), "<|im_end|>") for role in ("system", "user", "assistant")}
@@ -75,7 +75,7 @@ def phi4_mini_parts(reasoning: bool, messages: list) -> list[Part]:
 
 def persimmon_chat(tokenizer: Any, template: str) -> Callable[[list], list[Part]]:
     """Adept's: "human: ...\\n\\nadept:" turn by turn, and an answer that writes "human:" itself is over."""
-    tokenizer.chat_stops, tokenizer.chat_before = ("\n\nhuman:",), tokenizer.before
+    tokenizer.chat_stops, tokenizer.chat_prefix_ids = ("\n\nhuman:",), tokenizer.prefix_ids
 
     def parts(messages: list) -> list[Part]:
         names = {"user": "human: ", "assistant": "adept: "}
@@ -107,6 +107,6 @@ def chat_template(folder: Path, config: dict) -> str:
     except (TypeError, KeyError):
         template = None
     if not isinstance(template, str):
-        told = "a text, or a list of objects with name and template"
-        raise ValueError(f"{folder / 'tokenizer_config.json'}: chat_template must be {told}")
+        file = folder / "tokenizer_config.json"
+        raise ValueError(f"{file}: chat_template must be a text, or a list of objects with name and template")
     return template

@@ -6,14 +6,28 @@ What cannot be honoured is a ValueError that names key and value: nothing is gue
 that would change a number. Nothing heavy is imported.
 """
 
-import importlib
 import json
-import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .folder import RELEASE, read_json, read_json_if_any, read_text
+from .checks import (
+    ACTIVATIONS,
+    Fields,
+    abridged,
+    check_absent,
+    check_choice,
+    check_complete,
+    check_divides,
+    check_ids,
+    check_memory,
+    check_pad,
+    check_quantized,
+    check_rates,
+    check_sizes,
+    with_labels,
+)
+from .folder import RELEASE, read_json, read_text
+from .rope import check_rotation, flat_rope, longrope, scaled_rope
 
 # ---- Families ----------------------------------------------------------------------------------------------
 
@@ -49,45 +63,39 @@ def family(config: dict) -> str:
             raise ValueError(f"model_type {model_type!r} is not served here: {REFUSED[model_type]}")
         if model_type in FAMILIES:
             return model_type
-    raise ValueError(f"model_type {shown(model_type)} is not one of those served here: {', '.join(FAMILIES)}")
+    raise ValueError(
+        f"model_type {abridged(model_type)} is not one of those served here: {', '.join(FAMILIES)}"
+    )
 
 
 def architectures(config: dict) -> list[str]:
     names = config.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"architectures must be a list of class names, not {shown(names)}")
+        raise ValueError(f"architectures must be a list of class names, not {abridged(names)}")
     return names
 
 
-def model_class(config: dict) -> type:
-    """The class named in `architectures` if this package has it, else the one that generates text."""
-    module, default = FAMILIES[family(config)]
-    module = importlib.import_module(f"decoders.{module}")
-    names = [name for name in architectures(config) if is_model(module, name)]
-    return getattr(module, names[0] if names else default)
-
-
-def is_model(module: Any, name: str) -> bool:
-    """Whether the module has a documented class of that name: one with a config, not something it imports."""
-    return hasattr(getattr(module, name, None), "config_class")
-
-
-def read_config(folder: Path) -> dict:
-    """`config.json`; where there is none, what OpenAI's list of shapes tells of GPT-1, or the arguments
+def read_config(folder: Path) -> Fields:
+    """`config.json`; where there is none, what OpenAI's list of shapes says about GPT-1, or the arguments
     stored in Adept's release of Persimmon and Fuyu."""
-    shapes = folder / "params_shapes.json"
-    if not (folder / "config.json").exists() and (folder / RELEASE).exists():
-        from .files import release_config
+    file, shapes = folder / "config.json", folder / "params_shapes.json"
+    if not file.exists() and (folder / RELEASE).exists():
+        from .adept import release_config  # which needs torch
 
         return release_config(folder)
-    if (folder / "config.json").exists() or not shapes.exists():
-        config = read_json(folder / "config.json")
-        try:
-            family(config)
-            architectures(config)
-        except ValueError as error:
-            raise ValueError(f"{folder / 'config.json'}: {error}") from None
-        return config
+    if not file.exists() and shapes.exists():
+        return openai_config(shapes)
+    config = read_json(file)
+    try:
+        family(config)
+        architectures(config)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    return config
+
+
+def openai_config(shapes: Path) -> Fields:
+    """The config of OpenAI's release of GPT-1, from its list of array shapes. Heads have size 64."""
     try:
         (positions, width), (rows, _), *layers = json.loads(read_text(shapes))
         if not layers or len(layers) % 12:
@@ -95,230 +103,22 @@ def read_config(folder: Path) -> dict:
         sizes = {"vocab_size": rows, "n_positions": positions, "n_embd": width, "n_layer": len(layers) // 12}
     except (ValueError, TypeError) as error:
         raise ValueError(f"{shapes} is not the list of shapes of OpenAI's release: {error}") from None
-    return {"model_type": "openai-gpt", **sizes, "n_head": max(1, width // 64)}  # heads of size 64
-
-
-# ---- Checks ------------------------------------------------------------------------------------------------
-
-ACTIVATIONS = (
-    "gelu",
-    "gelu_new",
-    "gelu_fast",
-    "gelu_pytorch_tanh",
-    "silu",
-    "swish",
-    "mish",
-    "relu",
-    "relu6",
-    "leaky_relu",
-    "sigmoid",
-    "tanh",
-)
-PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
-
-
-MOST = 2**31 - 1  # of a size; of layers and of all weights together see `check_memory`
-
-
-def shown(value: Any) -> str:
-    """For an error: what was found, cut short where it is long; escape codes are spelled out."""
-    if type(value) is int and abs(value) > 10**40:
-        return f"a number of more than {40 if abs(value) < 10**400 else 400} digits"
-    text = ascii(value)
-    return text if len(text) <= 120 else f"{text[:100]}... ({len(text)} characters)"
-
-
-def check_sizes(d: dict, keys: Iterable[str], optional: Iterable[str] = ()) -> None:
-    """ValueError unless what is there of `keys` are positive integers; `optional` ones may be None."""
-    for key in (*keys, *optional):
-        if key in d and not (key in optional and d[key] is None):
-            if type(d[key]) is not int or d[key] < 1:
-                raise ValueError(f"{key} must be a positive integer, not {shown(d[key])}")
-            if d[key] > MOST:
-                raise ValueError(f"{key} must be at most {MOST}, not {shown(d[key])}")
-
-
-def check_rates(d: dict, keys: Iterable[str], optional: Iterable[str] = ()) -> None:
-    """ValueError unless what is there of `keys` are numbers from 0 to 1; `optional` ones may be None."""
-    for key in (*keys, *optional):
-        fine = key not in d or (key in optional and d[key] is None)
-        if not fine and (type(d[key]) not in (int, float) or not 0 <= d[key] <= 1):
-            raise ValueError(f"{key} must be a number from 0 to 1, not {shown(d[key])}")
-
-
-def check_choice(d: dict, key: str, known: Iterable[Any]) -> None:
-    if key in d and d[key] not in list(known):
-        raise ValueError(f"{key} {shown(d[key])} is not one of {', '.join(map(str, known))}")
-
-
-def check_absent(d: dict, keys: Iterable[str]) -> None:
-    """ValueError for what would change the model and is not built here."""
-    for key in keys:
-        if d.get(key):
-            raise ValueError(f"{key} {shown(d[key])} is not supported")
-
-
-def check_quantized(told: Any) -> None:
-    """ValueError for weights in other bits than those that `kernels.quantize` makes."""
-    if told and (not isinstance(told, dict) or told.get("quant_method") != "decoders"):
-        raise ValueError("quantization_config: quantised weights of another method are not supported")
-
-
-def check_divides(d: dict, part: str, whole: str) -> None:
-    if d.get(part) and d.get(whole) and d[whole] % d[part]:
-        raise ValueError(f"{part} {d[part]} does not divide {whole} {d[whole]}")
-
-
-def check_pad(d: dict) -> None:
-    """The padding token has a row of the token table, which never trains."""
-    pad, rows = d.get("pad_token_id"), d.get("vocab_size")
-    if pad is not None and rows is not None and not 0 <= pad < rows:
-        raise ValueError(f"pad_token_id {pad} is outside vocab_size {rows}")
-
-
-def check_ids(d: dict) -> None:
-    """The special tokens of `config.json` and `generation_config.json`: an id, None, or several stop ids."""
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        found = d.get(key)
-        ids = found if key == "eos_token_id" and isinstance(found, list) else [] if found is None else [found]
-        if not all(type(id) is int and -1 <= id <= MOST for id in ids):
-            raise ValueError(f"{key} must be a token id or null, not {shown(found)}")
-
-
-def check_memory(d: dict) -> None:
-    """Sizes whose product no memory holds are refused before a model is built; so are layers without end."""
-    V, C, layers = (
-        next((d[key] for key in names if key in d), 1)
-        for names in (
-            ["vocab_size"],
-            ["hidden_size", "n_embd"],
-            ["num_hidden_layers", "num_layers", "n_layer"],
-        )
-    )
-    inner = d.get("intermediate_size") or 4 * C
-    weights = V * C + layers * C * (4 * C + 2 * inner)
-    if layers > 10_000 or weights > 2**45:
-        told = f"{layers} layers of width {C} and {inner}, {V} tokens"
-        raise ValueError(f"{told}: no memory holds {weights:.1g} weights")
-
-
-def check_positive(d: dict, key: str, name: str | None = None) -> None:
-    """Whole numbers that torch has no room for become floats."""
-    if key in d:
-        if type(d[key]) not in (int, float) or not 0 < d[key] <= sys.float_info.max:
-            raise ValueError(f"{name or key} must be a positive number, not {shown(d[key])}")
-        if d[key] > MOST:
-            d[key] = float(d[key])
-
-
-def with_labels(d: dict) -> dict:
-    """`num_labels` may stand there as `id2label` alone."""
-    if "num_labels" not in d and isinstance(d.get("id2label"), dict) and d["id2label"]:
-        d["num_labels"] = len(d["id2label"])
-    check_sizes(d, ["num_labels"])
-    check_choice(d, "problem_type", PROBLEM_TYPES)
-    return d
-
-
-# ---- Rotary fields -----------------------------------------------------------------------------------------
-
-
-def flat_rope(d: dict) -> dict:
-    """Transformers 5's nested `rope_parameters` as the flat fields of all earlier versions."""
-    d, nested = dict(d), dict(d.get("rope_parameters") or {})
-    d.pop("rope_parameters", None)
-    kind = nested.pop("rope_type", nested.pop("type", "default"))
-    d |= {key: nested.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in nested}
-    if kind != "default":
-        d["rope_scaling"] = {"type": kind, **nested}
-    return d
-
-
-def rope_type(scaling: dict) -> Any:
-    return scaling.get("type", scaling.get("rope_type"))
-
-
-def check_rotation(d: dict, size: int, factor: float) -> int:
-    """How many dimensions of a head of `size` turn, cut off as the reference does: int(0.29 * 100) is 28."""
-    check_positive(d, "rope_theta")
-    factor = d.get("partial_rotary_factor", factor)
-    R = int(factor * size)
-    if R < 2 or R % 2:
-        told = f"partial_rotary_factor {factor!r} turns {R} dimensions of a head"
-        raise ValueError(f"{told}: it must be an even number of them")
-    return R
-
-
-def scaled_rope(d: dict, R: int) -> dict:
-    """`rope_scaling` of Phi and Persimmon: None, or linear or dynamic with a factor above 1."""
-    scaling, known = d.get("rope_scaling"), ("linear", "dynamic")
-    if scaling is None:
-        return d
-    if not isinstance(scaling, dict) or rope_type(scaling) not in known:
-        raise ValueError(f"rope_scaling {shown(scaling)} has none of the types {', '.join(known)}")
-    scaling = {"factor": None, **scaling}
-    if type(scaling["factor"]) not in (int, float) or scaling["factor"] <= 1:
-        raise ValueError(f"rope_scaling factor must be a number above 1, not {shown(scaling['factor'])}")
-    check_positive(scaling, "factor", "rope_scaling factor")
-    if rope_type(scaling) == "dynamic" and R == 2:
-        raise ValueError("dynamic rope_scaling needs more than 2 rotary dimensions of a head")
-    return {**d, "rope_scaling": {"type": rope_type(scaling), "factor": scaling["factor"]}}
-
-
-LONGROPE = ("longrope", "su", "yarn")  # the last two are its names of 2024
-LONGROPE_KEYS = {
-    "type",
-    "rope_type",
-    "short_factor",
-    "long_factor",
-    "factor",
-    "attention_factor",
-    "original_max_position_embeddings",
-}
-
-
-def longrope(d: dict, R: int) -> dict:
-    """`rope_scaling` of Phi-3: None, or longrope with R / 2 positive numbers in both lists."""
-    scaling = d.get("rope_scaling")
-    if scaling is None:
-        return d
-    if not isinstance(scaling, dict) or rope_type(scaling) not in LONGROPE:
-        raise ValueError(f"rope_scaling {shown(scaling)} has none of the types {', '.join(LONGROPE)}")
-    if unknown := scaling.keys() - LONGROPE_KEYS:
-        raise ValueError(f"rope_scaling has {', '.join(sorted(unknown))}, which longrope does not know")
-    for key in ("short_factor", "long_factor"):
-        numbers = scaling.get(key)
-        if not isinstance(numbers, list) or len(numbers) != R // 2:
-            found = f"a list of {len(numbers)}" if isinstance(numbers, list) else repr(numbers)
-            raise ValueError(f"rope_scaling {key} must be a list of {R // 2} numbers, not {found}")
-        if bad := [n for n in numbers if type(n) not in (int, float) or not 0 < n < MOST]:
-            raise ValueError(f"rope_scaling {key} must hold positive numbers, not {shown(bad[0])}")
-    scaling = {key: value for key, value in scaling.items() if value is not None}
-    for key in ("factor", "attention_factor"):
-        check_positive(scaling, key, f"rope_scaling {key}")
-    nested = scaling.get("original_max_position_embeddings")
-    if nested is not None:  # Transformers 5 writes it there, and reads 4,096 if it stands only there
-        d.setdefault("original_max_position_embeddings", nested)
-    check_sizes(d, ["original_max_position_embeddings"])
-    left_out = ("type", "rope_type", "original_max_position_embeddings")
-    others = {key: value for key, value in scaling.items() if key not in left_out}
-    return {**d, "rope_scaling": {"type": "longrope", **others}}  # the name that every version can read
+    return {"model_type": "openai-gpt", **sizes, "n_head": max(1, width // 64)}
 
 
 # ---- Each family's own -------------------------------------------------------------------------------------
 
 
-def modern(d: dict, kind: str | None = None) -> dict:
+def modern(d: Fields, kind: str | None = None) -> Fields:
     """A `config.json` of any era as one of today. `kind`: the family that it must be of, if that is known.
 
     Fields that are nobody's stay, for `weights.save`. ValueError, with key and value, for what cannot be
     honoured.
     """
-    found = d.get("model_type", kind)  # the oldest files have none
     if kind is None:
         kind = family(d)
-    elif not isinstance(found, str) or OLD_NAMES.get(found, found) != kind:
-        raise ValueError(f"model_type {shown(found)} is not {kind}")
+    else:
+        check_family(d, kind)
     check_quantized(d.get("quantization_config"))
     check_ids(d)
     current = {**with_labels(MODERN[kind](dict(d))), "model_type": kind}
@@ -328,17 +128,17 @@ def modern(d: dict, kind: str | None = None) -> dict:
     return current
 
 
-def check_complete(d: dict, keys: Iterable[str]) -> None:
-    """What the shapes depend on is never silently a default."""
-    if missing := [key for key in keys if key not in d]:
-        raise ValueError(f"the config lacks {', '.join(missing)}")
+def check_family(d: Fields, kind: str) -> None:
+    model_type = d.get("model_type", kind)  # the oldest files have none
+    if not isinstance(model_type, str) or OLD_NAMES.get(model_type, model_type) != kind:
+        raise ValueError(f"model_type {abridged(model_type)} is not {kind}")
 
 
-def renamed(d: dict, names: dict[str, str]) -> dict:
+def renamed(d: Fields, names: dict[str, str]) -> Fields:
     return {names.get(key, key): value for key, value in d.items()}
 
 
-def modern_gpt_neo(d: dict) -> dict:
+def modern_gpt_neo(d: Fields) -> Fields:
     d = renamed(d, {"num_hidden_layers": "num_layers", "num_attention_heads": "num_heads"})
     needed = ["vocab_size", "max_position_embeddings", "hidden_size", "num_layers", "num_heads"]
     check_complete(d, needed if "attention_layers" in d else [*needed, "attention_types"])
@@ -360,8 +160,8 @@ def modern_gpt_neo(d: dict) -> dict:
         try:
             d["attention_layers"] = [name for names, n in d["attention_types"] for name in names * n]
         except (TypeError, ValueError):
-            told = repr(d["attention_types"])
-            raise ValueError(f"attention_types is no list of [names, times]: {told}") from None
+            types = d["attention_types"]
+            raise ValueError(f"attention_types is no list of [names, times]: {types!r}") from None
     layers, kinds = d.get("attention_layers"), ("global", "local")
     if layers is not None and (not isinstance(layers, list) or any(kind not in kinds for kind in layers)):
         raise ValueError(f"attention_layers knows global and local only, not {layers!r}")
@@ -370,7 +170,7 @@ def modern_gpt_neo(d: dict) -> dict:
     return d
 
 
-def modern_openai_gpt(d: dict) -> dict:
+def modern_openai_gpt(d: Fields) -> Fields:
     d = renamed(
         d,
         {
@@ -407,7 +207,7 @@ NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
 SIZES = (*NEEDED, "max_position_embeddings")
 
 
-def modern_phi(d: dict) -> dict:
+def modern_phi(d: Fields) -> Fields:
     """2023's `phi-msft` and `mixformer-sequential` included."""
     d = flat_rope(d if d.get("model_type", "phi") == "phi" else phi_of_2023(d))
     check_complete(d, NEEDED)
@@ -431,7 +231,7 @@ def modern_phi(d: dict) -> dict:
     return scaled_rope(d, check_rotation(d, d["hidden_size"] // d["num_attention_heads"], 0.5))
 
 
-def phi_of_2023(d: dict) -> dict:
+def phi_of_2023(d: Fields) -> Fields:
     """The fields of the remote-code configs under today's names. These name no stop id."""
     d = renamed(
         d,
@@ -457,7 +257,7 @@ def phi_of_2023(d: dict) -> dict:
     return d
 
 
-def modern_phi3(d: dict) -> dict:
+def modern_phi3(d: Fields) -> Fields:
     check_absent(d, ["attention_bias", "mlp_bias", "lm_head_bias"])
     d = flat_rope(d)
     check_complete(d, NEEDED)
@@ -485,7 +285,7 @@ def modern_phi3(d: dict) -> dict:
     return longrope(d, check_rotation(d, size, 1.0))
 
 
-def modern_persimmon(d: dict) -> dict:
+def modern_persimmon(d: Fields) -> Fields:
     d = flat_rope(d)
     check_complete(d, NEEDED)
     check_sizes(d, SIZES)
@@ -506,13 +306,13 @@ def modern_persimmon(d: dict) -> dict:
     return scaled_rope(d, check_rotation(d, d["hidden_size"] // d["num_attention_heads"], 0.5))
 
 
-def modern_fuyu(d: dict) -> dict:
+def modern_fuyu(d: Fields) -> Fields:
     """The decoder's fields stand in `text_config`, or beside it, or have their default: the hub's file has
     nothing but a model_type in `text_config`, from which Transformers 5.23 gets another rotary base."""
     check_sizes(d, ["patch_size", "num_channels"])
     inner = d.get("text_config") or {}
     if not isinstance(inner, dict):
-        raise ValueError(f"text_config must be an object, not {shown(inner)}")
+        raise ValueError(f"text_config must be an object, not {abridged(inner)}")
     if inner.get("model_type", "persimmon") != "persimmon":
         raise ValueError(f"text_config: model_type {inner['model_type']!r} is not persimmon")
     ids = ("bos_token_id", "eos_token_id", "pad_token_id")  # of the whole: the decoder's are wrong by default
@@ -553,39 +353,3 @@ def cache_shape(config: Any) -> tuple[int, int, int]:
     heads = one("num_attention_heads", "num_heads", "n_head")
     size = fields.get("head_dim") or one("hidden_size", "n_embd") // heads
     return one("num_hidden_layers", "num_layers", "n_layer"), fields.get("num_key_value_heads") or heads, size
-
-
-PICTURE_STEPS = {  # of Fuyu's image processor: what it does and cannot do otherwise
-    "do_resize": True,
-    "resample": 2,
-    "do_pad": True,
-    "padding_mode": "constant",
-    "do_normalize": True,
-    "image_mean": 0.5,
-    "image_std": 0.5,
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-}
-
-
-def preprocessor(folder: Path, config: dict) -> dict[str, Any]:
-    """Arguments of Fuyu's image processor, by `preprocessor_config.json` if there is one. ValueError for what
-    the picture code does not do. The hub's target_height and target_width are of no use to any version."""
-    file = folder / "preprocessor_config.json"
-    stored = read_json_if_any(file)
-    for key, value in PICTURE_STEPS.items():
-        if stored.get(key, value) not in (value, [value] * 3):
-            raise ValueError(f"{file}: {key} {stored[key]!r} is not supported, only {value!r}")
-    found: dict[str, Any] = {"patch_size": stored.get("patch_size") or config.get("patch_size", 30)}
-    if (size := stored.get("size")) is not None:
-        found["size"] = size
-    for name, edges in found.items():
-        for edge in edges.values() if isinstance(edges, dict) else [edges]:
-            if type(edge) is not int or edge < 1:
-                raise ValueError(f"{file}: {name} must be height and width in pixels, not {edges!r}")
-    if isinstance(size, dict) and not size.keys() >= {"height", "width"}:
-        raise ValueError(f"{file}: size must be height and width in pixels, not {size!r}")
-    padding = stored.get("padding_value", 1.0)
-    if type(padding) not in (int, float) or not 0 <= padding <= 255:
-        raise ValueError(f"{file}: padding_value must be a number from 0 to 255, not {padding!r}")
-    return {**found, "padding_value": padding}

@@ -4,9 +4,11 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .switch import finish, stamp
+
+T = TypeVar("T")
 
 SMALL_FILES = ("*.json", "merges.txt", "*.model", "*.bpe", "*.jinja")  # configs, indexes, tokenizers
 WEIGHT_FILES = (  # of a hub repository the first kind that it has is fetched
@@ -15,7 +17,7 @@ WEIGHT_FILES = (  # of a hub repository the first kind that it has is fetched
     ("flax_model.msgpack",),
     ("tf_model.h5",),
 )
-LARGEST = 2**28  # bytes of a config or tokenizer file
+MAX_BYTES = 2**28  # of a config or tokenizer file
 RELEASE = "latest_checkpointed_iteration.txt"  # in a folder as Adept released it
 
 
@@ -38,13 +40,13 @@ def find(path_or_id: str | Path, weights: bool = True, subfolder: str = "", **hu
     try:
         import huggingface_hub
     except ImportError:
-        hint = "to fetch it from the hub: pip install 'decoders[hub]'"
+        hint = "to fetch it from the hub: pip install '.[hub]'"
         raise ImportError(f"there is no folder {folder}; {hint}") from None
 
-    def fetch(patterns):
-        patterns = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
-        found = huggingface_hub.snapshot_download(str(path_or_id), allow_patterns=patterns, **hub)
-        return Path(found) / subfolder
+    def fetch(patterns: tuple[str, ...]) -> Path:
+        wanted = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
+        snapshot = huggingface_hub.snapshot_download(str(path_or_id), allow_patterns=wanted, **hub)
+        return Path(snapshot) / subfolder
 
     try:
         folder = fetch(SMALL_FILES)
@@ -53,27 +55,25 @@ def find(path_or_id: str | Path, weights: bool = True, subfolder: str = "", **hu
             if any(any(folder.glob(pattern)) for pattern in patterns):
                 break
     except Exception as error:  # httpx's and the hub's own kinds; all mean that it cannot be had
-        told = f"the hub did not give it ({type(error).__name__}: {first_line(error)})"
-        raise FileNotFoundError(f"there is no folder {path_or_id}, and {told}") from error
+        cause = f"the hub did not give it ({type(error).__name__}: {first_line(error)})"
+        raise FileNotFoundError(f"there is no folder {path_or_id}, and {cause}") from error
     return folder
 
 
-def read_settled(
-    path_or_id: str | Path, read: Callable[[Path], Any], weights: bool = True
-) -> tuple[Path, Any]:
+def read_settled(path_or_id: str | Path, read: Callable[[Path], T], weights: bool = True) -> tuple[Path, T]:
     """The folder, and what `read` makes of it, once more if somebody writes there meanwhile. ValueError if it
     is being written all the time."""
     for _ in range(2):
         folder = find(path_or_id, weights)
         before = stamp(folder)
         try:
-            found = read(folder)
+            content = read(folder)
         except (OSError, ValueError):
             if stamp(folder) == before:
                 raise
             continue
         if stamp(folder) == before:
-            return folder, found
+            return folder, content
     raise ValueError(f"{folder} is being written: load it again when that has ended")
 
 
@@ -99,9 +99,9 @@ def read_small(path: Path) -> bytes:
     """All of a config or tokenizer file. The largest real one has 20 MB: what is far larger, or has no end as
     some files in /proc, is refused before it fills the memory."""
     with check_file(path).open("rb") as file:
-        content = file.read(LARGEST + 1) if path.stat().st_size <= LARGEST else None
-    if content is None or len(content) > LARGEST:
-        raise ValueError(f"{path} is larger than {LARGEST >> 20} MB: it is no config and no vocabulary")
+        content = file.read(MAX_BYTES + 1) if path.stat().st_size <= MAX_BYTES else None
+    if content is None or len(content) > MAX_BYTES:
+        raise ValueError(f"{path} is larger than {MAX_BYTES >> 20} MB: it is no config and no vocabulary")
     return content
 
 
@@ -115,7 +115,7 @@ def read_text(path: Path) -> str:
 def read_json(path: Path, parse_float: Callable[[str], float] = float) -> dict:
     """The object in a JSON file. ValueError naming the file if it holds none; NaN is not JSON."""
 
-    def refuse(constant):
+    def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not a JSON number")
 
     try:

@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 Named = Iterator[tuple[str, Tensor]]
@@ -14,7 +15,7 @@ def as_it_is(name: str, tensor: Tensor, config: dict) -> Named:
 
 
 def modern_phi(name: str, tensor: Tensor, config: dict) -> Named:
-    """A tensor of 2023's three layouts under today's names; q, k and v of a joint matrix apart."""
+    """A tensor of 2023's three layouts under today's names; a fused QKV matrix is split."""
     name = re.sub(r"^transformer\.embd\.wte\.|^layers\.0\.wte\.", "model.embed_tokens.", name)
     name = re.sub(r"^transformer\.h\.", "model.layers.", name)
     if "n_layer" in config and (position := re.match(r"layers\.(\d+)\.", name)):  # one nn.Sequential
@@ -26,7 +27,7 @@ def modern_phi(name: str, tensor: Tensor, config: dict) -> Named:
         return  # stored a second time beside fc1 and fc2
     if name.startswith("classifier."):
         name = name.replace("classifier.", "score.")
-    heads = config.get("n_head", config.get("num_attention_heads"))
+    heads: int = config.get("n_head", config.get("num_attention_heads", 0))
     if ".mixer.Wqkv." in name:  # all of q, then k, then v
         D = config["n_embd"] // heads
         K = (config.get("n_head_kv") or heads) * D
@@ -86,23 +87,35 @@ LAYOUTS = {
 }
 
 
+def flattened(tree: dict[str, Any], path: str = "") -> Named:
+    """Tensors of nested dictionaries, names joined with dots. ValueError for what is no plain tensor."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from flattened(value, f"{path}{key}.")
+        elif isinstance(value, Tensor) and value.layout == torch.strided:
+            yield path + key, value
+        else:
+            raise ValueError(f"{path}{key} is a {type(value).__name__}")
+
+
 def grouped(names: Iterable[str]) -> str:
-    """Names that differ in the layer only told as one. Example: h.0.x, h.1.x, h.5.x -> h.0-1,5.x"""
+    """Names that differ in the layer only, as one. Example: h.0.x, h.1.x, h.5.x -> h.0-1,5.x"""
     groups: dict[str, list[int]] = {}
     for name in names:
         number = re.search(r"(?<=\.)\d+(?=\.)", name)
         groups.setdefault(no_number(name), []).extend([] if number is None else [int(number[0])])
-    told = []
-    for key, numbers in groups.items():
-        runs: list[list[int]] = []
-        for n in sorted(numbers):
-            if runs and n == runs[-1][-1] + 1:
-                runs[-1].append(n)
-            else:
-                runs.append([n])
-        spans = ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-        told.append(key.replace("*", spans, 1) if numbers else key)
-    return ", ".join(told)
+    return ", ".join(key.replace("*", spans(n), 1) if n else key for key, n in groups.items())
+
+
+def spans(numbers: list[int]) -> str:
+    """Example: [0, 1, 5] -> 0-1,5"""
+    runs: list[list[int]] = []
+    for n in sorted(numbers):
+        if runs and n == runs[-1][-1] + 1:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def no_number(name: str) -> str:

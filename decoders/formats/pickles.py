@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-LARGEST = 2**28  # bytes of an archive's pickle: names and shapes, without the numbers
+MAX_BYTES = 2**28  # of an archive's pickle: names and shapes, without the numbers
 TENSORS = re.compile(
     r"collections OrderedDict|torch(\.storage)? \w+Storage|torch (Size|device|[a-z_]*\d+\w*|bool)"
     r"|torch\._utils (_rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state))"
@@ -36,7 +36,7 @@ def pickles(file: Path) -> Iterator[Any]:
             with zipfile.ZipFile(raw) as archive:
                 for entry in archive.infolist():
                     if entry.filename.endswith("/data.pkl"):
-                        if entry.file_size > LARGEST:
+                        if entry.file_size > MAX_BYTES:
                             raise ValueError(f"its names and shapes alone are {entry.file_size} bytes")
                         yield archive.read(entry)
         else:  # a mapping gives no more than there is, whatever length an instruction names

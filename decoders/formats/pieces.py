@@ -14,25 +14,29 @@ def merge(symbols: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
     whole number, rank * n + place, which is compared faster than a pair.
     """
     n = len(symbols)
-    parts: list[str | None] = list(symbols)
-    before, after = list(range(-1, n - 1)), list(range(1, n + 1))
+    parts = list(symbols)  # "" where one was joined to its left neighbour
+    previous, following = list(range(-1, n - 1)), list(range(1, n + 1))
     heap = [ranks[pair] * n + i for i, pair in enumerate(pairwise(symbols)) if pair in ranks]
     heapify(heap)
+
+    def offer(i: int, j: int) -> None:
+        rank = ranks.get((parts[i], parts[j]))
+        if rank is not None:
+            heappush(heap, rank * n + i)
+
     while heap:
         rank, i = divmod(heappop(heap), n)
-        j = after[i]
-        if parts[i] is None or j >= n or ranks.get((parts[i], parts[j])) != rank:
+        j = following[i]
+        if not parts[i] or j >= n or ranks.get((parts[i], parts[j])) != rank:
             continue  # one of the two was joined to another neighbour meanwhile
-        parts[i], parts[j] = parts[i] + parts[j], None
-        after[i] = end = after[j]
+        parts[i], parts[j] = parts[i] + parts[j], ""
+        following[i] = end = following[j]
         if end < n:
-            before[end] = i
-            if (rank := ranks.get((parts[i], parts[end]))) is not None:
-                heappush(heap, rank * n + i)
-        start = before[i]
-        if start >= 0 and (rank := ranks.get((parts[start], parts[i]))) is not None:
-            heappush(heap, rank * n + start)
-    return [part for part in parts if part is not None]
+            previous[end] = i
+            offer(i, end)
+        if previous[i] >= 0:
+            offer(previous[i], i)
+    return [part for part in parts if part]
 
 
 class Cutter:
@@ -42,7 +46,7 @@ class Cutter:
 
     def __init__(self, pieces: Iterable[str], scores: dict[str, float], merges: list[tuple[str, str]] | None):
         unigram = merges is None
-        self.ranks = {} if unigram else {pair: rank for rank, pair in enumerate(merges)}
+        self.ranks = {pair: rank for rank, pair in enumerate(merges or ())}
         whole = list(pieces) if unigram else [a + b for a, b in self.ranks]
         self.inside = {a + b for piece in whole for a, b in pairwise(piece)}
         self.scores, self.lowest = scores, min(scores.values()) - 10  # of a character without a piece
@@ -82,10 +86,11 @@ class Cutter:
         for i in range(n):
             for j in range(i + 1, min(n, i + self.longest.get(word[i], 1)) + 1):
                 score = self.scores.get(word[i:j], self.lowest if j == i + 1 else None)
-                if score is not None:
-                    close = close or abs(best[i] + score - best[j]) < 1e-6
-                    if best[i] + score > best[j]:
-                        best[j], starts[j] = best[i] + score, i
+                if score is None:
+                    continue
+                close = close or abs(best[i] + score - best[j]) < 1e-6
+                if best[i] + score > best[j]:
+                    best[j], starts[j] = best[i] + score, i
         ends = [n]
         while ends[-1] > 0:
             ends.append(starts[ends[-1]])

@@ -60,12 +60,12 @@ def switched(folder: Path, stale: Callable[[], set[str]] = set) -> Iterator[Path
     aside = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as held:
+        with ExitStack() as locks:
             with locked(folder):
                 move(folder)
                 clean(folder)
                 aside = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
-                held.enter_context(locked(aside))
+                locks.enter_context(locked(aside))
             yield aside
             names = {file.name for file in aside.iterdir()}
             for name in names:
@@ -81,8 +81,8 @@ def switched(folder: Path, stale: Callable[[], set[str]] = set) -> Iterator[Path
     except OSError as error:
         if str(folder) in str(error):
             raise
-        told = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
-        raise OSError(error.errno, f"{folder} cannot be written: {told}") from error
+        cause = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+        raise OSError(error.errno, f"{folder} cannot be written: {cause}") from error
     finally:
         if aside is not None and aside.name.startswith(".saving-"):
             shutil.rmtree(aside, ignore_errors=True)
@@ -140,16 +140,16 @@ def stale_names(stale: Path) -> list[str]:
     return names
 
 
-def is_name(name) -> bool:
+def is_name(name: object) -> bool:
     return isinstance(name, str) and name not in ("", "..") and "\0" not in name and Path(name).name == name
 
 
 def stamp(folder: Path) -> set[tuple]:
     """Which files of a checkpoint there are: another after any save. A log beside them may grow."""
-    found = set()
+    states = set()
     for file in os.scandir(folder):
         if file.name.startswith(".saved-") or file.name.endswith(CHECKPOINT):
             with suppress(FileNotFoundError):  # it went meanwhile
                 state = file.stat()
-                found.add((file.name, state.st_ino, state.st_mtime_ns, state.st_size))
-    return found
+                states.add((file.name, state.st_ino, state.st_mtime_ns, state.st_size))
+    return states

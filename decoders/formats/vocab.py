@@ -92,8 +92,8 @@ def read_pieces(file: Path, whole: Path) -> Files:
     try:
         model = sentencepiece.SentencePieceProcessor(model_proto=read_small(file))
     except RuntimeError as error:
-        told = " ".join(str(error).split())  # it shows what the file holds, line breaks too
-        raise ValueError(f"{file} is not a sentencepiece model: {told}") from None
+        message = " ".join(str(error).split())  # it shows what the file holds, line breaks too
+        raise ValueError(f"{file} is not a sentencepiece model: {message}") from None
     ids = range(len(model))
     names = [model.id_to_piece(id) for id in ids]
     vocab = dict(zip(names, ids, strict=True))
@@ -101,11 +101,11 @@ def read_pieces(file: Path, whole: Path) -> Files:
     kinds = (model.is_control, model.is_byte, model.is_unknown)
     control = {names[id] for id in ids if any(kind(id) for kind in kinds)}
     content, merges = read_json(whole, rounded) if whole.exists() else {}, None
-    told = content.get("model", {})
+    stored = content.get("model", {})
     if all(score.is_integer() for score in scores.values()):  # minus the rank: BPE
-        merges = pairs_of(told["merges"]) if "merges" in told else ranked_merges(vocab, scores, control)
-    elif told.get("type") == "Unigram":
-        scores |= {piece: score for piece, score in told["vocab"] if piece in vocab}
+        merges = pairs_of(stored["merges"]) if "merges" in stored else ranked_merges(vocab, scores, control)
+    elif stored.get("type") == "Unigram":
+        scores |= {piece: score for piece, score in stored["vocab"] if piece in vocab}
     added = {token["id"]: flagged(token["id"], token) for token in content.get("added_tokens", [])}
     return Files(file, vocab, added, merges, pieces=Pieces(scores, control, names[model.unk_id()]))
 
@@ -117,14 +117,25 @@ def rounded(number: str) -> float:
     whole, _, fraction = digits.partition(".")
     if len(whole + fraction) > 19:  # no double is written so
         return float(number)
-    power, value = int(power or 0) - len(fraction), float(int(whole + fraction))
-    value = value / float(f"1e{-power}") if power < 0 else value * float(f"1e{power}")
+    exponent = int(power or 0) - len(fraction)
+    value = float(int(whole + fraction))
+    if exponent < 0:
+        value /= float(f"1e{-exponent}")
+    else:
+        value *= float(f"1e{exponent}")
     return -abs(value) if number[0] == "-" else value
 
 
 def pairs_of(merges: list) -> list[tuple[str, str]]:
-    """Merges of tokenizer.json: "a b" or pairs."""
-    return [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in merges]
+    """Merges of tokenizer.json: "a b" or pairs. ValueError for what is not two."""
+    pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in merges]
+    return [pair_of_two(pair) for pair in pairs]
+
+
+def pair_of_two(pair: tuple) -> tuple[str, str]:
+    if len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+        raise ValueError(f"{' '.join(map(str, pair))[:40]!r} is not a merge of two")
+    return pair
 
 
 def ranked_merges(
@@ -160,8 +171,9 @@ def read_whole(file: Path) -> Files:
     steps = before.get("pretokenizers", [before])
     published = [step["pattern"]["Regex"] for step in steps if step["type"] == "Split"]
     if {step["type"] for step in steps} - {"Split", "ByteLevel"} or not PUBLISHED.keys() >= set(published):
-        told = published or before
-        raise ValueError(f"{file}: the pre_tokenizer is none of GPT-2's, cl100k's and o200k's: {told}")
+        raise ValueError(
+            f"{file}: the pre_tokenizer is none of GPT-2's, cl100k's and o200k's: {published or before}"
+        )
     return Files(file, model["vocab"], added, merges, PUBLISHED[published[0]] if published else GPT2)
 
 
@@ -183,10 +195,11 @@ def whole_pieces(model: dict, listed: list[dict]) -> tuple:
 def read_merges(file: Path) -> list[tuple[str, str]]:
     """Only the first line is a comment, '#' begins real merges too. splitlines splits at more than \\n."""
     lines = read_text(file).split("\n")
-    pairs = [tuple(line.split(" ")) for line in lines[lines[0].startswith("#version") :] if line]
-    if bad := [pair for pair in pairs if len(pair) != 2]:
-        raise ValueError(f"{file}: {' '.join(bad[0])[:40]!r} is not a merge of two")
-    return pairs
+    listed = lines[1:] if lines[0].startswith("#version") else lines
+    try:
+        return pairs_of([line for line in listed if line])
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
 def added_tokens(

@@ -301,13 +301,13 @@ class PreTrainedTokenizerBase(Batching, ChatTemplates):
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list:
-        before = list(self.plain.before)
+        before = list(self.plain.prefix_ids)
         return [*before, *token_ids_0, *([] if token_ids_1 is None else [*before, *token_ids_1])]
 
     def create_token_type_ids_from_sequences(
         self, token_ids_0: list, token_ids_1: list | None = None
     ) -> list[int]:
-        n = len(self.plain.before)
+        n = len(self.plain.prefix_ids)
         return [0] * (n + len(token_ids_0)) + ([] if token_ids_1 is None else [1] * (n + len(token_ids_1)))
 
     def get_special_tokens_mask(
@@ -315,12 +315,12 @@ class PreTrainedTokenizerBase(Batching, ChatTemplates):
     ) -> list[int]:
         if already_has_special_tokens:
             return [int(id in self.all_special_ids) for id in token_ids_0]
-        before = [1] * len(self.plain.before)
+        before = [1] * len(self.plain.prefix_ids)
         first = [*before, *(0 for _ in token_ids_0)]
         return first if token_ids_1 is None else [*first, *before, *(0 for _ in token_ids_1)]
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        return len(self.plain.before) * (2 if pair else 1)
+        return len(self.plain.prefix_ids) * (2 if pair else 1)
 
     def __call__(
         self,
@@ -354,7 +354,7 @@ class PreTrainedTokenizerBase(Batching, ChatTemplates):
             told = f"rows cut to {limit} tokens"
             raise ValueError(f"{told} cannot be padded to a multiple of {pad_to_multiple_of}")
         found: dict[str, list] = {name: [] for name in COLUMNS}
-        begin = [(id, (0, 0), 1) for id in self.plain.before] if add_special_tokens else []
+        begin = [(id, (0, 0), 1) for id in self.plain.prefix_ids] if add_special_tokens else []
         for i, row in enumerate(rows):
             a, b = (
                 None if one is None else self.tokens_of(one, is_split_into_words, return_offsets_mapping)
