@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,41 +25,76 @@ from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from decoders import kernels
-from decoders.formats.config import check_ids, family, modern, read_config
-from decoders.formats.files import forget, stored_tensors
-from decoders.formats.folder import find, first_line, read_json_if_any, read_settled
-from decoders.formats.names import HEADS, LAYOUTS, NEW_HEADS, TWINS, grouped
-from decoders.formats.switch import switched
+from decoders.formats import (
+    HEADS,
+    LAYOUTS,
+    NEW_HEADS,
+    TWINS,
+    Packed,
+    check_ids,
+    config_file,
+    family,
+    find,
+    first_line,
+    forget,
+    grouped,
+    modern,
+    named_parts,
+    read_config,
+    read_generation_config,
+    read_settled,
+    stored_tensors,
+    switched,
+    unpacked,
+)
 
 # ---- Tensors -----------------------------------------------------------------------------------------------
 
 
-class Tensors(dict):
-    """Name -> tensor under the hub's current names; `origin[name]` is (file, name in that file)."""
+class Tensors(Mapping[str, Tensor]):
+    """Name -> plain tensor under the hub's current names; `origin[name]` is (file, name in that file).
+
+    What a packaging holds in fewer bits is dequantised each time when it is asked for, and not kept:
+    `stored[name]` is the tensor, or a `Packed` whose shape and dtype are known without that.
+    """
 
     def __init__(self):
+        self.stored: dict[str, Tensor | Packed] = {}
         self.origin: dict[str, tuple[Path, str]] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return unpacked(self.stored[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.stored
 
 
 def tensors(path: str | Path) -> Tensors:
-    """All tensors of a checkpoint folder, memory-mapped where the format allows: read when they are used."""
+    """All tensors of a checkpoint folder or `.gguf` file, memory-mapped where the format allows: read, and
+    dequantised, when they are used."""
     folder = find(path)
     config = read_config(folder)
     layout, found = LAYOUTS[family(config)], Tensors()
-    for file, stored, whole in stored_tensors(folder):
+    for file, stored, whole in stored_tensors(folder, config):
         if re.search(layout.dead + "$", f".{stored}"):
             continue
         try:
-            named = list(layout.modern(stored, whole, config))
+            parts = named_parts(whole, lambda tensor: layout.modern(stored, tensor, config))  # noqa: B023
         except (RuntimeError, TypeError, KeyError, ZeroDivisionError) as error:
             told = f"{stored} {tuple(whole.shape)} cannot be cut into q, k and v ({first_line(error)})"
             raise ValueError(f"{file}: {told}") from None
-        for name, tensor in named:
+        for name, tensor in parts:
             if not name.startswith((layout.prefix + ".", *layout.beside)):
                 name = f"{layout.prefix}.{name}"
             if name not in found:
-                found[name], found.origin[name] = tensor, (file, stored)
-            elif found.origin[name][1] == stored or not torch.equal(found[name], tensor):  # no twin
+                found.stored[name], found.origin[name] = tensor, (file, stored)
+            elif found.origin[name][1] == stored or not torch.equal(found[name], unpacked(tensor)):  # no twin
                 raise ValueError(f"{file} holds {stored}, which {found.origin[name][0].name} holds as well")
     return found
 
@@ -70,7 +105,7 @@ def tensors(path: str | Path) -> Tensors:
 class Match(NamedTuple):
     """How a checkpoint fits a model: which tensor each parameter gets, and what does not fit."""
 
-    tensors: dict[str, Tensor]  # parameter name -> tensor
+    tensors: dict[str, Tensor | Packed]  # parameter name -> tensor
     new: list[str]  # parameters of a head that the checkpoint does not have
     problems: list[str]  # sentences; empty if the model can be loaded
     unused: list[str]  # heads of the checkpoint that this model does not have
@@ -93,17 +128,17 @@ def match(model: nn.Module, found: Tensors) -> Match:
         if not stored:
             absent.append((prefix + own[0], own[0], shape))
             continue
-        chosen[own[0]] = found[stored[0]]
+        chosen[own[0]] = found.stored[stored[0]]
         problems += [
-            f"{name} is {tuple(found[name].shape)} in {found.origin[name][0].name}, not {shape}"
+            f"{name} is {tuple(found.stored[name].shape)} in {found.origin[name][0].name}, not {shape}"
             for name in stored
-            if tuple(found[name].shape) != shape
+            if tuple(found.stored[name].shape) != shape
         ]
         kind = bits[own[0]].dtype if own[0] in bits else None
         problems += [
-            f"{name} is {found[name].dtype} in {found.origin[name][0].name}, not {kind}"
+            f"{name} is {found.stored[name].dtype} in {found.origin[name][0].name}, not {kind}"
             for name in stored
-            if kind and found[name].dtype != kind
+            if kind and found.stored[name].dtype != kind
         ]
         if len(stored) > 1 and not problems and not torch.equal(found[stored[0]], found[stored[1]]):
             problems.append(
@@ -112,7 +147,7 @@ def match(model: nn.Module, found: Tensors) -> Match:
             )
     extra = [name for name in found if name not in known]
     missing = [f"{stored} {shape}" for stored, _, shape in absent if not stored.startswith(NEW_HEADS)]
-    unexpected = [f"{name} {tuple(found[name].shape)}" for name in extra if not name.startswith(HEADS)]
+    unexpected = [f"{name} {tuple(found.stored[name].shape)}" for name in extra if not name.startswith(HEADS)]
     first = [f"missing: {grouped(missing)}"] if missing else []
     first += [f"unexpected: {grouped(unexpected)}"] if unexpected else []
     new = [name for stored, name, _ in absent if stored.startswith(NEW_HEADS)]
@@ -160,7 +195,7 @@ def load(
     bar = tqdm(matched.tensors.items(), "loading", unit=" tensors", leave=False, disable=not progress)
     state = {}
     for name, tensor in bar:
-        state[name] = tensor.to(device, None if name in bits else dtype)
+        state[name] = unpacked(tensor, None if name in bits else dtype).to(device)
         if progress and state[name].is_cpu:
             state[name].view(-1).view(torch.uint8)[::4096].sum()  # one byte of every page
     for name in matched.new:
@@ -182,7 +217,7 @@ def quantize_while_reading(
     stored = {id(model.get_parameter(name)): name for name in matched.tensors}  # a tied one has the table's
     for name, layer in layers.items():
         if found := stored.get(id(layer.weight)):
-            tensor = matched.tensors[found]
+            tensor = unpacked(matched.tensors[found])
             own = kernels.Quantized.from_weight(layer, kind, tensor, device, name)
             kernels.replace_module(model, name, own)
             if found == f"{name}.weight":
@@ -228,11 +263,11 @@ def on_meta(model_class: type, folder: Path, **overrides) -> nn.Module:
         config = config_class.from_dict(current)
     except (ValueError, TypeError) as error:
         told = first_line(error)
-        raise ValueError(told if str(folder) in told else f"{folder / 'config.json'}: {told}") from None
+        raise ValueError(told if str(folder) in told else f"{config_file(folder)}: {told}") from None
     with torch.device("meta"), Undrawn():
         model = model_class(config)
     model.config_json = {key: value for key, value in current.items() if key not in overrides}
-    model.generation_config = read_json_if_any(folder / "generation_config.json")
+    model.generation_config = read_generation_config(folder)
     try:
         check_ids(model.generation_config)
     except ValueError as error:

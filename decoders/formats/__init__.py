@@ -8,8 +8,19 @@ tensors, files of weights and vocabularies, chat formats, folders that change al
 from .characters import category, decomposed
 from .chat import CHAT_FORMATS, Part, chat_template
 from .checks import check_ids
-from .config import FAMILIES, OLD_NAMES, REFUSED, architectures, cache_shape, family, modern, read_config
-from .files import forget, read_safetensors, stored_tensors
+from .config import (
+    FAMILIES,
+    OLD_NAMES,
+    REFUSED,
+    architectures,
+    cache_shape,
+    config_file,
+    family,
+    modern,
+    read_config,
+    read_generation_config,
+)
+from .files import forget, read_safetensors
 from .folder import (
     RELEASE,
     SMALL_FILES,
@@ -23,6 +34,8 @@ from .folder import (
     read_text,
 )
 from .names import HEADS, LAYOUTS, NEW_HEADS, TWINS, as_it_is, grouped, modern_fuyu, no_number
+from .packagings import packaging, stored_tensors
+from .packed import Packed, named_parts, unpacked
 from .pictures import preprocessor
 from .pieces import Cutter, merge
 from .switch import switched
@@ -62,6 +75,7 @@ __all__ = [
     "AddedToken",
     "Cutter",
     "Files",
+    "Packed",
     "Part",
     "Pieces",
     "added_tokens",
@@ -72,6 +86,7 @@ __all__ = [
     "chat_template",
     "check_file",
     "check_ids",
+    "config_file",
     "decomposed",
     "family",
     "find",
@@ -81,10 +96,13 @@ __all__ = [
     "merge",
     "modern",
     "modern_fuyu",
+    "named_parts",
     "no_number",
+    "packaging",
     "preprocessor",
     "read_config",
     "read_files",
+    "read_generation_config",
     "read_json",
     "read_json_if_any",
     "read_merges",
@@ -94,5 +112,6 @@ __all__ = [
     "stored_tensors",
     "switched",
     "token_content",
+    "unpacked",
     "write_files",
 ]

@@ -26,7 +26,9 @@ from .checks import (
     check_sizes,
     with_labels,
 )
-from .folder import RELEASE, read_json, read_text
+from .folder import RELEASE, read_json, read_json_if_any, read_text
+from .gguf import gguf_files
+from .gguf_config import gguf_config, gguf_generation_config
 from .rope import check_rotation, flat_rope, longrope, scaled_rope
 
 # ---- Families ----------------------------------------------------------------------------------------------
@@ -76,8 +78,10 @@ def architectures(config: dict) -> list[str]:
 
 
 def read_config(folder: Path) -> Fields:
-    """`config.json`; where there is none, what OpenAI's list of shapes says about GPT-1, or the arguments
-    stored in Adept's release of Persimmon and Fuyu."""
+    """What a GGUF file's metadata says, or `config.json`; where there is none, what OpenAI's list of shapes
+    says about GPT-1, or the arguments stored in Adept's release of Persimmon and Fuyu."""
+    if gguf_files(folder):
+        return gguf_config(folder)
     file, shapes = folder / "config.json", folder / "params_shapes.json"
     if not file.exists() and (folder / RELEASE).exists():
         from .adept import release_config  # which needs torch
@@ -92,6 +96,19 @@ def read_config(folder: Path) -> Fields:
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
     return config
+
+
+def config_file(folder: Path) -> Path:
+    """The file that says what `read_config` says, for errors."""
+    files = gguf_files(folder)
+    return files[0] if files else folder / "config.json"
+
+
+def read_generation_config(folder: Path) -> Fields:
+    """`generation_config.json`, {} where there is none; of a GGUF file what its vocabulary says."""
+    if gguf_files(folder):
+        return gguf_generation_config(folder)
+    return read_json_if_any(folder / "generation_config.json")
 
 
 def openai_config(shapes: Path) -> Fields:

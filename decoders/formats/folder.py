@@ -22,8 +22,8 @@ RELEASE = "latest_checkpointed_iteration.txt"  # in a folder as Adept released i
 
 
 def find(path_or_id: str | Path, weights: bool = True, subfolder: str = "", **hub: Any) -> Path:
-    """The folder itself, or that of a hub id such as `EleutherAI/gpt-neo-125m`, fetched into the hub's cache;
-    of either the `subfolder`. `hub` are options of `huggingface_hub.snapshot_download`.
+    """The folder or `.gguf` file itself, or the folder of a hub id such as `EleutherAI/gpt-neo-125m`, fetched
+    into the hub's cache; of either the `subfolder`. `hub` are options of `huggingface_hub.snapshot_download`.
 
     An existing folder makes no request; a save that was killed after its switch is finished there.
     FileNotFoundError where there is neither; ImportError if the hub is needed and `huggingface_hub` is not
@@ -33,8 +33,10 @@ def find(path_or_id: str | Path, weights: bool = True, subfolder: str = "", **hu
     if folder.is_dir():
         finish(folder)
         return folder
+    if folder.is_file() and folder.suffix == ".gguf":  # which is a whole checkpoint by itself
+        return folder
     if folder.exists():
-        raise NotADirectoryError(f"{folder} is a file: give the checkpoint's folder")
+        raise NotADirectoryError(f"{folder} is a file: give the checkpoint's folder, or a .gguf file")
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(path_or_id)) or ".." in str(path_or_id):
         raise FileNotFoundError(f"there is no folder {folder}, and it cannot be a hub id")
     try:

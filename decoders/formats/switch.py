@@ -18,6 +18,7 @@ from pathlib import Path
 CHECKPOINT = (
     ".json",
     ".safetensors",
+    ".gguf",
     ".bin",
     ".msgpack",
     ".h5",
@@ -147,7 +148,7 @@ def is_name(name: object) -> bool:
 def stamp(folder: Path) -> set[tuple]:
     """Which files of a checkpoint there are: another after any save. A log beside them may grow."""
     states = set()
-    for file in os.scandir(folder):
+    for file in os.scandir(folder if folder.is_dir() else folder.parent):
         if file.name.startswith(".saved-") or file.name.endswith(CHECKPOINT):
             with suppress(FileNotFoundError):  # it went meanwhile
                 state = file.stat()

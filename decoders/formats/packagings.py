@@ -1,0 +1,50 @@
+"""Which packaging a checkpoint is in -> its tensors, dequantised when they are used.
+
+A packaging is a module of this room with
+
+    NAME                          what people call it: "GGUF", "GPTQ"
+    recognise(folder, config)     whether the folder (or a single `.gguf` file) is in it, by names and small
+                                  files only. `config` is what `read_config` says, {} where that is not known
+    tensors(folder, config)       (file, name, tensor) of all that it holds: a plain `Tensor` or a `Packed`,
+                                  under a name that a plain checkpoint, of any era, has for it
+
+and a line in `PACKAGINGS`. What none of them recognises is plain: `files.py` reads it. A packaging that is
+known and not supported is recognised too, and its `tensors` raises the sentence that says what to do.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from . import files, gguf_tensors
+from .packed import Packed
+
+
+class Packaging(Protocol):
+    """What a module of this room offers to be one."""
+
+    NAME: str
+
+    def recognise(self, folder: Path, config: dict) -> bool: ...
+
+    def tensors(self, folder: Path, config: dict) -> Iterator[tuple[Path, str, Tensor | Packed]]: ...
+
+
+PACKAGINGS: tuple[Packaging, ...] = (gguf_tensors,)
+
+
+def packaging(folder: Path, config: dict) -> Packaging | None:
+    """The one that the folder is in; None if it is plain. ValueError if it is in two at once."""
+    found = [module for module in PACKAGINGS if module.recognise(folder, config)]
+    if len(found) > 1:
+        names = " and ".join(module.NAME for module in found)
+        raise ValueError(f"{folder} is in two packagings at once, {names}: keep the files of one")
+    return found[0] if found else None
+
+
+def stored_tensors(folder: Path, config: dict) -> Iterator[tuple[Path, str, Tensor | Packed]]:
+    """(file, name, tensor) of everything that a checkpoint of any packaging holds."""
+    module = packaging(folder, config)
+    yield from module.tensors(folder, config) if module else files.stored_tensors(folder)

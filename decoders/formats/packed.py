@@ -1,0 +1,52 @@
+"""A tensor that a file holds in fewer bits than its numbers have: dequantised when it is used."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Packed:
+    """`shape` and `dtype` are those of the numbers that `dequantize` gives. Nothing is read before."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    kind: str  # its format, for people: "Q4_K", "nf4", "int4 by groups of 128"
+    nbytes: int  # in the file, scales included
+    read: Callable[[torch.dtype], Tensor]  # the numbers in a dtype
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The plain numbers, in the packaging's own dtype or converted to `dtype`."""
+        return self.read(dtype or self.dtype)
+
+
+def unpacked(tensor: Tensor | Packed, dtype: torch.dtype | None = None) -> Tensor:
+    """The numbers of a tensor, whether it is packed or not."""
+    if isinstance(tensor, Packed):
+        return tensor.dequantize(dtype)
+    return tensor if dtype is None else tensor.to(dtype)
+
+
+def named_parts(
+    tensor: Tensor | Packed, modern: Callable[[Tensor], Iterable[tuple[str, Tensor]]]
+) -> list[tuple[str, Tensor | Packed]]:
+    """`modern(tensor)`, which names a tensor and may cut it into parts. Of a packed one it is asked about
+    names and shapes only, on the meta device; the parts are cut when they are used."""
+    if not isinstance(tensor, Packed):
+        return list(modern(tensor))
+    parts = list(modern(torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")))
+    if len(parts) == 1 and parts[0][1].shape == tensor.shape:
+        return [(parts[0][0], tensor)]
+    return [(name, part_of(tensor, i, part.shape, modern)) for i, (name, part) in enumerate(parts)]
+
+
+def part_of(whole: Packed, i: int, shape: torch.Size, modern: Callable) -> Packed:
+    """The i-th of the parts into which `modern` cuts the dequantised matrix."""
+    share = whole.nbytes * shape.numel() // max(1, whole.shape.numel())
+
+    def read(dtype: torch.dtype) -> Tensor:
+        return list(modern(whole.dequantize(dtype)))[i][1]
+
+    return Packed(shape, whole.dtype, whole.kind, share, read)
