@@ -1,7 +1,7 @@
 """The pictures of docs/decoding.md: python -m examples.draw_decoding     (needs matplotlib)
 
 A tree of beams as they were followed and dropped, with the logarithm of each text's chance; a text written
-with an assistant, with the tokens that it proposed in colour.
+with an assistant, with the tokens that it drafted in colour.
 """
 
 import copy
@@ -74,8 +74,10 @@ def draw_tree(
         axes.text(n, y - 0.34, f"{total:.2f}", fontsize=8, **style)
     axes.set(xlim=(-0.2, max(map(len, leaves)) + 1), ylim=(-0.7, len(leaves) - 0.4))
     axes.axis("off")
-    told = "what was followed, and the logarithm of its chance so far. Green is the best, grey was dropped."
-    axes.set_title(f"{len(best)} beams: {told}", fontsize=10, loc="left")
+    caption = (
+        "what was followed, and the logarithm of its chance so far. Green is the best, grey was dropped."
+    )
+    axes.set_title(f"{len(best)} beams: {caption}", fontsize=10, loc="left")
     figure.savefig(file, dpi=110)
     plt.close(figure)
 
@@ -101,15 +103,15 @@ def assisted(file: Path, columns: int = 122) -> None:
         max_new_tokens=100, return_dict_in_generate=True)  # fmt: skip
     new = found.sequences[0, len(said) :].tolist()
     written, pieces = len(new), [(tokenizer.decode(said), GREY)]
-    for proposed, held in found.stats["rounds"]:
-        own = new[held : held + 1]
-        for ids, colour in ((proposed[:held], GREEN), (proposed[held:], RED), (own, "black")):
+    for drafted, accepted in found.stats["rounds"]:
+        own = new[accepted : accepted + 1]
+        for ids, colour in ((drafted[:accepted], GREEN), (drafted[accepted:], RED), (own, "black")):
             before = list(said)
             for id in ids:
                 pieces.append((next_text(tokenizer, before, id), colour))
                 before.append(id)
             said = said if colour == RED else before
-        new = new[held + 1 :]
+        new = new[accepted + 1 :]
     figure, axes = plt.subplots(figsize=(11, 2.9), layout="constrained")
     axes.axis("off")
     column = line = 0
@@ -125,9 +127,9 @@ def assisted(file: Path, columns: int = 122) -> None:
             ends = [(column + blank) / columns, (column + len(shown)) / columns]
             axes.plot(ends, [0.905 - 0.17 * line] * 2, color=RED, lw=1, transform=axes.transAxes)
         column += len(shown)
-    told = "Green: proposed, right. Red: proposed, wrong. Black: the model's own."
+    caption = "Green: drafted, accepted. Red: drafted, rejected. Black: the model's own."
     title = f"{written} tokens in {found.stats['passes']} passes; the assistant is the model itself, coarser."
-    axes.set_title(f"{title} {told}", fontsize=10, loc="left")
+    axes.set_title(f"{title} {caption}", fontsize=10, loc="left")
     figure.savefig(file, dpi=110)
     plt.close(figure)
 

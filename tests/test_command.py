@@ -449,7 +449,7 @@ def test_every_way_tells_a_story(options, least):
     if options[0] in ("--prompt-lookup", "--assistant"):
         assert (
             found.stdout == run("generate", TINY, "Once upon a time").stdout
-            and " proposed tokens held" in found.stderr
+            and " drafted tokens accepted" in found.stderr
         )
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from decoders import decoding, fuyu, gpt_neo, kernels, tokenize, weights
-from decoders.decoding.beams import Ended, Item
-from decoders.decoding.constraints import Beam, State, spread
+from decoders.decoding.beams import BeamHypotheses, Hypothesis
+from decoders.decoding.constraints import Beam, Progress, allocate
 from tests import golden_generation
 from tests.conftest import ROOT
 from tests.families import GPT_NEO, LENGTH, LONGROPE, PADDED, PHI3, inputs
@@ -194,8 +194,8 @@ def test_scores_of_beams_are_those_of_their_texts(family, guided):
         away = log_chances(model, found.sequences[:, 9:], LENGTH - 9)
         expected = away + 1.6 * (expected - away)
     torch.testing.assert_close(found.sequences_scores * 12, expected, atol=2e-4, rtol=1e-5)
-    told = decoding.compute_transition_scores(found.sequences, found.scores, found.beam_indices)
-    torch.testing.assert_close(told.sum(1), found.sequences_scores * 12, atol=2e-4, rtol=1e-5)
+    summed = decoding.compute_transition_scores(found.sequences, found.scores, found.beam_indices)
+    torch.testing.assert_close(summed.sum(1), found.sequences_scores * 12, atol=2e-4, rtol=1e-5)
 
 
 def test_constraints_are_met_by_every_beam_that_has_the_room(family):
@@ -238,15 +238,20 @@ def test_constraints_where_little_else_may_follow(family, options):
 def test_never_looks_to_the_last_length():
     """An ended beam of -1.0; a running one of -5.0 after 5 of 10 steps could still come to -0.5."""
     for early, hopeful in (("never", True), (False, False)):
-        item = Item(1, decoding.GenerationConfig(early_stopping=early), 10)
-        item.add(Ended(-1.0, torch.tensor([3]), [0]))
-        item.look(-5.0, 5)
-        assert item.hopeful is hopeful
+        hypotheses = BeamHypotheses(1, decoding.GenerationConfig(early_stopping=early), 10)
+        hypotheses.add(Hypothesis(-1.0, torch.tensor([3]), [0]))
+        hypotheses.end_step(-5.0, 5)
+        assert hypotheses.hopeful is hopeful
 
 
 def test_every_bank_of_constraints_keeps_its_best():
     one = [decoding.PhrasalConstraint([1, 2]), decoding.PhrasalConstraint([3])]
-    states = {"none": State((0, 1)), "begun": State((0, 1), 0, (1,)), "three": State((0,)), "all": State(())}
+    states = {
+        "none": Progress((0, 1)),
+        "begun": Progress((0, 1), 0, (1,)),
+        "three": Progress((0,)),
+        "all": Progress(()),
+    }
     assert [states[key].bank(one) for key in states] == [0, 1, 2, 4]
     pool = [
         Beam(i, 0, total, states[key])
@@ -254,14 +259,14 @@ def test_every_bank_of_constraints_keeps_its_best():
             [("none", -1.0), ("none", -2.0), ("all", -9.0), ("three", -5.0), ("three", -4.0), ("begun", -6.0)]
         )
     ]
-    assert [beam.row for beam in spread(pool, one, 6)] == [2, 4, 5, 0, 3, 1] and [
-        beam.row for beam in spread(pool, one, 3)
+    assert [beam.row for beam in allocate(pool, one, 6)] == [2, 4, 5, 0, 3, 1] and [
+        beam.row for beam in allocate(pool, one, 3)
     ] == [2, 4, 5]
     after = states["begun"].after(1, one)  # a wrong token that begins the phrase anew
     assert (
-        after == State((0, 1), 0, (1,))
-        and after.after(2, one) == State((1,))
-        and states["begun"].after(3, one) == State((0,))
+        after == Progress((0, 1), 0, (1,))
+        and after.after(2, one) == Progress((1,))
+        and states["begun"].after(3, one) == Progress((0,))
     )
 
 
@@ -314,9 +319,9 @@ def test_assisted_greedy_gives_the_text_of_greedy(family, helper, options):
     found = decoding.generate(model, prompt, **options, **given, return_dict_in_generate=True)
     assert found.sequences.tolist() == decoding.generate(model, prompt, **options).tolist()
     stats, new = found.stats, found.sequences.shape[1] - prompt.shape[1]
-    assert stats["accepted"] + stats["passes"] >= new and stats["accepted"] <= stats["proposed"]
+    assert stats["accepted"] + stats["passes"] >= new and stats["accepted"] <= stats["drafted"]
     if helper == "the same model":
-        assert stats["accepted"] >= 0.6 * stats["proposed"] > 0 and stats["passes"] < new
+        assert stats["accepted"] >= 0.6 * stats["drafted"] > 0 and stats["passes"] < new
 
 
 def test_assisted_decoding_goes_over_the_switch_of_frequencies():
@@ -610,13 +615,13 @@ def test_transition_scores_equal_transformers(family, options, normalize):
     }
     expected = theirs.generate(ids, attention_mask=torch.ones_like(ids), **given)
     indices = getattr(expected, "beam_indices", None)
-    told = theirs.compute_transition_scores(
+    expected_scores = theirs.compute_transition_scores(
         expected.sequences, expected.scores, indices, normalize_logits=normalize
     )
     found = decoding.compute_transition_scores(
         expected.sequences, expected.scores, indices, normalize_logits=normalize
     )
-    torch.testing.assert_close(found, told, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found, expected_scores, atol=1e-6, rtol=0)
 
 
 # ---- Streams, stops, interrupts
@@ -878,13 +883,13 @@ def test_an_interrupt_between_chunks_leaves_the_cache_as_it_was(family):
 def test_chunks_are_of_ids_alone(family):
     model, (ids, _) = family.model(), inputs(101)
     vectors = model.get_submodule(family.table)(ids)
-    for told, given in (
+    for message, given in (
         ("use_cache", {"use_cache": False}),
         ("no attentions", {"output_attentions": True}),
         ("whole number from 1", {"prefill_chunk_size": 0}),
         ("not with inputs_embeds", {"input_ids": None, "inputs_embeds": vectors}),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             decoding.generate(
                 model, **{"input_ids": ids, "prefill_chunk_size": 3, "max_new_tokens": 2, **given}
             )
@@ -927,6 +932,6 @@ def test_rows_that_have_ended_leave_the_batch(family, options, padded, monkeypat
         )
 
     found, rows = run(), list(seen)
-    monkeypatch.setattr("decoders.decoding.loop.Run.may_leave", False)
+    monkeypatch.setattr("decoders.decoding.state.Generation.may_drop_finished", False)
     assert torch.equal(found, run()) and len(set(seen[1:])) == 1
     assert rows[0] == seen[0] and rows[-1] < seen[-1] and len(rows) == len(seen), rows

@@ -6,9 +6,8 @@ import textwrap
 
 import pytest
 
-from decoders.decoding import beams, constraints, texts
+from decoders.decoding import assisted, beams, constraints, contrastive, dola, guidance, sequences
 from decoders.decoding import logits_processors as processors
-from decoders.decoding import loop as generation
 from tests import test_generation as tests
 from tests.families import GPT_NEO, PHI, PHI3
 
@@ -41,62 +40,65 @@ def sampled(what: str):
     return against_5(what, tests.SAMPLING)
 
 
-RUN, TEXT, ITEM = generation.Run, texts.Text, beams.Item
-MISTAKES = {  # what is wrong: (where, what stands there, what is put there, the test that must fail)
-    "the length of the prompt's last token counts in the penalty": (beams.ended_with, "len(new)", "(len(new) + 1)", beam("all")),
-    "no length penalty": (beams.ended_with, "/ len(new) ** s.length_penalty", "", beam("all")),
-    "chances instead of their logarithms": (RUN.beams, "logits.log_softmax(-1)", "logits.softmax(-1)", beam("four")),
-    "logits instead of logarithms": (RUN.beams, "logits.log_softmax(-1)", "logits", beam("four")),
-    "a beam that is not among the best may end": (beams.search, "ended[b, :size]", "ended[b]", beam("no penalty", family=GPT_NEO)),
-    "all beams begin": (beams.search, "sums[:, :, 0] = 0.0", "sums[:] = 0.0", beam("four")),
-    "too few candidates": (beams.search, "max(2, 1 + len(eos)) * size", "size", beam("seven", family=GPT_NEO)),
-    "ended beams run on": (beams.search, "best.masked_fill(stopped, LOW)", "best", beam("seven", family=GPT_NEO)),
-    "the cache stays where it was": (TEXT.reorder, "in self.cache or ()", "in ()", beam("four")),
-    "the cache moves from the second new token on": (TEXT.reorder, "slice(self.start, None)", "slice(self.start + 1, None)", beam("four")),
-    "the ids stay where they were": (TEXT.reorder, "self.buffer[moved, new] = self.buffer[source, new]", "pass", beam("four")),
-    "hope without length penalty": (ITEM.look, "best / length**penalty", "best", beam("sampled", family=GPT_NEO)),
-    "never is as False": (ITEM.look, '== "never"', '== "no"', tests.test_never_looks_to_the_last_length),
-    "an early stop in the middle of a step": (ITEM.add, "if self.open:", "if self.hopeful and not self.full:", beam("many stops, True, 2.0", family=GPT_NEO)),
-    "sampled beams are the best ones": (beams.candidates, "if not do_sample:", "if True:", beam("sampled")),
+SEARCH, SEQUENCES, HYPOTHESES = beams.BeamSearch, sequences.Sequences, beams.BeamHypotheses
+CONTRASTIVE, ASSISTED = contrastive.ContrastiveSearch, assisted.AssistedDecoding
+LOOKUP_OF_3000 = lambda: tests.test_assisted_sampling_keeps_the_distribution("lookup", 3000)  # noqa: E731
+ASSISTANT_OF_3000 = lambda: tests.test_assisted_sampling_keeps_the_distribution("assistant", 3000)  # noqa: E731
+
+# What is wrong: (where, what stands there, what is put there, the test that must fail)
+MISTAKES = {
+    "the length of the prompt's last token counts in the penalty": (beams.normalized, "length**", "(length + 1) **", beam("all")),
+    "no length penalty": (beams.normalized, "/ length**s.length_penalty", "", beam("all")),
+    "probabilities instead of their logarithms": (SEARCH.forward, "logits.log_softmax(-1)", "logits.softmax(-1)", beam("four")),
+    "logits instead of logarithms": (SEARCH.forward, "self.logits.log_softmax(-1)", "self.logits", beam("four")),
+    "a beam that is not among the best may end": (SEARCH.finish, "ends[:, : self.M]", "ends", beam("no penalty", family=GPT_NEO)),
+    "all beams begin": (beams.first_sums, "sums[:, :, 0] = 0.0", "sums[:] = 0.0", beam("four")),
+    "too few candidates": (SEARCH.candidates, "max(2, 1 + len(self.run.eos)) * self.M", "self.M", beam("seven", family=GPT_NEO)),
+    "finished beams run on": (SEARCH.run_on, "candidates.sums.masked_fill(candidates.stopped, NEVER)", "candidates.sums", beam("seven", family=GPT_NEO)),
+    "the cache stays where it was": (SEQUENCES.reorder, "in self.cache or ()", "in ()", beam("four")),
+    "the cache moves from the second new token on": (SEQUENCES.reorder, "slice(self.prompt_length, None)", "slice(self.prompt_length + 1, None)", beam("four")),
+    "the ids stay where they were": (SEQUENCES.reorder, "self.buffer[moved, new] = self.buffer[source, new]", "pass", beam("four")),
+    "hope without length penalty": (HYPOTHESES.end_step, "best / length**penalty", "best", beam("sampled", family=GPT_NEO)),
+    "never is as False": (HYPOTHESES.end_step, '== "never"', '== "no"', tests.test_never_looks_to_the_last_length),
+    "an early stop in the middle of a step": (HYPOTHESES.add, "if self.open:", "if self.hopeful and not self.full:", beam("many stops, True, 2.0", family=GPT_NEO)),
+    "sampled beams are the best ones": (beams.best_or_sampled, "if not do_sample:", "if True:", beam("sampled")),
     "repeated tokens get likelier": (processors.repetition_penalty, "old < 0", "old > 0", greedy("repetition_penalty")),
     "padding earns a penalty": (processors.repetition_penalty, "(padding := mask.shape[1] - mask.sum(1)).any()", "not (padding := mask.sum(1) * 0).any()",
                                 greedy("repetition_penalty", padded=True)),
-    "the first of an n-gram is banned": (processors.no_repeat_ngrams, "place, -1]", "place, 0]", greedy("no_repeat_ngram_size 2")),
-    "n-grams are one shorter": (processors.no_repeat_ngrams, "def process(ids, scores):", "n = n - 1\n\n    def process(ids, scores):", greedy("no_repeat_ngram_size 3")),
-    "a sequence's beginning is not looked at": (processors.sequence_bias, "torch.where(fits, value, 0.0)", "value", greedy("sequence_bias")),
-    "one token too many before a stop id": (processors.listed, "n < least", "n <= least", greedy("min_new_tokens")),
-    "the length grows by sums": (processors.decay, "factor ** (ids.shape[1] - start)", "factor * (ids.shape[1] - start)", greedy("exponential_decay")),
-    "the last token is forced a step early": (processors.listed, "end - 1", "end - 2", greedy("forced_eos_token_id")),
-    "suppressed in the beginning only": (processors.listed, "found.append(banned(s.suppress_tokens))", "found.append(banned(s.suppress_tokens, lambda n: n == T))", greedy("suppress_tokens")),
-    "guidance from the wrong end": (TEXT.led, "other + self.scale", "logits.log_softmax(-1) + self.scale", greedy("guidance")),
+    "the first of an n-gram is banned": (processors.no_repeat_ngrams, "start, -1]", "start, 0]", greedy("no_repeat_ngram_size 2")),
+    "n-grams are one shorter": (processors.no_repeat_ngrams, "def process(", "n = n - 1\n\n    def process(", greedy("no_repeat_ngram_size 3")),
+    "a sequence's beginning is not looked at": (processors.sequence_bias, "torch.where(matches, bias, 0.0)", "bias", greedy("sequence_bias")),
+    "one token too many before a stop id": (processors.processors_of, "n < min_length", "n <= min_length", greedy("min_new_tokens")),
+    "the length grows by sums": (processors.exponential_decay, "factor**steps", "factor * steps", greedy("exponential_decay")),
+    "the last token is forced a step early": (processors.forced_and_suppressed, "max_length - 1", "max_length - 2", greedy("forced_eos_token_id")),
+    "suppressed in the beginning only": (processors.forced_and_suppressed, "suppress_tokens(s.suppress_tokens)", "suppress_tokens(s.suppress_tokens, lambda n: n == T)", greedy("suppress_tokens")),
+    "guidance from the wrong end": (guidance.GuidedSequences.guide, "away + self.scale", "logits.log_softmax(-1) + self.scale", greedy("guidance")),
     "temperature multiplies": (processors.temperature, "scores / value", "scores * value", sampled("temperature")),
     "top_p keeps the unlikely": (processors.top_p, "<= 1 - p", "<= p", sampled("top_p")),
-    "top_p before top_k": (processors.filters, "if s.top_k:", "if s.top_k and not s.top_p:", sampled("all")),
-    "min_p of all": (processors.min_p, "chances.amax(-1, keepdim=True)", "1.0", sampled("min_p")),
-    "typical is likely": (processors.typical_p, "(-logs - entropy)", "(-logs)", sampled("typical_p")),
-    "epsilon of the best": (processors.epsilon_cutoff, "scores.softmax(-1) < least_chance", "scores.softmax(-1) < least_chance * scores.softmax(-1).amax(-1, keepdim=True)", sampled("epsilon_cutoff")),
+    "top_p before top_k": (processors.filters_of, "if s.top_k:", "if s.top_k and not s.top_p:", sampled("all")),
+    "min_p of all": (processors.min_p, "probs.amax(-1, keepdim=True)", "1.0", sampled("min_p")),
+    "typical is probable": (processors.typical_p, "(-logs - entropy)", "(-logs)", sampled("typical_p")),
+    "epsilon of the best": (processors.epsilon_cutoff, "scores.softmax(-1) < cutoff", "scores.softmax(-1) < cutoff * scores.softmax(-1).amax(-1, keepdim=True)", sampled("epsilon_cutoff")),
     "eta without the root": (processors.eta_cutoff, "math.sqrt(epsilon)", "epsilon", sampled("eta_cutoff")),
-    "each prompt's texts far apart": (TEXT.expand, ".repeat_interleave(times)", ".repeat(times)", sampled("three of each")),
-    "likeness and chance change places": (RUN.looking_ahead, "(1 - alpha) * chances - alpha * likeness", "alpha * chances - (1 - alpha) * likeness", against_4("contrastive, two, whole")),
-    "likeness to padding": (RUN.looking_ahead, ".masked_fill(blocked[:, None], -math.inf)", "", against_4("contrastive, no repeats, padded", PHI3)),
-    "likeness by length": (RUN.looking_ahead, "F.normalize(output.hidden_states[-1].float(), dim=-1)", "output.hidden_states[-1].float()", against_4("contrastive, whole")),
-    "DoLa adds": (generation.DoLa.__call__, "late - base", "late + base", against_4("dola high, row 0")),
-    "DoLa keeps all": (generation.DoLa.__call__, "math.log(0.1)", "math.log(1e-9)", against_4("dola high, row 0", GPT_NEO)),
-    "DoLa takes the nearest layer": (generation.DoLa.__call__, "differs.argmax(0)", "differs.argmin(0)", against_4("dola list, row 0", PHI3)),
-    "groups come together": (beams.Diversity.__call__, "scores - self.penalty", "scores + self.penalty", against_4("two groups, whole")),
-    "groups do not see each other": (beams.search, "chosen = torch.cat([chosen, token], 1)", "pass", against_4("two groups, whole")),
-    "only the best bank": (constraints.spread, "key=lambda r: r[:2]", "key=lambda r: (r[1], r[0])", tests.test_every_bank_of_constraints_keeps_its_best),
-    "constraints count as met": (constraints.State.bank, "len(constraints) - len(self.left)", "0", against_4("two phrases, whole")),
-    "nothing leads on": (beams.led, "for i, state in enumerate(states):", "for i, state in ():", against_4("word, whole")),
-    "a rejected token may come again": (RUN.accepted_or_drawn, "chances.index_fill(0, token, 0.0)", "chances",
-                                        lambda: tests.test_assisted_sampling_keeps_the_distribution("lookup", 3000)),
-    "what the assistant would say comes again": (RUN.accepted_or_drawn, "(chances - proposed).clamp(min=0)", "chances",
-                                                 lambda: tests.test_assisted_sampling_keeps_the_distribution("assistant", 3000)),
-    "all that is proposed is taken": (RUN.accepted_or_drawn, "< float(chances[token])", "< 1.0", lambda: tests.test_assisted_sampling_keeps_the_distribution("assistant", 3000)),
-    "the cache keeps what was rejected": (RUN.assisted, "text.truncate(text.ids.shape[1])", "pass", lambda: tests.test_assisted_greedy_gives_the_text_of_greedy(GPT_NEO, "lookup", {})),
-    "processors see too long a text": (RUN.assisted, "text.ids[:, : n + i]", "text.ids",
+    "each prompt's sequences far apart": (SEQUENCES.expand, ".repeat_interleave(times)", ".repeat(times)", sampled("three of each")),
+    "similarity and probability change places": (CONTRASTIVE.best, "(1 - self.alpha) * probs - self.alpha * similarity", "self.alpha * probs - (1 - self.alpha) * similarity", against_4("contrastive, two, whole")),
+    "similarity to padding": (CONTRASTIVE.best, ".masked_fill(self.padding[:, None], -torch.inf)", "", against_4("contrastive, no repeats, padded", PHI3)),
+    "similarity by length": (contrastive.unit_states, "F.normalize(output.hidden_states[-1].float(), dim=-1)", "output.hidden_states[-1].float()", against_4("contrastive, whole")),
+    "DoLa adds": (dola.DoLa.__call__, "last - base", "last + base", against_4("dola high, row 0")),
+    "DoLa keeps all": (dola.DoLa.__call__, "math.log(0.1)", "math.log(1e-9)", against_4("dola high, row 0", GPT_NEO)),
+    "DoLa takes the nearest layer": (dola.DoLa.__call__, "argmax(0)", "argmin(0)", against_4("dola list, row 0", PHI3)),
+    "groups come together": (processors.Diversity.__call__, "scores - self.penalty", "scores + self.penalty", against_4("two groups, whole")),
+    "groups do not see each other": (SEARCH.step_of_group, "self.chosen = torch.cat([self.chosen, chosen], 1)", "pass", against_4("two groups, whole")),
+    "only the best bank": (constraints.allocate, "key=lambda r: r[:2]", "key=lambda r: (r[1], r[0])", tests.test_every_bank_of_constraints_keeps_its_best),
+    "constraints count as met": (constraints.Progress.bank, "len(constraints) - len(self.unmet)", "0", against_4("two phrases, whole")),
+    "nothing leads on": (beams.constrained_pool, "own.next_tokens(constraints)", "()", against_4("word, whole")),
+    "a rejected token may come again": (assisted.leftover, "p.index_fill(0, token, 0.0)", "p", LOOKUP_OF_3000),
+    "what the assistant would say comes again": (assisted.leftover, "(p - drafted).clamp(min=0)", "p", ASSISTANT_OF_3000),
+    "all that is drafted is accepted": (ASSISTED.accept_or_sample, "< float(p[token])", "< 1.0", ASSISTANT_OF_3000),
+    "the cache keeps what was rejected": (ASSISTED.round, "sequences.truncate(sequences.ids.shape[1])", "pass", lambda: tests.test_assisted_greedy_gives_the_text_of_greedy(GPT_NEO, "lookup", {})),
+    "processors see too long a text": (ASSISTED.verify, "sequences.ids[:, : n + i]", "sequences.ids",
                                        lambda: tests.test_assisted_greedy_gives_the_text_of_greedy(GPT_NEO, "the same model", {"no_repeat_ngram_size": 1})),
-    "passes lead over the switch": (generation.rotation_room, 'if not getattr(config, "rope_varies", False):', "if True:", tests.test_assisted_decoding_goes_over_the_switch_of_frequencies),
+    "passes lead over the switch": (assisted.tokens_before_rope_switch, "if not rope_varies(model):", "if True:", tests.test_assisted_decoding_goes_over_the_switch_of_frequencies),
 }  # fmt: skip
 
 
@@ -110,7 +112,8 @@ def put(monkeypatch, function, old: str, new: str) -> None:
     made: dict = {}
     exec(compile(source.replace(old, new), "<mistake>", "exec"), {**vars(module)}, made)
     name = function.__name__
-    for place in (owner, beams, generation, tests):  # also where it was imported by name
+    rooms = [room for key, room in sys.modules.items() if key.startswith("decoders.decoding")]
+    for place in (owner, *rooms, tests):  # also where it was imported by name
         if getattr(place, name, None) is function:
             monkeypatch.setattr(place, name, made[name])
 
@@ -118,7 +121,7 @@ def put(monkeypatch, function, old: str, new: str) -> None:
 LONG = (  # thousands of texts each
     "a rejected token may come again",
     "what the assistant would say comes again",
-    "all that is proposed is taken",
+    "all that is drafted is accepted",
 )
 
 

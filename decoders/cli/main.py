@@ -228,7 +228,7 @@ def generate_here(args: argparse.Namespace) -> int:
         answer["scores"] = scores_of(model, result.sequences, len(ids), sight)[0]
         write(json.dumps(answer, ensure_ascii=False) + "\n")
     stats = result.stats
-    helped = f", {stats['accepted']} of {stats['proposed']} proposed tokens held" if stats else ""
+    helped = f", {stats['accepted']} of {stats['drafted']} drafted tokens accepted" if stats else ""
     say(f"{watch.report(len(ids))}{helped}, loaded in {taken:.2f} s, peak memory {human(peak_memory())}")
     return 0
 

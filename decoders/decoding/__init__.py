@@ -7,15 +7,13 @@
 (`GenerationConfig`); docs/decoding.md has a paragraph and a command for each.
 """
 
+from . import logits_processors
 from .constraints import DisjunctiveConstraint, PhrasalConstraint
-from .loop import (
-    GenerateOutput,
-    GenerationConfig,
-    compute_transition_scores,
-    generate,
-    score,
-    stream,
-)
+from .loop import generate, stream
+from .scores import compute_transition_scores, score
+from .settings import GenerationConfig
+from .state import GenerateOutput
+from .stopping import stop_strings_criterion
 
 __all__ = [
     "DisjunctiveConstraint",
@@ -24,6 +22,8 @@ __all__ = [
     "PhrasalConstraint",
     "compute_transition_scores",
     "generate",
+    "logits_processors",
     "score",
+    "stop_strings_criterion",
     "stream",
 ]

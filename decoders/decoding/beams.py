@@ -1,201 +1,304 @@
-"""Beam search: several continuations of a text are followed beside each other, the best ended ones win."""
+"""Beam search: several continuations of a prompt are followed together, the best finished ones win.
 
-from collections.abc import Callable, Sequence
+Letters: B prompts, N beams each, in G groups of M = N / G beams, V vocabulary. The rows of the batch are the
+beams of the first prompt, then those of the second ...
+"""
+
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .constraints import Beam, State, spread
+from .constraints import Beam, Constraint, Progress, allocate
+from .logits_processors import NO_TOKEN
+from .settings import GenerationConfig
+from .state import Generation, repeated, sample
 
-LOW = -1e9  # as good as never, and still a number
-NOBODY = -1  # in place of a token of a group that has ended
+NEVER = -1e9  # a log-probability as good as -inf, and still a number
 
 
-class Ended(NamedTuple):
-    score: float  # sum of logarithms over length ** length_penalty
+class Hypothesis(NamedTuple):
+    """A beam that is finished."""
+
+    score: float  # sum of log-probabilities over length ** length_penalty
     ids: Tensor  # (new,)
     path: list[int]  # the row it went along in each step
-    whole: bool = True  # whether it meets all constraints: those that do not come last
+    complete: bool = True  # whether it meets all constraints: those that do not come last
 
     @property
     def rank(self) -> tuple[bool, float]:
-        return self.whole, self.score
+        return self.complete, self.score
 
 
-class Diversity:
-    """Takes `penalty` from a token's score for each time that an earlier group `chosen` it in this step.
-    Vijayakumar et al. (2016), arXiv:1610.02424."""
+class BeamHypotheses:
+    """The finished beams of one prompt, in one group of beams, and whether running ones may still be
+    better."""
 
-    def __init__(self, penalty: float):
-        self.penalty, self.chosen = penalty, torch.empty(0)
-
-    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
-        B, V = len(self.chosen), scores.shape[-1]
-        times = torch.stack([row[row != NOBODY].bincount(minlength=V) for row in self.chosen])
-        return scores - self.penalty * times.repeat_interleave(len(scores) // B, 0)
-
-
-class Item:
-    """One prompt's beams, in one group: its running ones are rows of the batch, its ended ones are here."""
-
-    def __init__(self, size: int, s: Any, room: int):
-        self.size, self.s, self.room = size, s, room
-        self.ended: list[Ended] = []
-        self.open = self.hopeful = True  # whether a running beam may still be better than what has ended
+    def __init__(self, size: int, s: GenerationConfig, max_new_tokens: int):
+        self.size, self.s, self.max_new_tokens = size, s, max_new_tokens
+        self.finished: list[Hypothesis] = []
+        self.open = self.hopeful = True
 
     @property
     def full(self) -> bool:
-        return len(self.ended) == self.size
+        return len(self.finished) == self.size
 
-    def begin(self) -> None:
-        """Before a step: whether what ends in it counts."""
+    def begin_step(self) -> None:
+        """Whether what finishes in this step counts."""
         self.open = self.hopeful and not (self.full and self.s.early_stopping is True)
 
-    def add(self, ended: Ended) -> None:
+    def add(self, hypothesis: Hypothesis) -> None:
         if self.open:
-            self.ended = sorted([*self.ended, ended], key=lambda e: e.rank, reverse=True)[: self.size]
+            ranked = sorted([*self.finished, hypothesis], key=lambda h: h.rank, reverse=True)
+            self.finished = ranked[: self.size]
 
-    def look(self, best: float, steps: int) -> None:
-        """After a step: `best` is the sum of the best beam. In 5.x that is one that runs on; 4.50, which
-        alone has groups and constraints, counts those that have just ended too: it goes on a step longer."""
+    def end_step(self, best: float, steps: int) -> None:
+        """`best` is the sum of the best beam. In Transformers 5 that is one that runs on; 4.50, which alone
+        has groups and constraints, counts those that have just finished too: it goes on a step longer."""
         penalty = self.s.length_penalty
-        length = self.room if self.s.early_stopping == "never" and penalty > 0 else steps
-        if self.full and self.ended[-1].whole and best / length**penalty <= self.ended[-1].score:
+        length = self.max_new_tokens if self.s.early_stopping == "never" and penalty > 0 else steps
+        if self.full and self.finished[-1].complete and best / length**penalty <= self.finished[-1].score:
             self.hopeful = False
 
 
-def search(
-    text: Any,
-    s: Any,
-    stops: Callable[[Tensor], Tensor] | None,
-    eos: Sequence[int],
-    room: int,
-    scores_of: Callable[..., Tensor],
-    generator: torch.Generator | None = None,
-    constraints: Sequence[Any] = (),
-) -> tuple[list[Tensor], Tensor, list[list[int]]]:
-    """(new ids, their scores, the rows they went along), the best first, of at most `room` steps.
+class Candidates(NamedTuple):
+    """What may follow in one group: the best or sampled continuations, of each prompt a few more than
+    beams."""
 
-    `text` has a row for each prompt. `scores_of(step, chosen)` gives the logarithms of chances (rows, V)
-    after all processors, where `chosen` are the tokens that earlier groups took in this step. `stops`
-    (candidates (n, T + 1)) says which of them end, beside those that end with one of `eos`.
-    """
-    B, N, groups = text.rows, s.num_beams, s.num_beam_groups
-    size = N // groups
-    items = [[Item(size, s, room) for _ in range(groups)] for _ in range(B)]
-    sums = torch.full((B, groups, size), LOW, device=text.ids.device)
-    sums[:, :, 0] = 0.0  # all beams begin alike
-    paths: list[list[int]] = [[] for _ in range(B * N)]
-    states = [State(tuple(range(len(constraints))))] * (B * N)
-    T, steps, going = text.ids.shape[1], 0, room > 0
-    while going:
-        steps += 1
-        chosen = torch.empty(B, 0, dtype=torch.long, device=text.ids.device)
-        rows, ends_all = [], True
-        for group in range(groups):
-            for b in range(B):
-                items[b][group].begin()
-            scores = scores_of(steps, chosen).view(B, groups, size, -1)[:, group]
-            scores = scores + sums[:, group, :, None]
-            V = scores.shape[-1]
-            kept = min(max(2, 1 + len(eos)) * size, size * V)
-            best, index = candidates(scores.flatten(1), kept, s.do_sample, generator)
-            row = torch.arange(B, device=index.device)[:, None] * N + group * size + index // V
-            token = index % V
-            stopped = torch.isin(token, torch.tensor(eos, device=token.device, dtype=torch.long))
-            if stops is not None:
-                texts = torch.cat([text.ids[row.flatten()], token.view(-1, 1)], 1)
-                stopped |= stops(texts).view_as(stopped)
-            ended = stopped if steps < room or constraints else torch.ones_like(stopped)
-            for b in range(B):
-                for j in ended[b, :size].nonzero()[:, 0].tolist():
-                    at, id = int(row[b, j]), int(token[b, j])
-                    if not states[at].after(id, constraints).left:
-                        items[b][group].add(ended_with(text.ids[at, T:], id, best[b, j], paths[at], at, s))
-            best_ended = best[:, 0].tolist() if groups > 1 or constraints else None
-            running = best.masked_fill(stopped, LOW).topk(size)
-            sums[:, group] = running.values
-            row, token = row.gather(1, running.indices), token.gather(1, running.indices)
-            if constraints:
-                beams = []
-                for b in range(B):
-                    own = slice(b * N, (b + 1) * N)
-                    beams += led(row[b], token[b], sums[b, 0], scores[b], states[own], b * N, constraints)
-                row, token = (
-                    text.ids.new_tensor([getattr(beam, key) for beam in beams]).view(B, N)
-                    for key in ("row", "token")
+    sums: Tensor  # (B, candidates) log-probabilities, summed
+    rows: Tensor  # (B, candidates) the beam that each continues
+    tokens: Tensor  # (B, candidates)
+    stopped: Tensor  # (B, candidates) whether it ends there
+
+
+class BeamSearch:
+    def __init__(self, run: Generation):
+        self.run, self.sequences, self.s = run, run.sequences, run.s
+        self.B, self.N, self.G = run.sequences.rows, run.s.num_beams, run.s.num_beam_groups
+        self.M = self.N // self.G
+        self.constraints = run.constraints
+        self.device = run.sequences.buffer.device
+        self.hypotheses = [
+            [BeamHypotheses(self.M, run.s, run.max_new_tokens) for _ in range(self.G)] for _ in range(self.B)
+        ]
+        self.sums = first_sums(self.B, self.G, self.M, self.device)
+        self.paths: list[list[int]] = [[] for _ in range(self.B * self.N)]
+        self.progress = [Progress(tuple(range(len(self.constraints))))] * (self.B * self.N)
+        self.T, self.steps = run.sequences.ids.shape[1], 0
+
+    def run_all(self) -> None:
+        """Search to the end, and leave the best in the results of the run."""
+        prompts = self.sequences.ids
+        while self.step():
+            pass
+        best = self.best()
+        longest = max(len(h.ids) for h in best)
+        new = [F.pad(h.ids, (0, longest - len(h.ids)), value=self.run.pad) for h in best]
+        prompts = prompts.repeat_interleave(self.s.num_return_sequences, 0)
+        results = self.run.results
+        results["sequences"] = torch.cat([prompts, torch.stack(new)], 1)
+        if self.s.return_dict_in_generate:
+            results["sequences_scores"] = torch.tensor([h.score for h in best])
+            paths = [h.path + [-1] * (longest - len(h.path)) for h in best]
+            results["beam_indices"] = torch.tensor(paths)
+
+    def best(self) -> list[Hypothesis]:
+        """Of each prompt the `num_return_sequences` best. ValueError where fewer could be told apart."""
+        count, found = self.s.num_return_sequences, []
+        for groups in self.hypotheses:
+            finished = [hypothesis for group in groups for hypothesis in group.finished]
+            if len(finished) < count:
+                raise ValueError(
+                    f"only {len(finished)} texts came to an end, and num_return_sequences is {count}"
                 )
-                sums = sums.new_tensor([beam.sum for beam in beams]).view(B, 1, N)
-                states = [beam.state for beam in beams]
-                for i, beam in enumerate(beams if steps == room else ()):
-                    at, ids = beam.row, text.ids[beam.row, T:]
-                    last = ended_with(ids, beam.token, beam.sum, paths[at], at, s)
-                    if beam.sum > LOW / 2:
-                        items[i // N][0].add(last._replace(whole=not beam.state.left))
-            rows.append((row, token))
-            for b in range(B):
-                items[b][group].look(float(sums[b, group, 0]) if best_ended is None else best_ended[b], steps)
-            rests = torch.tensor([not items[b][group].open for b in range(B)], device=token.device)
-            token = token.masked_fill(rests[:, None], NOBODY)
-            chosen = torch.cat([chosen, token], 1)
-            ends_all = ends_all and (steps == room or bool(stopped.all()))
-        index, new = (torch.stack(part, 1).flatten() for part in zip(*rows, strict=True))
-        paths = [[*paths[i], i] for i in index.tolist()]
-        everyone = [item for row in items for item in row]
-        full = s.early_stopping is True and all(item.full for item in everyone)
-        going = any(item.hopeful for item in everyone) and not full and not ends_all
-        if going:
-            text.reorder(index)
-            text.append(new)
-    return gathered([[e for item in row for e in item.ended] for row in items], s.num_return_sequences)
+            found += sorted(finished, key=lambda h: h.rank, reverse=True)[:count]
+        return found
+
+    # ---- A step ----
+
+    def step(self) -> bool:
+        """One token more for every beam; False: the search is over."""
+        self.steps += 1
+        self.forward()
+        rows, tokens = [], []
+        self.chosen = torch.empty(self.B, 0, dtype=torch.long, device=self.device)
+        self.all_stopped = True
+        for group in range(self.G):
+            row, token = self.step_of_group(group)
+            rows.append(row)
+            tokens.append(token)
+        self.run.note(self.output, self.logits, torch.stack(self.processed, 1).flatten(0, 2))
+        index = torch.stack(rows, 1).flatten()
+        self.paths = [[*self.paths[row], row] for row in index.tolist()]
+        if self.is_over():
+            return False
+        self.sequences.reorder(index)
+        self.sequences.append(torch.stack(tokens, 1).flatten())
+        return True
+
+    def forward(self) -> None:
+        """Log-probabilities (B * N, V) of what may follow, before processors."""
+        sequences = self.sequences
+        self.output = sequences.forward(**self.run.wanted)
+        self.logits = sequences.logits(self.output)
+        self.log_probs = sequences.guide(self.output, self.logits.log_softmax(-1))
+        self.processed: list[Tensor] = []  # (B, M, V) of each group
+        if self.steps == 1:  # the prompt was read once for all beams
+            sequences.expand(self.N)
+            self.logits = self.logits.repeat_interleave(self.N, 0)
+            self.log_probs = self.log_probs.repeat_interleave(self.N, 0)
+            self.output = repeated(self.output, self.N)
+
+    def step_of_group(self, group: int) -> tuple[Tensor, Tensor]:
+        """(B, M) rows and (B, M) tokens with which the group runs on."""
+        own = [groups[group] for groups in self.hypotheses]
+        for hypotheses in own:
+            hypotheses.begin_step()
+        scores = self.scores(group)
+        candidates = self.candidates(group, scores)
+        self.finish(own, candidates)
+        row, token = self.run_on(group, candidates)
+        if self.constraints:
+            row, token = self.lead_on(row, token, scores)
+        for b, hypotheses in enumerate(own):
+            hypotheses.end_step(float(self.best_sum(group, candidates)[b]), self.steps)
+        ended = torch.tensor([not hypotheses.open for hypotheses in own], device=self.device)
+        chosen = token.masked_fill(ended[:, None], NO_TOKEN)
+        self.chosen = torch.cat([self.chosen, chosen], 1)
+        last = self.steps == self.run.max_new_tokens
+        self.all_stopped = self.all_stopped and (last or bool(candidates.stopped.all()))
+        return row, token
+
+    def scores(self, group: int) -> Tensor:
+        """(B, M, V) sums of log-probabilities with one token more."""
+        if self.run.diversity:
+            self.run.diversity.chosen = self.chosen
+        processed = self.run.process(self.log_probs, self.sequences.ids)
+        own = processed.view(self.B, self.G, self.M, -1)[:, group]
+        self.processed.append(own)
+        return own + self.sums[:, group, :, None]
+
+    def candidates(self, group: int, scores: Tensor) -> Candidates:
+        V = scores.shape[-1]
+        count = min(
+            max(2, 1 + len(self.run.eos)) * self.M, self.M * V
+        )  # enough where all stop ids are among them
+        sums, index = best_or_sampled(scores.flatten(1), count, bool(self.s.do_sample), self.run.generator)
+        first = torch.arange(self.B, device=self.device)[:, None] * self.N + group * self.M
+        rows, tokens = first + index // V, index % V
+        return Candidates(sums, rows, tokens, self.stopped(rows, tokens))
+
+    def stopped(self, rows: Tensor, tokens: Tensor) -> Tensor:
+        eos = torch.tensor(self.run.eos, device=self.device, dtype=torch.long)
+        stopped = torch.isin(tokens, eos)
+        if self.run.criteria:
+            ids = torch.cat([self.sequences.ids[rows.flatten()], tokens.view(-1, 1)], 1)
+            stopped |= self.run.stopped(ids, None).view_as(stopped)
+        return stopped
+
+    def finish(self, own: Sequence[BeamHypotheses], candidates: Candidates) -> None:
+        """Candidates that end become hypotheses, if they are among the best M."""
+        ends = candidates.stopped
+        if self.steps == self.run.max_new_tokens and not self.constraints:
+            ends = torch.ones_like(ends)
+        for b, j in ends[:, : self.M].nonzero().tolist():
+            row, token = int(candidates.rows[b, j]), int(candidates.tokens[b, j])
+            if not self.progress[row].after(token, self.constraints).unmet:
+                own[b].add(self.hypothesis(row, token, float(candidates.sums[b, j])))
+
+    def hypothesis(self, row: int, token: int, total: float) -> Hypothesis:
+        """The beam of that row, with one token more."""
+        ids = self.sequences.ids[row, self.T :]
+        ids = torch.cat([ids, ids.new_tensor([token])])
+        return Hypothesis(normalized(total, len(ids), self.s), ids, [*self.paths[row], row])
+
+    def run_on(self, group: int, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """(B, M) rows and tokens of the best candidates that do not end."""
+        running = candidates.sums.masked_fill(candidates.stopped, NEVER).topk(self.M)
+        self.sums[:, group] = running.values
+        return candidates.rows.gather(1, running.indices), candidates.tokens.gather(1, running.indices)
+
+    def best_sum(self, group: int, candidates: Candidates) -> Tensor:
+        """(B,) sums of the best beams, as `end_step` compares them."""
+        if self.G > 1 or self.constraints:
+            return candidates.sums[:, 0]
+        return self.sums[:, group, 0]
+
+    def is_over(self) -> bool:
+        everyone = [hypotheses for groups in self.hypotheses for hypotheses in groups]
+        all_full = self.s.early_stopping is True and all(h.full for h in everyone)
+        return all_full or self.all_stopped or not any(h.hopeful for h in everyone)
+
+    # ---- Constraints ----
+
+    def lead_on(self, row: Tensor, token: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N) rows and tokens of the beams of the next step, from the best that run on and from what
+        brings each beam nearer to a constraint."""
+        beams: list[Beam] = []
+        for b in range(self.B):
+            first = b * self.N
+            progress = self.progress[first : first + self.N]
+            best = zip(row[b].tolist(), token[b].tolist(), self.sums[b, 0].tolist(), strict=True)
+            pool = constrained_pool(list(best), scores[b], progress, first, self.constraints)
+            nothing = Beam(first, int(token[b, 0]), NEVER, progress[0])  # all that may follow is a stop id
+            kept = allocate(pool, self.constraints, self.N) or [nothing]
+            beams += kept + [kept[-1]._replace(sum=NEVER)] * (self.N - len(kept))
+        self.progress = [beam.progress for beam in beams]
+        self.sums = self.sums.new_tensor([beam.sum for beam in beams]).view(self.B, 1, self.N)
+        if self.steps == self.run.max_new_tokens:
+            self.finish_constrained(beams)
+        rows = row.new_tensor([beam.row for beam in beams]).view(self.B, self.N)
+        return rows, token.new_tensor([beam.token for beam in beams]).view(self.B, self.N)
+
+    def finish_constrained(self, beams: Sequence[Beam]) -> None:
+        """In the last step: those that meet all constraints come first."""
+        for i, beam in enumerate(beams):
+            if beam.sum > NEVER / 2:
+                hypothesis = self.hypothesis(beam.row, beam.token, beam.sum)
+                self.hypotheses[i // self.N][0].add(hypothesis._replace(complete=not beam.progress.unmet))
 
 
-def ended_with(ids: Tensor, token: int, total: Any, path: list[int], row: int, s: Any) -> Ended:
-    """The beam at `row`, whose new ids were `ids`, with one more."""
-    new = torch.cat([ids, ids.new_tensor([token])])
-    return Ended(float(total) / len(new) ** s.length_penalty, new, [*path, row])
+def first_sums(B: int, G: int, M: int, device: Any) -> Tensor:
+    """(B, G, M): in the first step all beams are alike, so that one of each group counts."""
+    sums = torch.full((B, G, M), NEVER, device=device)
+    sums[:, :, 0] = 0.0
+    return sums
 
 
-def led(
-    row: Tensor,
-    token: Tensor,
-    sums: Tensor,
-    scores: Tensor,
-    states: list[State],
-    first: int,
-    constraints: Sequence[Any],
-) -> list[Beam]:
-    """One prompt's beams of the next step, from the best ones that do not end and from what leads each of the
-    last step's on. Its rows begin at `first`."""
-    triples = zip(row.tolist(), token.tolist(), sums.tolist(), strict=True)
-    pool = {
-        (at, id): Beam(at, id, total, states[at - first].after(id, constraints))
-        for at, id, total in triples
-        if total > LOW / 2
-    }
-    for i, state in enumerate(states):
-        for id in state.steps(constraints):
-            total = float(scores[i, id])
-            if total > LOW / 2:  # else it is a copy of the first beam, as all others are in the beginning
-                beam = Beam(first + i, id, total, state.after(id, constraints))
-                pool.setdefault((first + i, id), beam)
-    nothing = Beam(first, int(token[0]), LOW, states[0])  # where all that may follow is a stop id
-    beams = spread(list(pool.values()), constraints, len(states)) or [nothing]
-    return beams + [beams[-1]._replace(sum=LOW)] * (len(states) - len(beams))
+def normalized(total: float, length: int, s: GenerationConfig) -> float:
+    return total / length**s.length_penalty
 
 
-def candidates(scores: Tensor, kept: int, do_sample: bool, generator: Any) -> tuple[Tensor, Tensor]:
-    """(B, kept) best of (B, beams * V), or drawn without putting back."""
+def best_or_sampled(
+    scores: Tensor, count: int, do_sample: bool, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """The best `count` of (B, beams * V), or sampled without replacement: values and indices (B, count)."""
     if not do_sample:
-        return scores.topk(kept)
-    index = torch.multinomial(scores.softmax(-1), kept, generator=generator)
+        return scores.topk(count)
+    index = sample(scores.softmax(-1), generator, count)
     return scores.gather(1, index), index
 
 
-def gathered(items: list[list[Ended]], count: int) -> tuple[list[Tensor], Tensor, list[list[int]]]:
-    """Of each prompt the `count` best. ValueError where fewer could be told apart."""
-    if (fewest := min(map(len, items))) < count:
-        raise ValueError(f"only {fewest} texts came to an end, and num_return_sequences is {count}")
-    best = [e for ended in items for e in sorted(ended, key=lambda e: e.rank, reverse=True)[:count]]
-    return [e.ids for e in best], torch.tensor([e.score for e in best]), [e.path for e in best]
+def constrained_pool(
+    best: Sequence[tuple[int, int, float]],
+    scores: Tensor,
+    progress: Sequence[Progress],
+    first: int,
+    constraints: Sequence[Constraint],
+) -> list[Beam]:
+    """One prompt's candidates: the `best` (row, token, sum), and what brings each beam nearer to a
+    constraint. `scores` (N, V); its rows begin at `first`."""
+    pool = {
+        (row, token): Beam(row, token, total, progress[row - first].after(token, constraints))
+        for row, token, total in best
+        if total > NEVER / 2
+    }
+    for i, own in enumerate(progress):
+        for token in own.next_tokens(constraints):
+            total = float(scores[i, token])
+            if total > NEVER / 2:  # else it is a copy of the first beam, as all others are in the beginning
+                beam = Beam(first + i, token, total, own.after(token, constraints))
+                pool.setdefault((first + i, token), beam)
+    return list(pool.values())

@@ -10,93 +10,106 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 
-class PhrasalConstraint:
-    """These tokens in a row."""
+class Constraint:
+    """`phrases`: token ids of which one phrase must come."""
+
+    phrases: list[tuple[int, ...]]
+
+
+class PhrasalConstraint(Constraint):
+    """These tokens one after the other."""
 
     def __init__(self, token_ids: Sequence[int]):
-        self.ways = checked([token_ids])
+        self.phrases = read_phrases([token_ids])
 
 
-class DisjunctiveConstraint:
-    """One of several rows of tokens, of which none begins another."""
+class DisjunctiveConstraint(Constraint):
+    """One of several phrases, of which none begins another."""
 
     def __init__(self, nested_token_ids: Sequence[Sequence[int]]):
-        self.ways = checked(nested_token_ids)
+        self.phrases = read_phrases(nested_token_ids)
 
 
-def checked(ways: Any) -> list[tuple[int, ...]]:
-    found = [tuple(way) for way in ways if isinstance(way, Sequence)] if isinstance(ways, Sequence) else []
-    whole = len(found) == len(ways) > 0 if isinstance(ways, Sequence) else False
-    if not whole or not all(way and all(type(id) is int and id >= 0 for id in way) for way in found):
-        raise ValueError(f"a constraint must be a list of token ids, or several of them, not {ways!r}")
-    if any(a != b and b[: len(a)] == a for a in found for b in found):
-        raise ValueError(f"of the ways to meet a constraint none may begin another: {ways!r}")
-    return found
+def read_phrases(given: Any) -> list[tuple[int, ...]]:
+    """ValueError for what are no lists of ids, or where one phrase begins another."""
+    if not is_list_of_phrases(given):
+        raise ValueError(f"a constraint must be a list of token ids, or several of them, not {given!r}")
+    phrases = [tuple(phrase) for phrase in given]
+    if any(a != b and b[: len(a)] == a for a in phrases for b in phrases):
+        raise ValueError(f"of the ways to meet a constraint none may begin another: {given!r}")
+    return phrases
 
 
-def constraints_of(s: Any) -> list:
-    """What the settings ask for, as a list of constraints. ValueError for what is none."""
+def is_list_of_phrases(given: Any) -> bool:
+    def is_phrase(ids: Any) -> bool:
+        return isinstance(ids, Sequence) and len(ids) > 0 and all(type(id) is int and id >= 0 for id in ids)
+
+    return isinstance(given, Sequence) and len(given) > 0 and all(map(is_phrase, given))
+
+
+def read_constraints(s: Any) -> list[Constraint]:
+    """What the settings ask for. ValueError for what is no constraint."""
     found = list(s.constraints or ())
     for words in s.force_words_ids or ():
         nested = isinstance(words, Sequence) and words and isinstance(words[0], Sequence)
         found.append(DisjunctiveConstraint(words) if nested else PhrasalConstraint(words))
-    if wrong := [one for one in found if not hasattr(one, "ways")]:
-        raise ValueError(f"constraints must be PhrasalConstraint or DisjunctiveConstraint, not {wrong[0]!r}")
+    for constraint in found:
+        if not isinstance(constraint, Constraint):
+            raise ValueError(
+                f"constraints must be PhrasalConstraint or DisjunctiveConstraint, not {constraint!r}"
+            )
     return found
 
 
-class State(NamedTuple):
-    """How far a text has come: the constraints that are left, and of the one begun the tokens so far."""
+class Progress(NamedTuple):
+    """How far a beam has come: the constraints that are unmet, and of the one begun the tokens so far."""
 
-    left: tuple[int, ...]
+    unmet: tuple[int, ...]
     begun: int | None = None
     tokens: tuple[int, ...] = ()
 
-    def after(self, token: int, constraints: list) -> "State":
+    def after(self, token: int, constraints: Sequence[Constraint]) -> "Progress":
         if self.begun is not None:
             tokens = (*self.tokens, token)
-            if tokens in constraints[self.begun].ways:
-                return State(tuple(i for i in self.left if i != self.begun))
-            if any(way[: len(tokens)] == tokens for way in constraints[self.begun].ways):
-                return State(self.left, self.begun, tokens)
-        for i in self.left:  # a wrong token may begin one anew
-            if (token,) in constraints[i].ways:
-                return State(tuple(j for j in self.left if j != i))
-            if any(way[0] == token for way in constraints[i].ways):
-                return State(self.left, i, (token,))
-        return State(self.left)
+            if tokens in constraints[self.begun].phrases:
+                return Progress(tuple(i for i in self.unmet if i != self.begun))
+            if any(phrase[: len(tokens)] == tokens for phrase in constraints[self.begun].phrases):
+                return Progress(self.unmet, self.begun, tokens)
+        for i in self.unmet:  # a wrong token may begin one anew
+            if (token,) in constraints[i].phrases:
+                return Progress(tuple(j for j in self.unmet if j != i))
+            if any(phrase[0] == token for phrase in constraints[i].phrases):
+                return Progress(self.unmet, i, (token,))
+        return Progress(self.unmet)
 
-    def steps(self, constraints: list) -> list[int]:
-        """Tokens that lead on."""
-        ways = [
-            (way, len(self.tokens))
-            for i in (self.left if self.begun is None else (self.begun,))
-            for way in constraints[i].ways
-            if way[: len(self.tokens)] == self.tokens
-        ]
-        return list(dict.fromkeys(way[n] for way, n in ways))
+    def next_tokens(self, constraints: Sequence[Constraint]) -> list[int]:
+        """Tokens that bring the beam nearer to a constraint."""
+        n = len(self.tokens)
+        candidates = self.unmet if self.begun is None else (self.begun,)
+        phrases = [phrase for i in candidates for phrase in constraints[i].phrases]
+        return list(dict.fromkeys(phrase[n] for phrase in phrases if phrase[:n] == self.tokens))
 
-    def bank(self, constraints: list) -> int:
+    def bank(self, constraints: Sequence[Constraint]) -> int:
         """How much is met: constraints count as much as the longest one has tokens."""
-        longest = max(len(way) for one in constraints for way in one.ways)
-        rest = 0
-        if self.begun is not None:
-            own = max(len(way) for way in constraints[self.begun].ways)
-            rest = longest - (own - len(self.tokens))
-        return (len(constraints) - len(self.left)) * longest + rest
+        longest = max(len(phrase) for constraint in constraints for phrase in constraint.phrases)
+        met = len(constraints) - len(self.unmet)
+        if self.begun is None:
+            return met * longest
+        own = max(len(phrase) for phrase in constraints[self.begun].phrases)
+        return met * longest + longest - (own - len(self.tokens))
 
 
 class Beam(NamedTuple):
     row: int
     token: int
     sum: float
-    state: State
+    progress: Progress
 
 
-def spread(pool: list[Beam], constraints: list, size: int) -> list[Beam]:
+def allocate(pool: list[Beam], constraints: Sequence[Constraint], size: int) -> list[Beam]:
     """The best of each bank, the fullest bank first, then the second best of each, up to `size`."""
     banks: dict[int, list[Beam]] = {}
     for beam in sorted(pool, key=lambda beam: -beam.sum):
-        banks.setdefault(beam.state.bank(constraints), []).append(beam)
-    ranked = [(place, -bank, beam) for bank, beams in banks.items() for place, beam in enumerate(beams)]
+        banks.setdefault(beam.progress.bank(constraints), []).append(beam)
+    ranked = [(rank, -bank, beam) for bank, beams in banks.items() for rank, beam in enumerate(beams)]
     return [beam for _, _, beam in sorted(ranked, key=lambda r: r[:2])[:size]]

@@ -231,53 +231,54 @@ def NoBadWordsLogitsProcessor(bad_words_ids, eos_token_id=None):
 
 @by_name
 def MinLengthLogitsProcessor(min_length, eos_token_id, device=None):
-    return processors.banned(listed(eos_token_id), lambda n: n < min_length)
+    return processors.suppress_tokens(listed(eos_token_id), lambda n: n < min_length)
 
 
 @by_name
 def MinNewTokensLengthLogitsProcessor(prompt_length_to_skip, min_new_tokens, eos_token_id, device=None):
-    return processors.banned(listed(eos_token_id), lambda n: n < prompt_length_to_skip + min_new_tokens)
+    min_length = prompt_length_to_skip + min_new_tokens
+    return processors.suppress_tokens(listed(eos_token_id), lambda n: n < min_length)
 
 
 @by_name
 def SuppressTokensLogitsProcessor(suppress_tokens, device=None):
-    return processors.banned(listed(suppress_tokens))
+    return processors.suppress_tokens(listed(suppress_tokens))
 
 
 @by_name
 def SuppressTokensAtBeginLogitsProcessor(begin_suppress_tokens, begin_index, device=None):
-    return processors.banned(listed(begin_suppress_tokens), lambda n: n == begin_index)
+    return processors.suppress_tokens(listed(begin_suppress_tokens), lambda n: n == begin_index)
 
 
 @by_name
 def ForcedBOSTokenLogitsProcessor(bos_token_id):
-    return processors.forced([bos_token_id], 1)
+    return processors.force_tokens([bos_token_id], 1)
 
 
 @by_name
 def ForcedEOSTokenLogitsProcessor(max_length, eos_token_id, device=None):
-    return processors.forced(listed(eos_token_id), max_length - 1)
+    return processors.force_tokens(listed(eos_token_id), max_length - 1)
 
 
 @by_name
 def ExponentialDecayLengthPenalty(exponential_decay_length_penalty, eos_token_id, input_ids_seq_length):
     start, factor = exponential_decay_length_penalty
-    return processors.decay(start + input_ids_seq_length, factor, listed(eos_token_id))
+    return processors.exponential_decay(start + input_ids_seq_length, factor, listed(eos_token_id))
 
 
 @by_name
 def PrefixConstrainedLogitsProcessor(prefix_allowed_tokens_fn, num_beams):
-    return processors.allowed(prefix_allowed_tokens_fn, num_beams)
+    return processors.prefix_allowed_tokens(prefix_allowed_tokens_fn, num_beams)
 
 
 @by_name
 def InfNanRemoveLogitsProcessor():
-    return processors.remove_invalid
+    return processors.remove_invalid_values
 
 
 @by_name
 def LogitNormalization():
-    return processors.normalized
+    return processors.log_normalize
 
 
 # ---- Criteria, streamers, chance ---------------------------------------------------------------------------
@@ -315,7 +316,7 @@ class EosTokenCriteria(StoppingCriteria):
 
 class StopStringCriteria(StoppingCriteria):
     def __init__(self, tokenizer: Any, stop_strings: str | list[str]):
-        self.stops = decoding.stops_at(stop_strings, tokenizer)
+        self.stops = decoding.stop_strings_criterion(stop_strings, tokenizer)
 
     def __call__(self, input_ids, scores, **kwargs):
         return self.stops(input_ids, scores)
