@@ -38,6 +38,8 @@ from decoders.formats import (
     category,
     chat_template,
     decomposed,
+    gguf_tokenizer_config,
+    gguf_vocabulary,
     merge,
     read_files,
     read_json_if_any,
@@ -564,12 +566,15 @@ def load(path_or_id: str | Path, original: bool = False) -> Tokenizer:
 
 def read(folder: Path, original: bool) -> Tokenizer:
     """As `load`, while nobody writes there."""
-    config = read_json_if_any(folder / "tokenizer_config.json")
-    names = read_json_if_any(folder / "special_tokens_map.json")
-    model = read_json_if_any(folder / "config.json")
-    source = folder
+    source, is_gguf = folder, folder.suffix == ".gguf"
+    if is_gguf:
+        (config, model), names = gguf_tokenizer_config(folder), {}
+    else:
+        config = read_json_if_any(folder / "tokenizer_config.json")
+        names = read_json_if_any(folder / "special_tokens_map.json")
+        model = read_json_if_any(folder / "config.json")
     try:
-        files = read_files(folder)
+        files = gguf_vocabulary(folder) if is_gguf else read_files(folder)
         source = files.source
         if files.pieces and END_OF_TEXT in files.vocab:  # Adept's release does not say
             config = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": "<unk>", **config}

@@ -33,6 +33,7 @@ from .folder import (
     read_settled,
     read_text,
 )
+from .gguf_vocab import gguf_tokenizer_config, gguf_vocabulary
 from .names import HEADS, LAYOUTS, NEW_HEADS, TWINS, as_it_is, grouped, modern_fuyu, no_number
 from .packagings import packaging, stored_tensors
 from .packed import Packed, named_parts, unpacked
@@ -92,6 +93,8 @@ __all__ = [
     "find",
     "first_line",
     "forget",
+    "gguf_tokenizer_config",
+    "gguf_vocabulary",
     "grouped",
     "merge",
     "modern",

@@ -26,8 +26,7 @@ from .checks import (
     check_sizes,
     with_labels,
 )
-from .folder import RELEASE, read_json, read_json_if_any, read_text
-from .gguf import gguf_files
+from .folder import RELEASE, gguf_files, read_json, read_json_if_any, read_text
 from .gguf_config import gguf_config, gguf_generation_config
 from .rope import check_rotation, flat_rope, longrope, scaled_rope
 

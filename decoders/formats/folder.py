@@ -18,12 +18,15 @@ WEIGHT_FILES = (  # of a hub repository the first kind that it has is fetched
     ("tf_model.h5",),
 )
 MAX_BYTES = 2**28  # of a config or tokenizer file
+PLAIN = [name for whole, *_ in WEIGHT_FILES for name in (whole, f"{whole}.index.json")]
+SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 RELEASE = "latest_checkpointed_iteration.txt"  # in a folder as Adept released it
 
 
 def find(path_or_id: str | Path, weights: bool = True, subfolder: str = "", **hub: Any) -> Path:
     """The folder or `.gguf` file itself, or the folder of a hub id such as `EleutherAI/gpt-neo-125m`, fetched
-    into the hub's cache; of either the `subfolder`. `hub` are options of `huggingface_hub.snapshot_download`.
+    into the hub's cache; of either the `subfolder`. Of a folder with a GGUF model its (first) file. `hub` are
+    options of `huggingface_hub.snapshot_download`.
 
     An existing folder makes no request; a save that was killed after its switch is finished there.
     FileNotFoundError where there is neither; ImportError if the hub is needed and `huggingface_hub` is not
@@ -32,7 +35,8 @@ def find(path_or_id: str | Path, weights: bool = True, subfolder: str = "", **hu
     folder = Path(path_or_id) / subfolder
     if folder.is_dir():
         finish(folder)
-        return folder
+        files = gguf_files(folder)
+        return files[0] if files else folder
     if folder.is_file() and folder.suffix == ".gguf":  # which is a whole checkpoint by itself
         return folder
     if folder.exists():
@@ -60,6 +64,35 @@ def find(path_or_id: str | Path, weights: bool = True, subfolder: str = "", **hu
         cause = f"the hub did not give it ({type(error).__name__}: {first_line(error)})"
         raise FileNotFoundError(f"there is no folder {path_or_id}, and {cause}") from error
     return folder
+
+
+def gguf_files(path: Path) -> list[Path]:
+    """The GGUF file that `path` is or holds, or all its shards in order; [] if there is none. ValueError
+    where the folder holds several models, or weights of another kind too; FileNotFoundError where a shard is
+    missing."""
+    if path.is_dir():
+        files = sorted(file for file in path.glob("*.gguf") if file.is_file())
+        models = {SHARD.sub(r"\1", file.name): file for file in reversed(files)}
+        if len(models) > 1:
+            names = ", ".join(file.name for file in sorted(models.values()))
+            raise ValueError(f"{path} holds several GGUF models: give one of {names}")
+        if files and (plain := [name for name in PLAIN if (path / name).exists()]):
+            hint = "give the .gguf file itself, or move it into a folder of its own"
+            raise ValueError(f"{path} holds two packagings, {plain[0]} and {files[0].name}: {hint}")
+        return shards(files[0]) if files else []
+    return shards(path) if path.suffix == ".gguf" else []
+
+
+def shards(file: Path) -> list[Path]:
+    """All files of the model that `file` is, or is a part of."""
+    if not (name := SHARD.fullmatch(file.name)):
+        return [file]
+    stem, total = name[1], int(name[3])
+    files = [file.with_name(f"{stem}-{i:05}-of-{total:05}.gguf") for i in range(1, total + 1)]
+    if absent := [part.name for part in files if not part.exists()]:
+        others = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+        raise FileNotFoundError(f"{file.parent} lacks {absent[0]}{others} of the model's {total} shards")
+    return files
 
 
 def read_settled(path_or_id: str | Path, read: Callable[[Path], T], weights: bool = True) -> tuple[Path, T]:

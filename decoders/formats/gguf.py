@@ -10,7 +10,6 @@ before anything is allocated, and every error is one sentence that names the fil
 """
 
 import mmap
-import re
 import struct
 from collections.abc import Iterator
 from functools import lru_cache
@@ -18,7 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .folder import WEIGHT_FILES, check_file
+from .folder import check_file, gguf_files
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)  # 1 had lengths of 32 bits, and was gone within weeks
@@ -27,8 +26,6 @@ BOOL, STRING, ARRAY = 7, 8, 9
 MOST_DIMENSIONS, LONGEST_NAME = 4, 64  # of a tensor; llama.cpp holds no more
 LONGEST_ARRAY = 2**24  # entries; the largest vocabularies have 2**18
 LARGEST_SIZE = 2**31 - 1
-PLAIN = [name for whole, *_ in WEIGHT_FILES for name in (whole, f"{whole}.index.json")]
-SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 
 class Kind(NamedTuple):
@@ -91,38 +88,6 @@ class Header(NamedTuple):
     file: Path
     metadata: dict[str, Any]
     tensors: dict[str, Placed]
-
-
-# ---- Which files -------------------------------------------------------------------------------------------
-
-
-def gguf_files(path: Path) -> list[Path]:
-    """The GGUF file that `path` is or holds, or all its shards in order; [] if there is none. ValueError
-    where the folder holds several models, or weights of another kind too; FileNotFoundError where a shard is
-    missing."""
-    if path.is_dir():
-        files = sorted(file for file in path.glob("*.gguf") if file.is_file())
-        models = {SHARD.sub(r"\1", file.name): file for file in reversed(files)}
-        if len(models) > 1:
-            names = ", ".join(file.name for file in sorted(models.values()))
-            raise ValueError(f"{path} holds several GGUF models: give one of {names}")
-        if files and (plain := [name for name in PLAIN if (path / name).exists()]):
-            hint = "give the .gguf file itself, or move it into a folder of its own"
-            raise ValueError(f"{path} holds two packagings, {plain[0]} and {files[0].name}: {hint}")
-        return shards(files[0]) if files else []
-    return shards(path) if path.suffix == ".gguf" else []
-
-
-def shards(file: Path) -> list[Path]:
-    """All files of the model that `file` is, or is a part of."""
-    if not (name := SHARD.fullmatch(file.name)):
-        return [file]
-    stem, total = name[1], int(name[3])
-    files = [file.with_name(f"{stem}-{i:05}-of-{total:05}.gguf") for i in range(1, total + 1)]
-    if absent := [part.name for part in files if not part.exists()]:
-        others = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-        raise FileNotFoundError(f"{file.parent} lacks {absent[0]}{others} of the model's {total} shards")
-    return files
 
 
 # ---- The header --------------------------------------------------------------------------------------------

@@ -30,7 +30,8 @@ KNOWN = {  # keys after the architecture's name: those that decide numbers, and 
     "rope.scaling.original_context_length",
 }
 FACTORS = ("rope_factors_short.weight", "rope_factors_long.weight")
-STOPS = ("<|end|>", "<|im_end|>", "<|endoftext|>", "<|assistant|>")  # control tokens that end an answer
+STOPS = ("<|end|>", "<|im_end|>", "<|endoftext|>")  # control tokens that end an answer
+PHI3_STOPS = (*STOPS, "<|assistant|>")  # of Phi-3's vocabulary, which is Llama's
 
 
 class Metadata:
@@ -236,7 +237,8 @@ def gguf_generation_config(path: Path) -> dict[str, Any]:
     header = read_headers(path)[0]
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     ends = {header.metadata.get(f"tokenizer.ggml.{role}_token_id") for role in ("eos", "eot")}
+    names = PHI3_STOPS if header.metadata.get("tokenizer.ggml.model") == "llama" else STOPS
     if isinstance(tokens, list):
-        ends |= {id for id, token in enumerate(tokens) if token in STOPS}
+        ends |= {id for id, token in enumerate(tokens) if token in names}
     stops = sorted(id for id in ends if type(id) is int)
     return {"eos_token_id": stops} if stops else {}

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .files import forget
-from .gguf import Placed, gguf_files, read_headers
+from .folder import gguf_files
+from .gguf import Placed, read_headers
 from .gguf_blocks import dequantize
 from .gguf_config import FACTORS, architecture
 from .packed import Packed, named_parts

@@ -1,0 +1,236 @@
+"""GGUF: tensors bit for bit those of the `gguf` package, configs and tokenizers those of the hub's folder."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from decoders import model_class, read_config, tokenize, weights
+from decoders.formats import gguf as headers
+from decoders.formats import gguf_blocks, modern, read_generation_config
+from decoders.phi3 import Phi3ForCausalLM
+from tests.conftest import ROOT
+from tests.families import FAMILIES
+
+gguf = pytest.importorskip("gguf")
+np = pytest.importorskip("numpy")
+gguf_files = pytest.importorskip("tests.gguf_files")
+
+TINY = ROOT / "checkpoints"
+HUB = {  # folder -> (architecture, recorded vectors)
+    "phi-2": ("phi2", "phi-2"),
+    "phi-4": ("phi3", "phi-4"),
+    "phi-4-mini": ("phi3", "phi-4-mini"),
+    "phi-3-mini-4k": ("phi3", "phi-3-mini"),
+    "phi-3.5-mini": ("phi3", "phi-3.5-mini"),
+    "phi-3-mini-128k-april-2024": ("phi3", "phi-3"),
+}
+PHI = {f.name: f for f in FAMILIES if f.name in ("phi", "phi3")}
+LONGROPE = {
+    "type": "longrope",
+    "short_factor": [1.0, 1.05, 1.1],
+    "long_factor": [1.3, 2.5, 4.75],
+}
+
+
+def config_of(family, **changes) -> dict:
+    """Every field of a tiny config, as the hub has it."""
+    return {"model_type": family.name, **family.config(**changes).to_dict()}
+
+
+def written(tmp_path, family, kind="F32", **changes):
+    """(a GGUF file of a tiny model with redrawn weights, the model)"""
+    model = family.model(**changes)
+    state = {name: p.detach() for name, p in model.named_parameters()}
+    return gguf_files.write_model(tmp_path / "model.gguf", config_of(family, **changes), state, kind), model
+
+
+# ---- Blocks ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", headers.KINDS, ids=lambda n: headers.KINDS[n].name)
+def test_every_type_is_dequantised_bit_for_bit(number):
+    """Random bytes: every bit of every field takes part."""
+    kind = headers.KINDS[number]
+    theirs = gguf.GGMLQuantizationType(number)
+    assert gguf.GGML_QUANT_SIZES[theirs] == (kind.block, kind.nbytes)
+    rows, columns = 50, 512
+    raw = np.random.default_rng(number).integers(
+        0, 256, (rows, columns // kind.block * kind.nbytes), np.uint8
+    )
+    plain = {"F32": np.float32, "F16": np.float16}.get(kind.name, np.uint8)
+    with np.errstate(all="ignore"):
+        wanted = torch.from_numpy(gguf.dequantize(raw.view(plain), theirs).astype(np.float32))
+    ours = gguf_blocks.dequantize(torch.from_numpy(raw).flatten(), kind, (rows, columns), torch.float32)
+    numbers = ~wanted.isnan()
+    assert torch.equal(ours.isnan(), wanted.isnan()) and numbers.float().mean() > 0.9
+    assert torch.equal(ours.view(torch.int32)[numbers], wanted.view(torch.int32)[numbers])
+
+
+def test_every_sample_is_what_the_package_says(data):
+    folders = sorted((data / "packed").glob("gguf-*"))
+    assert len(folders) >= 9
+    for folder in folders:
+        found = weights.tensors(folder / "model.gguf")
+        for name, wanted in load_file(folder / "expected.safetensors").items():
+            assert found[name].dtype == wanted.dtype and torch.equal(found[name], wanted), (folder, name)
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "MXFP4"])
+def test_a_dtype_asked_for_is_the_packages_number_rounded_once(tmp_path, kind):
+    family = PHI["phi3"]
+    file, _ = written(tmp_path, family, kind, hidden_size=64, intermediate_size=96)
+    plain = weights.load(Phi3ForCausalLM, file)
+    half = weights.load(Phi3ForCausalLM, file, dtype=torch.bfloat16)
+    assert all(p.dtype == torch.float32 for p in plain.parameters())
+    for (name, p), q in zip(plain.named_parameters(), half.parameters(), strict=True):
+        assert torch.equal(p.to(torch.bfloat16), q), name
+
+
+# ---- Config ------------------------------------------------------------------------------------------------
+
+VARIANTS = {
+    "plain": ("phi3", {}),
+    "window": ("phi3", {"sliding_window": 5}),
+    "no window": ("phi3", {"sliding_window": None}),
+    "longrope": ("phi3", {"rope_scaling": LONGROPE, "original_max_position_embeddings": 8, "max_position_embeddings": 40}),
+    "attention factor": (
+        "phi3",
+        {
+            "rope_scaling": {**LONGROPE, "attention_factor": 1.5},
+            "original_max_position_embeddings": 8,
+            "max_position_embeddings": 40,
+        },
+    ),
+    "partial rotary": ("phi3", {"partial_rotary_factor": 0.5}),
+    "tied": ("phi3", {"tie_word_embeddings": True}),
+    "phi": ("phi", {}),
+    "phi, other rotary share": ("phi", {"partial_rotary_factor": 0.4}),
+    "phi, an MLP of another size": ("phi", {"intermediate_size": 77}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_are_those_of_the_plain_model(tmp_path, variant):
+    """Beyond the window and past the original context: where Transformers 5.23, which drops both, is off."""
+    name, changes = VARIANTS[variant]
+    family = PHI[name]
+    if "rope_scaling" in changes:
+        D = family.tiny.get("head_dim") or family.tiny["hidden_size"] // family.tiny["num_attention_heads"]
+        changes = {**changes, "partial_rotary_factor": 6 / D}
+    file, model = written(tmp_path, family, **changes)
+    loaded = weights.load(family.cls(), file)
+    ids = torch.randint(0, family.tiny["vocab_size"], (2, 23))
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    ours, hubs = loaded.config.to_dict(), model.config.to_dict()
+    kept = ("vocab_size", "rope_theta", "sliding_window", "num_key_value_heads", "intermediate_size", "rms_norm_eps", "layer_norm_eps",
+            "tie_word_embeddings", "max_position_embeddings", "original_max_position_embeddings", "hidden_act")  # fmt: skip
+    assert {k: ours[k] for k in kept if k in ours} == {k: hubs[k] for k in kept if k in hubs}
+
+
+def test_a_window_that_old_files_lack_is_mini_4ks(tmp_path):
+    """Before August 2024 the key was not written; llama.cpp's own rule for such files."""
+    for layers, longest, wanted in ((32, 4096, 2047), (32, 131072, None), (2, 4096, None)):
+        config = config_of(PHI["phi3"], num_hidden_layers=layers, max_position_embeddings=longest)
+        writer = gguf_files.new_writer(tmp_path / "old.gguf", config)
+        del writer.kv_data[0]["phi3.attention.sliding_window"]
+        model = PHI["phi3"].model(num_hidden_layers=layers, max_position_embeddings=longest)
+        for name, p in model.named_parameters():
+            gguf_files.add_tensor(writer, gguf_files.gguf_name(name), p.detach(), "F32")
+        file = gguf_files.finish(writer, tmp_path / "old.gguf")
+        assert modern(read_config(file))["sliding_window"] == wanted
+
+
+def test_fused_qkv_of_phi2_and_a_wrong_number_of_kv_heads(tmp_path):
+    """The converter writes head_count_kv = head_count for Phi whatever the model has: the rows tell."""
+    family = PHI["phi"]
+    config = config_of(family)
+    assert config["num_key_value_heads"] < config["num_attention_heads"]
+    model = family.model()
+    writer = gguf_files.new_writer(tmp_path / "model.gguf", config)
+    state = dict(model.named_parameters())
+    for name, p in state.items():
+        if ".q_proj." in name:
+            parts = [state[name.replace("q_proj", f"{letter}_proj")] for letter in "qkv"]
+            name, p = name.replace("q_proj", "qkv_proj"), torch.cat(parts)
+        if ".k_proj." not in name and ".v_proj." not in name:
+            gguf_files.add_tensor(writer, gguf_files.gguf_name(name), p.detach(), "F16")
+    file = gguf_files.finish(writer, tmp_path / "model.gguf")
+    found = weights.tensors(file)
+    wanted = {name: p.detach() if p.dim() == 1 else p.detach().half().float() for name, p in state.items()}
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert read_config(file)["num_key_value_heads"] == config["num_key_value_heads"]
+
+
+def test_shards_are_one_model(tmp_path):
+    family = PHI["phi3"]
+    model, config = family.model(), config_of(family)
+    writer = gguf_files.new_writer(tmp_path / "big.gguf", config, split_max_tensors=4)
+    for name, p in model.named_parameters():
+        gguf_files.add_tensor(writer, gguf_files.gguf_name(name), p.detach(), "F32")
+    gguf_files.finish(writer, tmp_path / "big.gguf")
+    files = sorted(tmp_path.glob("*.gguf"))
+    assert len(files) > 2
+    ids = torch.randint(0, family.tiny["vocab_size"], (1, 9))
+    for path in (tmp_path, files[0], files[-1]):
+        assert torch.equal(weights.load(Phi3ForCausalLM, path)(ids).logits, model(ids).logits)
+    files[1].rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=f"lacks {files[1].name} of the model's {len(files)} shards"):
+        weights.load(Phi3ForCausalLM, tmp_path)
+
+
+# ---- Tokenizers --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", HUB)
+@pytest.mark.parametrize("title", ["Model", "Phi 3 Mini 4k Instruct", "phi-3"])
+def test_ids_are_those_of_the_hubs_folder(tmp_path, data, name, title):
+    """Whatever general.name says, by which llama.cpp decides whether control tokens swallow blanks."""
+    if title != "Model" and not name.startswith("phi-3"):
+        pytest.skip("one name is enough where the name was never looked at")
+    kind, vectors = HUB[name]
+    file = gguf_files.write_vocabulary(tmp_path / "model.gguf", data / "hub" / name, kind, title)
+    ours, hubs = tokenize.load(file), tokenize.load(data / "hub" / name)
+    rows = json.loads((data / "vectors" / f"{vectors}.json").read_text())["rows"]
+    for row in rows:
+        assert ours.encode(row["text"], add_special_tokens=False) == row["ids"], row["text"]
+        assert ours.encode(row["text"]) == row.get("ids_hf_default", row["ids"])
+        assert ours.decode(row["ids"]) == row["decoded"]
+        if row["decoded_skip_special"] is not None:
+            assert ours.decode(row["ids"], skip_special_tokens=True) == row["decoded_skip_special"]
+    for content, token in hubs.added.items():
+        around = f" a \n{content} \n b"
+        assert ours.encode(around) == hubs.encode(around), content
+        assert ours.added[content]._replace(normalized=token.normalized) == token
+    for role in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        assert getattr(ours, role) == getattr(hubs, role)
+    messages = [{"role": "user", "content": "Hi <|end|>"}]
+    assert ours.chat(messages) == hubs.chat(messages)
+
+
+@pytest.mark.parametrize("name", ["tiny-phi", "tiny-phi3"])
+def test_a_tiny_checkpoint_generates_the_same_text(tmp_path, name):
+    folder = TINY / name
+    cls = model_class(read_config(folder))
+    model = weights.load(cls, folder, dtype=torch.float32)
+    state = {name: p.detach() for name, p in model.named_parameters()}
+    config = {"model_type": model.config.model_type, **model.config.to_dict()}
+    file = gguf_files.write_model(tmp_path / "model.gguf", config, state, folder=folder)
+    ours, theirs = tokenize.load(file), tokenize.load(folder)
+    text = "Once upon a time there was a little dog.\n  He\t\tran  <|end|> away"
+    assert ours.encode(text) == theirs.encode(text)
+    again, ids = weights.load(cls, file), torch.tensor([theirs.encode("Once upon a time")])
+    assert torch.equal(again.generate(ids, max_new_tokens=30), model.generate(ids, max_new_tokens=30))
+
+
+def test_an_answer_ends_where_the_hubs_does(tmp_path, data):
+    """The hub's generation_config lists the ends of turns; a GGUF file has one end, and the tokens' names."""
+    lists = {
+        "phi-3-mini-4k": [32000, 32001, 32007],
+        "phi-4": [100257, 100265],
+        "phi-4-mini": [199999, 200020],
+    }
+    for name, stops in lists.items():
+        file = gguf_files.write_vocabulary(tmp_path / f"{name}.gguf", data / "hub" / name, HUB[name][0])
+        assert read_generation_config(file) == {"eos_token_id": stops}
