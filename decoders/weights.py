@@ -30,14 +30,17 @@ from decoders.formats import (
     LAYOUTS,
     NEW_HEADS,
     TWINS,
+    Adapters,
     Packed,
     check_ids,
     config_file,
     family,
     find,
+    find_adapters,
     first_line,
     forget,
     grouped,
+    merge_adapters,
     modern,
     named_parts,
     read_config,
@@ -47,6 +50,8 @@ from decoders.formats import (
     switched,
     unpacked,
 )
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 # ---- Tensors -----------------------------------------------------------------------------------------------
 
@@ -61,6 +66,7 @@ class Tensors(Mapping[str, Tensor]):
     def __init__(self):
         self.stored: dict[str, Tensor | Packed] = {}
         self.origin: dict[str, tuple[Path, str]] = {}
+        self.untied = False  # an adapter has given the output layer a matrix of its own
 
     def __getitem__(self, name: str) -> Tensor:
         return unpacked(self.stored[name])
@@ -75,10 +81,11 @@ class Tensors(Mapping[str, Tensor]):
         return name in self.stored
 
 
-def tensors(path: str | Path) -> Tensors:
-    """All tensors of a checkpoint folder or `.gguf` file, memory-mapped where the format allows: read, and
-    dequantised, when they are used."""
-    folder = find(path)
+def tensors(path: str | Path, adapter: Adapters | None = None) -> Tensors:
+    """All tensors of a checkpoint folder or `.gguf` file, memory-mapped where the format allows: read,
+    dequantised and, with an `adapter` (see `load`), merged when they are used. Never packed bits: what is not
+    understood is a ValueError."""
+    folder, adapters = find_adapters(find(path), adapter)
     config = read_config(folder)
     layout, found = LAYOUTS[family(config)], Tensors()
     for file, stored, whole in stored_tensors(folder, config):
@@ -89,6 +96,7 @@ def tensors(path: str | Path) -> Tensors:
         except (RuntimeError, TypeError, KeyError, ZeroDivisionError) as error:
             told = f"{stored} {tuple(whole.shape)} cannot be cut into q, k and v ({first_line(error)})"
             raise ValueError(f"{file}: {told}") from None
+        check_plain(file, stored, whole, config)
         for name, tensor in parts:
             if not name.startswith((layout.prefix + ".", *layout.beside)):
                 name = f"{layout.prefix}.{name}"
@@ -96,7 +104,19 @@ def tensors(path: str | Path) -> Tensors:
                 found.stored[name], found.origin[name] = tensor, (file, stored)
             elif found.origin[name][1] == stored or not torch.equal(found[name], unpacked(tensor)):  # no twin
                 raise ValueError(f"{file} holds {stored}, which {found.origin[name][0].name} holds as well")
+    if adapters:
+        found.stored, files, found.untied = merge_adapters(found.stored, adapters, config)
+        found.origin |= {name: (file, name) for name, file in files.items()}
     return found
+
+
+def check_plain(file: Path, stored: str, tensor: Tensor | Packed, config: dict) -> None:
+    """ValueError for bits that no packaging has claimed; int8 and int4 of `save` are tensors of their own."""
+    own = (config.get("quantization_config") or {}).get("quant_method") == "decoders"
+    if tensor.dtype not in FLOATS and not (own and stored.endswith((".qweight", ".zero"))):
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        told = f"{stored} is {dtype} of {tuple(tensor.shape)}, packed in a way that config.json does not name"
+        raise ValueError(f"{file}: {told}: get the folder's own config.json, or the plain weights")
 
 
 # ---- Into a model ------------------------------------------------------------------------------------------
@@ -169,6 +189,7 @@ def load(
     quantize: str | None = None,
     skip: Iterable[str] = (),
     progress: bool = False,
+    adapter: Adapters | None = None,
     **overrides,
 ) -> nn.Module:
     """A model in `eval()` with the checkpoint's weights, as stored unless `dtype` says otherwise, and with
@@ -177,11 +198,16 @@ def load(
     The weights stay in the files, mapped into memory; changes to them never reach the files. `quantize`
     ("int8", "int8-weights", "int4", see `kernels.quantize`, and `skip` there) makes 8 or 4 bits of a layer at
     a time, while reading: there is never more in memory than these and one layer. `overrides` replace fields
-    of `config.json`. `progress` shows a bar and reads every page now rather than at first use.
+    of `config.json`. `progress` shows a bar and reads every page now rather than at first use. `adapter` is
+    the folder or hub id of a LoRA as peft saves it, or several, each alone or with its weight: `[("a", 0.5),
+    "b"]`. They are merged as peft merges them, also over a packed base; one that lies in the checkpoint's own
+    folder is applied first, unless `adapter` is `[]`.
     ValueError lists all that is missing, unexpected or misshapen at once. A head that the checkpoint does not
     have (classification on a base model) is drawn anew, with a warning.
     """
-    folder, (model, found) = read_settled(path_or_id, partial(fitting, model_class, **overrides))
+    folder, (model, found) = read_settled(
+        path_or_id, partial(fitting, model_class, adapter=adapter, **overrides)
+    )
     matched = match(model, found)
     if matched.problems:
         raise ValueError(f"{folder} does not fit {model_class.__name__}: {'; '.join(matched.problems)}")
@@ -234,9 +260,13 @@ class Undrawn(TorchFunctionMode):
         return kwargs["tensor"] if function is nn.init.normal_ else function(*args, **(kwargs or {}))
 
 
-def fitting(model_class: type, folder: Path, **overrides) -> tuple[nn.Module, Tensors]:
+def fitting(
+    model_class: type, folder: Path, adapter: Adapters | None = None, **overrides
+) -> tuple[nn.Module, Tensors]:
     """A model without memory for its weights, its layers in 8 or 4 bits where the folder's are, and these."""
-    model, found = on_meta(model_class, folder, **overrides), tensors(folder)
+    model, found = on_meta(model_class, folder, **overrides), tensors(folder, adapter)
+    if found.untied:
+        model = on_meta(model_class, folder, **{"tie_word_embeddings": False, **overrides})
     prefix = prefix_of(model)
     try:
         kernels.expect_quantized(model, lambda name: f"{prefix}{name}.qweight" in found)

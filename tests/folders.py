@@ -12,11 +12,15 @@ from tests.families import Family
 
 def weights_of(family: Family, head: str = "ForCausalLM", dtype=torch.float32) -> dict[str, torch.Tensor]:
     """What a hub file of this family holds: no tied output layer, but dead buffers."""
-    model = family.model(head, dtype=dtype)
+    return {**weights_of_model(family.model(head, dtype=dtype)), **family.dead}
+
+
+def weights_of_model(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Under the hub's names, a tied output layer once."""
     state = dict(model.state_dict())
     if model.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
-    return {**state, **family.dead}
+    return state
 
 
 def write_config(folder: Path, family: Family, **changes) -> Path:

@@ -100,13 +100,13 @@ class Sequences:
         rows = slice(None) if self.active is None else self.active
         mask = None if self.mask_buffer is None else self.mask_buffer[rows, :end]
         inputs = self.model.prepare_inputs(self.buffer[rows, :end], mask, self.cache, **self.inputs)
-        past = len(self.cache or ()) if len(inputs["past_key_values"] or ()) else 0
-        if self.embeds is not None and past < self.embeds.shape[1]:
+        past = len(inputs["past_key_values"] or ())
+        if self.embeds is not None and not past:
             if self.length > self.prompt_length:
                 raise ValueError("the text must be read anew, and inputs_embeds have no ids: give input_ids")
-            inputs |= {"input_ids": None, "inputs_embeds": self.embeds[:, past:]}
-        others, ids = {*wanted, *inputs} - STEP, inputs["input_ids"]
-        if self.decoder and past and ids is not None and ids.shape[1] == 1 and not others:
+            inputs |= {"input_ids": None, "inputs_embeds": self.embeds}
+        others = {*wanted, *inputs} - STEP
+        if self.decoder and past and inputs["input_ids"].shape[1] == 1 and not others:
             output = self.decoder(inputs, self.buffer.shape[1] - 1)
         else:
             output = self.model(**inputs, logits_to_keep=keep, **wanted)

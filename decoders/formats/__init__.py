@@ -5,6 +5,7 @@ tensors, files of weights and vocabularies, chat formats, folders that change al
     config = modern(read_config(find("microsoft/phi-2")))
 """
 
+from .adapters import Adapters, find_adapters, merge_adapters
 from .characters import category, decomposed
 from .chat import CHAT_FORMATS, Part, chat_template
 from .checks import check_ids
@@ -57,6 +58,9 @@ from .vocab import (
 )
 
 __all__ = [
+    "Adapters",
+    "find_adapters",
+    "merge_adapters",
     "BYTE_PIECE",
     "CHAT_FORMATS",
     "END_OF_WORD",

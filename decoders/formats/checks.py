@@ -78,12 +78,31 @@ def check_absent(d: Fields, keys: Iterable[str]) -> None:
             raise ValueError(f"{key} {abridged(d[key])} is not supported")
 
 
-def check_quantized(quantization: Any) -> None:
-    """ValueError for weights in other bits than those that `kernels.quantize` makes."""
-    if not quantization:
+PACKED = ("quantization_config", "quantization", "compression_config")  # say how weights are packed
+PACKED_BY = ("gptq", "awq", "bitsandbytes", "compressed-tensors", "fp8", "torchao", "hqq")
+
+
+def check_quantized(d: Fields) -> None:
+    """ValueError, with the way out, for weights in other bits than `packagings.py` and `kernels` read."""
+    stated = d.get("quantization_config") or d.get("compression_config")
+    if not stated:
         return
-    if not isinstance(quantization, dict) or quantization.get("quant_method") != "decoders":
-        raise ValueError("quantization_config: quantised weights of another method are not supported")
+    method = stated.get("quant_method") if isinstance(stated, dict) else None
+    is_mlx = isinstance(stated, dict) and method is None and "bits" in stated
+    if method not in (*PACKED_BY, "decoders") and not is_mlx:
+        known = f"{', '.join(PACKED_BY)}, MLX and GGUF are"
+        way_out = "save it dequantized with the tool that wrote it, or get its plain or GGUF files"
+        raise ValueError(
+            f"quantization_config: quant_method {abridged(method)} is not supported ({known}): {way_out}"
+        )
+
+
+def without_packing(d: Fields) -> Fields:
+    """The fields of the plain model: how its weights are packed is no matter of the model."""
+    stated = d.get("quantization_config")
+    if isinstance(stated, dict) and stated.get("quant_method") == "decoders":
+        return d
+    return {key: value for key, value in d.items() if key not in PACKED}
 
 
 def check_divides(d: Fields, part: str, total: str) -> None:

@@ -25,8 +25,17 @@ from .checks import (
     check_rates,
     check_sizes,
     with_labels,
+    without_packing,
 )
-from .folder import RELEASE, gguf_files, read_json, read_json_if_any, read_text
+from .folder import (
+    RELEASE,
+    adapter_base,
+    gguf_files,
+    is_adapter,
+    read_json,
+    read_json_if_any,
+    read_text,
+)
 from .gguf_config import gguf_config, gguf_generation_config
 from .rope import check_rotation, flat_rope, longrope, scaled_rope
 
@@ -82,6 +91,8 @@ def read_config(folder: Path) -> Fields:
     if gguf_files(folder):
         return gguf_config(folder)
     file, shapes = folder / "config.json", folder / "params_shapes.json"
+    if not file.exists() and is_adapter(folder):
+        return read_config(adapter_base(folder))
     if not file.exists() and (folder / RELEASE).exists():
         from .adept import release_config  # which needs torch
 
@@ -107,6 +118,8 @@ def read_generation_config(folder: Path) -> Fields:
     """`generation_config.json`, {} where there is none; of a GGUF file what its vocabulary says."""
     if gguf_files(folder):
         return gguf_generation_config(folder)
+    if not (folder / "config.json").exists() and is_adapter(folder):
+        return read_generation_config(adapter_base(folder))
     return read_json_if_any(folder / "generation_config.json")
 
 
@@ -135,7 +148,8 @@ def modern(d: Fields, kind: str | None = None) -> Fields:
         kind = family(d)
     else:
         check_family(d, kind)
-    check_quantized(d.get("quantization_config"))
+    check_quantized(d)
+    d = without_packing(d)
     check_ids(d)
     current = {**with_labels(MODERN[kind](dict(d))), "model_type": kind}
     decoder = current["text_config"] if kind == "fuyu" else current

@@ -20,6 +20,7 @@ WEIGHT_FILES = (  # of a hub repository the first kind that it has is fetched
 MAX_BYTES = 2**28  # of a config or tokenizer file
 PLAIN = [name for whole, *_ in WEIGHT_FILES for name in (whole, f"{whole}.index.json")]
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+ADAPTER = "adapter_config.json"
 RELEASE = "latest_checkpointed_iteration.txt"  # in a folder as Adept released it
 
 
@@ -60,6 +61,8 @@ def find(path_or_id: str | Path, weights: bool = True, subfolder: str = "", **hu
             folder = fetch(patterns)
             if any(any(folder.glob(pattern)) for pattern in patterns):
                 break
+        if weights and is_adapter(folder):
+            folder = fetch(("adapter_model.safetensors", "adapter_model.bin"))
     except Exception as error:  # httpx's and the hub's own kinds; all mean that it cannot be had
         cause = f"the hub did not give it ({type(error).__name__}: {first_line(error)})"
         raise FileNotFoundError(f"there is no folder {path_or_id}, and {cause}") from error
@@ -93,6 +96,28 @@ def shards(file: Path) -> list[Path]:
         others = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
         raise FileNotFoundError(f"{file.parent} lacks {absent[0]}{others} of the model's {total} shards")
     return files
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether there is a LoRA in it, as peft saves one, alone or beside its base."""
+    return (folder / ADAPTER).exists()
+
+
+def adapter_base(folder: Path) -> Path:
+    """The folder of the base that `adapter_config.json` names: a path, from here or from beside the adapter,
+    or a hub id. ValueError or OSError where it is not to be had."""
+    named = read_json(folder / ADAPTER).get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        raise ValueError(f"{folder / ADAPTER} names no base: load that, and give this as its adapter")
+    inside = folder / named
+    try:
+        base = find(inside if inside.is_dir() and not Path(named).is_dir() else named)
+    except (OSError, ImportError) as error:
+        what = f"{folder / ADAPTER} names the base {named[:200]!r}, which is not to be had"
+        raise FileNotFoundError(f"{what}: {first_line(error)}") from None
+    if base.resolve() == folder.resolve() or (is_adapter(base) and not (base / "config.json").exists()):
+        raise ValueError(f"{folder / ADAPTER} names as its base {named[:200]!r}, which is an adapter itself")
+    return base
 
 
 def read_settled(path_or_id: str | Path, read: Callable[[Path], T], weights: bool = True) -> tuple[Path, T]:

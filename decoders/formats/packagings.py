@@ -18,7 +18,18 @@ from typing import Protocol
 
 from torch import Tensor
 
-from . import files, gguf_tensors
+from . import (
+    bitsandbytes,
+    compressed_tensors,
+    exported,
+    files,
+    gguf_tensors,
+    gptq,
+    hqq,
+    mlx,
+    torchao,
+)
+from .checks import check_quantized
 from .packed import Packed
 
 
@@ -32,15 +43,30 @@ class Packaging(Protocol):
     def tensors(self, folder: Path, config: dict) -> Iterator[tuple[Path, str, Tensor | Packed]]: ...
 
 
-PACKAGINGS: tuple[Packaging, ...] = (gguf_tensors,)
+PACKAGINGS: tuple[Packaging, ...] = (
+    gguf_tensors,
+    bitsandbytes,
+    gptq,
+    mlx,
+    compressed_tensors,
+    torchao,
+    hqq,
+    exported,
+)
 
 
 def packaging(folder: Path, config: dict) -> Packaging | None:
-    """The one that the folder is in; None if it is plain. ValueError if it is in two at once."""
+    """The one that the folder is in; None if it is plain. ValueError if it is in two at once, or in one that
+    is not known."""
     found = [module for module in PACKAGINGS if module.recognise(folder, config)]
     if len(found) > 1:
         names = " and ".join(module.NAME for module in found)
         raise ValueError(f"{folder} is in two packagings at once, {names}: keep the files of one")
+    if not found:
+        try:
+            check_quantized(config)
+        except ValueError as error:
+            raise ValueError(f"{folder / 'config.json'}: {error}") from None
     return found[0] if found else None
 
 

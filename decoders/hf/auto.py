@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from decoders.formats import family, find, read_config
+from decoders.formats.config import family, read_config
+from decoders.formats.folder import find
 
 from . import heads, models
 from .arguments import hub_options

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from decoders import tokenize
-from decoders.formats import TOKENIZER_FILES, find, read_json_if_any, read_text, switched
+from decoders.formats.folder import find, read_json_if_any, read_text
+from decoders.formats.switch import switched
+from decoders.formats.vocab import TOKENIZER_FILES
 
 from .arguments import hub_options, nearest, no_effect, unexpected
 from .batching import VERY_LARGE, Batching

@@ -1,0 +1,365 @@
+"""LoRA adapters as peft saves them: what is added to the weights of a base model.
+
+    LoRA      W + scale * B A              scale = alpha / r, or alpha / sqrt(r) with use_rslora
+    DoRA      m / |W + scale * B A| * (W + scale * B A)      a magnitude m for each row, whose norm that is
+
+An adapter's folder holds `adapter_config.json` and `adapter_model.safetensors`, and names its base. Its keys
+are paths of modules: `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight` (r, in), `lora_B` (out,
+r). What else may stand in it: a bias of B, biases of the base (`base_layer.bias`), whole tensors
+(modules_to_save) and rows of the token embedding (trainable tokens), which replace those of the base.
+
+Nothing is merged before a tensor is used: each is read and changed in the dtype asked for.
+"""
+
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .checks import abridged, check_positive, check_sizes
+from .config import family
+from .files import read_pickle, read_safetensors
+from .folder import ADAPTER, adapter_base, check_file, find, is_adapter, read_json
+from .names import LAYOUTS, Layout
+from .packed import Packed, unpacked
+
+FILES = {"adapter_model.safetensors": read_safetensors, "adapter_model.bin": read_pickle}
+Adapters = str | Path | Sequence[Any]  # a folder, or several, each alone or as (folder, weight)
+
+EMBEDDINGS = {
+    "gpt_neo": "transformer.wte.weight",
+    "openai-gpt": "transformer.tokens_embed.weight",
+    "phi": "model.embed_tokens.weight",
+    "phi3": "model.embed_tokens.weight",
+    "persimmon": "model.embed_tokens.weight",
+    "fuyu": "language_model.model.embed_tokens.weight",
+}
+TIED = ("gpt_neo", "openai-gpt")  # where the config does not say
+CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # beginnings of init_lora_weights
+NOT_BUILT = (
+    "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config", "velora_config",
+    "monteclora_config", "target_parameters", "layer_replication",
+)  # fmt: skip
+
+
+@dataclass
+class Update:
+    """What an adapter does to one tensor of the base, whose name on the hub is known."""
+
+    replaced: Tensor | None = None  # by this
+    rows: tuple[list[int], Tensor] | None = None  # of the token embedding, and what they become
+    A: Tensor | None = None  # (r, in)
+    B: Tensor | None = None  # (out, r)
+    scale: float = 1.0
+    magnitude: Tensor | None = None  # (out,), of DoRA
+    turned: bool = False  # the base's matrix is [in, out]
+    embedding: bool = False  # what is added is rounded first
+    added: Tensor | None = None  # to a bias
+
+
+@dataclass
+class Adapter:
+    folder: Path
+    file: Path
+    weight: float
+    updates: list[tuple[str, Update]] = field(default_factory=list)  # name on the hub, what is done to it
+
+
+# ---- Which -------------------------------------------------------------------------------------------------
+
+
+def find_adapters(folder: Path, given: Adapters | None) -> tuple[Path, list[tuple[Path, float]]]:
+    """(base, adapters with their weights): those that are `given`, and before them the one in the folder, be
+    it alone there or beside its base, which is said. An empty list leaves the latter out."""
+    several = [given] if isinstance(given, (str, Path)) else list(given or ())
+    found = []
+    for one in several:
+        name, weight = (one, 1.0) if isinstance(one, (str, Path)) else one
+        if type(weight) not in (int, float) or not math.isfinite(weight):
+            raise ValueError(f"the weight of adapter {name} must be a number, not {abridged(weight)}")
+        found.append((find(name), float(weight)))
+    if not folder.is_dir() or not is_adapter(folder):
+        return folder, found
+    if not (folder / "config.json").exists():
+        return adapter_base(folder), [(folder, 1.0), *found]
+    if given is not None and not several:
+        return folder, []
+    warnings.warn(f"{folder / ADAPTER} is applied to the weights beside it", stacklevel=2)
+    return folder, [(folder, 1.0), *found]
+
+
+# ---- Reading -----------------------------------------------------------------------------------------------
+
+
+def read_adapter(folder: Path, weight: float, layout: Layout, config: dict) -> Adapter:
+    """The adapter in `folder`, under the names that `layout` and `config` of the base give to its modules.
+
+    ValueError for what is no LoRA, by its name, and for what is broken; OSError for missing files.
+    """
+    stated, where = read_json(folder / ADAPTER), folder / ADAPTER
+    check_supported(stated, where)
+    file = next((folder / name for name in FILES if (folder / name).exists()), folder / next(iter(FILES)))
+    adapter = Adapter(folder, check_file(file), weight)
+    modules: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in FILES[file.name](file).items():
+        module, part = split_key(key)
+        modules.setdefault(module, {})[part] = tensor
+    for module, parts in modules.items():
+        try:
+            adapter.updates += updates_of(module, parts, stated, layout, config)
+        except (ValueError, KeyError, RuntimeError, TypeError, ZeroDivisionError) as error:
+            raise ValueError(f"{file}: {module}: {str(error).splitlines()[0]}") from None
+    if not adapter.updates:
+        raise ValueError(f"{file} holds nothing")
+    return adapter
+
+
+def check_supported(stated: dict, where: Path) -> None:
+    kind = stated.get("peft_type")
+    if kind != "LORA":
+        raise ValueError(f"{where}: an adapter of peft_type {abridged(kind)} is not supported, only LORA")
+    if found := [key for key in NOT_BUILT if stated.get(key)]:
+        raise ValueError(f"{where}: {', '.join(found)} is not supported, only plain LoRA and DoRA")
+    start = stated.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(CHANGES_THE_BASE):
+        told = f"init_lora_weights {abridged(start)} has changed the base's weights"
+        raise ValueError(f"{where}: {told}: let peft save it converted to a plain LoRA")
+    try:
+        check_sizes(stated, ["r"])
+        check_positive(stated, "lora_alpha")
+        for key in ("rank_pattern", "alpha_pattern"):
+            if not isinstance(stated.get(key) or {}, dict):
+                raise ValueError(f"{key} must be an object of names and numbers, not {abridged(stated[key])}")
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+PART = re.compile(
+    r"^(?P<module>.*?)\.(?P<part>"
+    r"lora_[AB](\.\w+)?\.(weight|bias)"
+    r"|lora_embedding_[AB](\.\w+)?"
+    r"|lora_magnitude_vector(\.\w+)?(\.weight)?"
+    r"|(token_adapter\.)?trainable_tokens_delta(\.\w+)?"
+    r"|(base_layer\.|modules_to_save\.(\w+\.)?)?(weight|bias))$"
+)
+
+
+def split_key(key: str) -> tuple[str, str]:
+    """(module, part): without peft's own prefix, and without an adapter's name if there is one."""
+    found = PART.match(key.removeprefix("base_model.model."))
+    if not found:
+        return key, "unknown"
+    part = re.sub(r"^(lora_[AB])\.\w+\.(?=weight|bias)", r"\1.", found["part"])
+    part = re.sub(r"^(lora_embedding_[AB]|lora_magnitude_vector)\..*", r"\1", part)
+    part = re.sub(r"^(token_adapter\.)?trainable_tokens_delta.*", "trainable_tokens_delta", part)
+    return found["module"], re.sub(r"^(base_layer|modules_to_save(\.\w+)?)\.", "", part)
+
+
+def updates_of(
+    module: str, parts: dict[str, Tensor], stated: dict, layout: Layout, config: dict
+) -> Iterator[tuple[str, Update]]:
+    """(name on the hub, what is done to that tensor): more than one where the hub cuts a joint matrix."""
+    if "unknown" in parts:
+        raise ValueError("this is no part of a LoRA")
+    names = partial(hub_names, layout=layout, config=config)
+    for leaf in ("weight", "bias"):
+        if leaf in parts:
+            for name, tensor in names(f"{module}.{leaf}", parts[leaf]):
+                yield name, Update(replaced=tensor)
+    if "trainable_tokens_delta" in parts:
+        delta = parts["trainable_tokens_delta"]
+        [(name, _)] = names(f"{module}.weight", delta)
+        yield name, Update(rows=(token_rows(module, stated, len(delta)), delta))
+    scale = scale_of(module, parts, stated)
+    if "lora_embedding_A" in parts:
+        [(name, _)] = names(f"{module}.weight", parts["lora_embedding_B"])
+        A, B = parts["lora_embedding_A"], parts["lora_embedding_B"]
+        magnitude = parts.get("lora_magnitude_vector")
+        yield name, Update(A=A, B=B, scale=scale, magnitude=magnitude, turned=True, embedding=True)
+    if "lora_A.weight" in parts or "lora_B.weight" in parts:
+        yield from linear_updates(module, parts, scale, names, family(config) == "openai-gpt")
+
+
+def linear_updates(
+    module: str, parts: dict[str, Tensor], scale: float, names: Callable, conv1d: bool
+) -> Iterator[tuple[str, Update]]:
+    A, B = parts["lora_A.weight"], parts["lora_B.weight"]
+    if A.dim() != 2 or B.dim() != 2 or A.shape[0] != B.shape[1]:
+        raise ValueError(f"lora_A of {tuple(A.shape)} does not fit lora_B of {tuple(B.shape)}")
+    magnitudes = (
+        dict(names(f"{module}.weight", m)) if (m := parts.get("lora_magnitude_vector")) is not None else {}
+    )
+    for name, rows in names(f"{module}.weight", B):  # a joint matrix is cut by rows
+        turned = conv1d and name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight"))
+        yield name, Update(A=A, B=rows, scale=scale, magnitude=magnitudes.get(name), turned=turned)
+    if "lora_B.bias" in parts:
+        for name, bias in names(f"{module}.bias", parts["lora_B.bias"]):
+            yield name, Update(added=bias.float() * scale)
+
+
+def hub_names(name: str, tensor: Tensor, layout: Layout, config: dict) -> list[tuple[str, Tensor]]:
+    """As `weights.tensors` names it. Phi's remote code of 2023 is known by its names alone."""
+    heads = config.get("num_attention_heads")
+    named = []
+    for own, part in layout.modern(
+        name, tensor, {"n_embd": config.get("hidden_size"), "n_head": heads, **config}
+    ):
+        outside = own.startswith((layout.prefix + ".", *layout.beside))
+        named.append((own if outside else f"{layout.prefix}.{own}", part))
+    return named
+
+
+def token_rows(module: str, stated: dict, count: int) -> list[int]:
+    """The ids of the rows: a list, or one for each embedding by its name."""
+    ids: Any = stated.get("trainable_token_indices")
+    if isinstance(ids, dict):
+        ids = next((own for key, own in ids.items() if module.endswith(key)), None)
+    if not isinstance(ids, list) or len(ids) != count or not all(type(i) is int and i >= 0 for i in ids):
+        raise ValueError(f"trainable_token_indices does not name {count} tokens")
+    return ids
+
+
+def scale_of(module: str, parts: dict[str, Tensor], stated: dict) -> float:
+    """alpha / r, or alpha / sqrt(r). The first pattern that matches the end of the module's name wins."""
+    A = parts.get("lora_A.weight", parts.get("lora_embedding_A"))
+    if A is None:
+        return 1.0
+    r = matching(module, stated.get("rank_pattern"), stated.get("r"))
+    alpha = matching(module, stated.get("alpha_pattern"), stated.get("lora_alpha"))
+    if type(r) is not int or r != A.shape[0]:
+        raise ValueError(f"{ADAPTER} says rank {abridged(r)}, and its lora_A has {A.shape[0]}")
+    if type(alpha) not in (int, float):
+        raise ValueError(f"{ADAPTER}: lora_alpha must be a number, not {abridged(alpha)}")
+    return alpha / math.sqrt(r) if stated.get("use_rslora") else alpha / r
+
+
+def matching(module: str, patterns: dict | None, default: Any) -> Any:
+    for pattern, value in (patterns or {}).items():
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return value
+        except re.error:
+            raise ValueError(f"{ADAPTER}: {abridged(pattern)} is no pattern of a name") from None
+    return default
+
+
+# ---- Merging -----------------------------------------------------------------------------------------------
+
+
+class Merged(NamedTuple):
+    tensors: dict[str, Tensor | Packed]
+    origin: dict[str, Path]  # of what an adapter changes or adds: its file
+    untied: bool  # the output layer is another matrix than the token embedding now
+
+
+def merge_adapters(
+    stored: dict[str, Tensor | Packed], given: Iterable[tuple[Path, float]], config: dict
+) -> Merged:
+    """The base's tensors, by their names on the hub, with all adapters merged; `config` is the base's.
+
+    ValueError for an adapter that does not fit the base.
+    """
+    kind = family(config)
+    layout, embedding = LAYOUTS[kind], EMBEDDINGS[kind]
+    head = "language_model.lm_head.weight" if kind == "fuyu" else "lm_head.weight"
+    adapters = [read_adapter(folder, weight, layout, config) for folder, weight in given]
+    changes = [(name, (adapter, update)) for adapter in adapters for name, update in adapter.updates]
+    replaced = [name for name, (_, update) in changes if update.replaced is not None]
+    if twice := [name for name in replaced if replaced.count(name) > 1]:
+        raise ValueError(f"{twice[0]} is replaced as a whole by two adapters")
+    found, untied = dict(stored), bool({head, embedding} & set(replaced))
+    tied = not untied and (head not in stored or config.get("tie_word_embeddings", kind in TIED))
+    if tied and {head, embedding} & {name for name, _ in changes}:  # one matrix: what changes it changes both
+        found.pop(head, None)
+        changes = [(embedding if name == head else name, step) for name, step in changes]
+    if untied and embedding in stored:
+        found.setdefault(head, stored[embedding])  # as it was stored
+    steps: dict[str, list[tuple[Adapter, Update]]] = {}
+    for name, step in changes:
+        steps.setdefault(name, []).append(step)
+    for name, own in steps.items():
+        found[name] = changed(name, found.get(name), own)
+    return Merged(found, {name: own[0][0].file for name, own in steps.items()}, untied)
+
+
+def changed(name: str, base: Tensor | Packed | None, steps: list[tuple[Adapter, Update]]) -> Packed:
+    """A lazy tensor: the base's with all changes made. ValueError if one does not fit."""
+    first, update = steps[0]
+    if base is None and update.replaced is None:
+        raise ValueError(f"{first.file} changes {name}, which the base does not have")
+    for adapter, update in steps:
+        check_fits(name, base, adapter, update)
+    like = steps[0][1].replaced if base is None else base
+    kind = f"{base.kind} + LoRA" if isinstance(base, Packed) else "LoRA"
+    return Packed(like.shape, like.dtype, kind, like.nbytes, partial(changed_by, base, steps))
+
+
+def check_fits(name: str, base: Tensor | Packed | None, adapter: Adapter, update: Update) -> None:
+    """ValueError that names both shapes."""
+    shape = None if base is None else tuple(base.shape)
+    own = shape
+    if update.replaced is not None:
+        own = tuple(update.replaced.shape)
+    elif update.B is not None and update.A is not None:
+        own = (update.B.shape[0], update.A.shape[1])
+        own = own[::-1] if update.turned else own
+    elif update.added is not None:
+        own = tuple(update.added.shape)
+    elif update.rows is not None and shape is not None:
+        ids, rows = update.rows
+        own = (max(shape[0], max(ids) + 1), *rows.shape[1:])
+    if shape not in (None, own):
+        raise ValueError(f"{adapter.file} is for another base: {name} is {own} there, and here {shape}")
+    m = update.magnitude
+    if m is not None and update.B is not None and m.numel() != len(update.B):
+        raise ValueError(f"{adapter.file}: {name} has a lora_magnitude_vector of {tuple(m.shape)}")
+
+
+def changed_by(
+    base: Tensor | Packed | None, steps: list[tuple[Adapter, Update]], dtype: torch.dtype
+) -> Tensor:
+    """The tensor with all adapters merged, one after the other, in `dtype`."""
+    w = None if base is None else unpacked(base, dtype)
+    start = w
+    for adapter, update in steps:
+        w = apply(w, start, update, adapter.weight, dtype)
+    return w
+
+
+def apply(
+    w: Tensor | None, start: Tensor | None, update: Update, weight: float, dtype: torch.dtype
+) -> Tensor:
+    """`w` changed by one adapter; DoRA's norm is that of the base, `start`. A weight other than 1 takes that
+    share of the change."""
+    if update.added is not None:
+        return (w + update.added * weight).to(dtype)
+    if update.B is not None:
+        return low_rank(w, start, update, weight)
+    if update.rows is not None:
+        ids, rows = update.rows
+        new = w.clone()
+        new[ids] = rows.to(dtype)
+    else:
+        new = update.replaced.to(dtype)
+    return new if weight == 1 or w is None else torch.lerp(w.float(), new.float(), weight).to(dtype)
+
+
+def low_rank(w: Tensor, start: Tensor, update: Update, weight: float) -> Tensor:
+    """w + scale * B A; with DoRA each row of that is as long as its magnitude says."""
+    delta = update.B.float() @ update.A.float()  # never added up in half precision
+    delta = (delta.t() if update.turned else delta) * update.scale
+    if update.magnitude is None:
+        delta = delta if weight == 1 else delta * weight
+        return (w + (delta.to(w.dtype) if update.embedding else delta)).to(w.dtype)
+    inner = start.t() + delta.t() if update.turned else start + delta  # (out, in)
+    norm = torch.linalg.norm(inner, dim=1).to(inner.dtype)
+    factor = (update.magnitude.flatten() / norm)[:, None]
+    new = ((factor.t() if update.turned else factor) * (w + delta)).to(w.dtype)
+    return new if weight == 1 else torch.lerp(w.float(), new.float(), weight).to(w.dtype)
