@@ -17,7 +17,7 @@ from functools import partial
 import torch
 
 from decoders import FAMILIES, decoding, kernels, model_class
-from decoders.compare.kit import SMALL, redraw
+from decoders.compare.draw import SMALL, redraw
 from decoders.formats.config import cache_shape, modern
 
 PROMPT, NEW, WARM = 512, 64, 8  # tokens

@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from decoders import fuyu, look, model_class, read_config, tokenize, weights
-from decoders.compare.formula import Formula, gelu_erf, gelu_tanh
+from decoders.compare.arithmetic import gelu_erf, gelu_tanh
+from decoders.compare.formula import Formula
 from decoders.look import traces
 from examples.train_tiny import HELD_OUT_SEED, RECIPES, plain_rows
 
@@ -176,11 +177,11 @@ def phi_rotary() -> None:
     """Half of each head is rotated: what if all of it were, or none?"""
 
     def none(f: Formula) -> None:
-        f.turn = lambda x, cos, sin: x
+        f.rotate = lambda x, cos, sin: x
 
     def other(f: Formula) -> None:
-        own = f.turn
-        f.turn = lambda x, cos, sin: own(x.flip(-1), cos, sin).flip(-1)
+        own = f.rotate
+        f.rotate = lambda x, cos, sin: own(x.flip(-1), cos, sin).flip(-1)
 
     compare("phi", {"all of it": lambda f: setattr(f, "R", f.D), "none of it": none, "the other half": other})
 
@@ -193,8 +194,8 @@ def phi3_gate() -> None:
     """Gate and up come out of one matrix: what if they are taken for each other?"""
 
     def swapped(f: Formula) -> None:
-        own = f.activated
-        f.activated = lambda x: own(torch.cat(x.chunk(2, -1)[::-1], -1))
+        own = f.apply_act
+        f.apply_act = lambda x: own(torch.cat(x.chunk(2, -1)[::-1], -1))
 
     compare("phi3", {"[up | gate]": swapped})
 
@@ -204,10 +205,10 @@ def phi3_groups() -> None:
     """Two heads share keys and values: which two? Neighbours, not every second one."""
 
     def second(f: Formula) -> None:
-        f.spread = lambda x: x.repeat(1, f.H // f.K, 1, 1)
+        f.repeat_kv = lambda x: x.repeat(1, f.H // f.K, 1, 1)
 
     def first(f: Formula) -> None:
-        f.spread = lambda x: x[:, :1].expand(-1, f.H, -1, -1)
+        f.repeat_kv = lambda x: x[:, :1].expand(-1, f.H, -1, -1)
 
     compare("phi3", {"every second one": second, "all share the first": first})
 

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from decoders import look, model_class, read_config, weights
 from decoders.cli.main import main as decoders
-from decoders.look import diagram
+from decoders.look.diagram import plan
+from decoders.look.drawing import ROW, STYLE, WIDTH, drawing
 from examples.browser import NoBrowser, browser
 
 ROOT = Path(__file__).parent.parent
@@ -79,16 +80,13 @@ def blocks() -> str:
             x, y = 0, height + 20
         folder = CHECKPOINTS / f"tiny-{name}"
         model = weights.load(model_class(read_config(folder)), folder)
-        drawing = diagram.drawing(model, 1, standalone=False, title=f"tiny-{name}")
-        p = diagram.plan(model, 1)
-        drawings.append(drawing.replace("<svg ", f'<svg x="{x}" y="{y}" ', 1).replace(' tabindex="0"', ""))
-        x += int((p.columns - 0.35) * diagram.WIDTH) + 80
-        width, height = max(width, x), max(height, y + p.rows * diagram.ROW + 12)
+        picture = drawing(model, 1, standalone=False, title=f"tiny-{name}")
+        p = plan(model, 1)
+        drawings.append(picture.replace("<svg ", f'<svg x="{x}" y="{y}" ', 1).replace(' tabindex="0"', ""))
+        x += int((p.columns - 0.35) * WIDTH) + 80
+        width, height = max(width, x), max(height, y + p.rows * ROW + 12)
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size}>'
-        f"<style>{diagram.STYLE}</style>{''.join(drawings)}</svg>\n"
-    )
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{STYLE}</style>{"".join(drawings)}</svg>\n'
 
 
 def shoot(opened, folder: Path, name: str, shot: Shot, target: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 
 from decoders import fuyu, gpt_neo, openai_gpt, persimmon, phi, phi3
-from decoders.compare.kit import redraw
+from decoders.compare.draw import redraw
 from decoders.formats.config import modern
 from decoders.formats.names import LAYOUTS, as_it_is
 

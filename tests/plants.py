@@ -126,7 +126,9 @@ def tensors(change: Callable) -> Plant:
     def edit(state: dict, f: Formula) -> dict:
         known = {f"{f.parts['layers']}.{i}.{name}": part for i in f.layers for part, name in f.parts.items()}
         known |= {
-            f.parts[part]: part for part in ("table", "places", "norm", "head", "patches") if part in f.parts
+            f.parts[part]: part
+            for part in ("embedding", "position_embedding", "norm", "head", "patches")
+            if part in f.parts
         }
         found = {}
         for name, t in state.items():
@@ -166,7 +168,7 @@ def rows(order: Callable) -> Plant:
     """Rows of a joint matrix (columns in GPT-1's files) in another order."""
 
     def change(part: str, t: torch.Tensor, f: Formula) -> torch.Tensor:
-        if not part.startswith("joint"):
+        if not part.startswith("qkv"):
             return t
         index = order(f)
         return t[:, index] if f.family == "openai-gpt" and t.dim() == 2 else t[index]
@@ -194,7 +196,7 @@ def every_nth(part: str, t: torch.Tensor, f: Formula) -> torch.Tensor:
     kind = part.split(".")[0]
     if kind in ("q", "k", "v"):
         return t[order(f.H if kind == "q" else f.K)]
-    if kind != "joint":
+    if kind != "qkv":
         return t
     index = torch.cat([order(f.H), order(f.K, f.H * f.D), order(f.K, (f.H + f.K) * f.D)])
     return t[:, index] if f.family == "openai-gpt" and t.dim() == 2 else t[index]
@@ -287,7 +289,7 @@ PLANTS |= {
     "attention: heads normed after the rotation": Plant(
         (r"self\.q_layernorm\(q\), self\.k_layernorm\(k\)", "q, k"),
         (r"self\.rotate\(q, \*cos_sin\), self\.rotate\(k, \*cos_sin\)", "self.q_layernorm(self.rotate(q, *cos_sin)), self.k_layernorm(self.rotate(k, *cos_sin))")),
-    "bias of q missing": zero("q"), "bias of v missing": zero("v"), "bias of q, k and v missing": zero("joint"),
+    "bias of q missing": zero("q"), "bias of v missing": zero("v"), "bias of q, k and v missing": zero("qkv"),
     "bias of attention's output missing": zero("o"), "bias of the MLP's first product missing": zero("up"),
     "bias of the MLP's last product missing": zero("down"), "bias of the logits missing": zero("head"),
     "bias of the picture's projection missing": zero("patches"),
@@ -325,12 +327,12 @@ PLANTS |= {
     "positions begin anew with a cache": Plant((r"torch\.arange\(past, past \+ T", "torch.arange(0, T")),
     "positions start at one": Plant((f"({PLACES})", r"\1\n        position_ids = (position_ids + 1) % 97"), only_in="gpt_neo openai-gpt"),
     "positions start at two (OPT)": Plant((f"({PLACES})", r"\1\n        position_ids = (position_ids + 2) % 97")),
-    "positions are not added": tensors(lambda part, t, f: t * 0 if part == "places.weight" else t),
+    "positions are not added": tensors(lambda part, t, f: t * 0 if part == "position_embedding.weight" else t),
     "token_type_ids are not read": Plant((r"x if token_type_ids is None else x \+ self\.\w+\(token_type_ids\)", "x")),
     "token_type_ids go through the position table": Plant(
         (r"x \+ self\.(wte|tokens_embed)\(token_type_ids\)", lambda m: f"x + self.{'wpe' if m[1] == 'wte' else 'positions_embed'}(token_type_ids)")),
     "logits: the token table is the output matrix": Plant(state=lambda state, f: {
-        **state, f"{f.parts['head']}.weight": state[f"{f.parts['table']}.weight"]}),
+        **state, f"{f.parts['head']}.weight": state[f"{f.parts['embedding']}.weight"]}),
     "rotary: neighbours paired (GPT-J) instead of halves": Plant(behind=rotation(
         "a, b = x[..., :R:2], x[..., 1:R:2]\n    c, s = cos[..., : R // 2], sin[..., : R // 2]\n    return torch.cat([torch.stack([a * c - b * s, b * c + a * s], -1).flatten(-2), x[..., R:]], -1)")),
     "rotary: tables of neighbours, rotation of halves": Plant((r"torch\.cat\(\[angles, angles\], dim=-1\)", "angles.repeat_interleave(2, -1)")),

@@ -242,7 +242,7 @@ def test_two_texts_are_chosen_together(shown):
     page.locator("#text [role=option]").nth(i).click()
     second = page.locator("#text .panes > div").nth(1)
     assert second.locator("[role=option]").nth(j).get_attribute("aria-selected") == "true"
-    assert "how far the sums part" in page.locator("#difference").inner_text().lower()
+    assert "how far the residual streams part" in page.locator("#difference").inner_text().lower()
     page.locator("#difference button").first.click()
     assert page.locator("#text .token.chosen").count() == 2
 

@@ -17,8 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from decoders import compare, weights
 from decoders.cli.main import main
-from decoders.compare import checkpoints, heat, kit, mistakes, ports
-from decoders.compare.formula import Arithmetic, Formula, place, stages
+from decoders.compare import checkpoints, draw, heat, kit, mistakes, ports
+from decoders.compare.arithmetic import Arithmetic
+from decoders.compare.formula import Formula, stage_order, stages
+from decoders.compare.noise import BEYOND
+from decoders.compare.on_prompt import on_prompt
 from tests import plants
 from tests.families import inputs
 
@@ -30,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 def kits(tmp_path_factory):
     """A kit of each family."""
     folder = tmp_path_factory.mktemp("kits")
-    return {family: kit.Kit(kit.make(folder / family, family)) for family in kit.SMALL}
+    return {family: kit.Kit(kit.make(folder / family, family)) for family in draw.SMALL}
 
 
 @pytest.fixture
@@ -98,7 +101,7 @@ def test_formula_equals_the_model_file_in_float64(family):
 
 def test_every_stage_of_the_model_file_is_within_float64_noise(own):
     model = own.model_class(own.config).double().eval()
-    model.load_state_dict(own.wide)
+    model.load_state_dict(own.weights64)
     report = compare.run(own, model, dtype="float64")
     assert report.equal, report
     seen = {row.stage.rpartition(".")[2] for row in report.rows}
@@ -473,8 +476,8 @@ def test_first_difference_of_part_of_the_stages(own, given):
     report = compare.run(own, computed(own, (m,), only=given), names=False)
     behind = [
         name
-        for name in sorted(given, key=place)
-        if place(name) >= place("layers.0.scores")
+        for name in sorted(given, key=stage_order)
+        if stage_order(name) >= stage_order("layers.0.scores")
         and name in own.expected["plain"]
         and not (own.family == "phi" and name.startswith("layers.0.mlp"))
     ]
@@ -690,12 +693,7 @@ def test_answer_as_text_json_and_page(wrong):
 
 def test_sure_is_a_count_and_a_fall(wrong):
     finding = wrong.findings[0]
-    assert (
-        finding.values > 10_000
-        and finding.before > 1e4
-        and finding.units < compare.BEYOND
-        and not finding.alike
-    )
+    assert finding.values > 10_000 and finding.before > 1e4 and finding.units < BEYOND and not finding.alike
 
 
 # ---- Bad input ---------------------------------------------------------------------------------------------
@@ -844,7 +842,9 @@ def test_nan_in_theirs_is_told_where_it_begins(kits):
     own = kits["phi"]
     values = computed(own)
     for name in values:
-        if place(name.partition("/")[2]) >= place("layers.1.mlp_act") and name.startswith("left/"):
+        if stage_order(name.partition("/")[2]) >= stage_order("layers.1.mlp_act") and name.startswith(
+            "left/"
+        ):
             values[name] = values[name] * torch.nan
     report = compare.run(own, values)
     assert report.first.stage == "layers.1.mlp_act" and "in case left has NaN or infinity" in report.sentence
@@ -975,7 +975,7 @@ def test_a_wrong_checkpoint_is_named_on_a_prompt(tmp_path, monkeypatch):
         ports, "load_theirs", lambda module, name, _, dtype: plain(module, name, folder, dtype)
     )
     ids = list(range(40, 60))
-    report = checkpoints.on_prompt(ROOT / "checkpoints" / "tiny-persimmon", ids)
+    report = on_prompt(ROOT / "checkpoints" / "tiny-persimmon", ids)
     assert names(report) == ["rotary: base 10000"], report
 
 
@@ -1007,7 +1007,7 @@ def test_the_story_of_the_documentation(kits, tmp_path):
                 '\n        return {**stages, "past_key_values": cache}\n\n    return model',
             )
         (tmp_path / "port.py").write_text(changed)
-        return compare.run(own, f"{tmp_path / 'port.py'}:build").told()
+        return compare.run(own, f"{tmp_path / 'port.py'}:build").text()
 
     for told in (port(steps, stages=False), port(steps), port(steps[:1])):
         for line in told.splitlines()[:3]:
@@ -1016,7 +1016,7 @@ def test_the_story_of_the_documentation(kits, tmp_path):
 
 
 def test_the_documentation_counts_the_mistakes():
-    counts = [len(mistakes.of(family)) for family in kit.SMALL]
+    counts = [len(mistakes.of(family)) for family in draw.SMALL]
     told = f"{min(counts)} to {max(counts)}"
     assert told in (ROOT / "docs" / "porting.md").read_text() and told in (ROOT / "README.md").read_text()
     assert "not decided" not in (ROOT / "docs" / "versions.md").read_text()

@@ -14,7 +14,9 @@ import torch
 from decoders import look, model_class, read_config, tokenize, weights
 from decoders.cli.main import main
 from decoders.compare.formula import STAGES
-from decoders.look import diagram
+from decoders.look import attribution, diagram, drawing
+from decoders.look import content as shown_content
+from decoders.look.source import source as source_of
 from examples import diary
 from tests.families import FAMILIES, GPT_NEO, PHI, inputs
 
@@ -116,7 +118,7 @@ def test_of_a_large_model_the_largest_are_kept(monkeypatch, tiny):
     ids = torch.tensor([tokenizer.encode("Once upon a time there was a fox. The fox")])
     whole, found = look.data(look.Run(model, ids, tokenizer))
     for name, value in (("WHOLE", 200), ("PARTS", 40), ("MANY", 20)):
-        monkeypatch.setattr(look, name, value)
+        monkeypatch.setattr(shown_content, name, value)
     shown, _ = look.data(look.Run(model, ids, tokenizer))
     told, T = shown["attention"], ids.shape[1]
     assert told["kind"] == "largest" and 2 <= told["kept"] <= 8 and 0 < told["lost"] < 1
@@ -188,7 +190,9 @@ def test_the_same_run_twice_does_not_differ(tiny):
     ids = tokenizer.encode("Once upon a time")
     told = content(look.page([look.Run(model, ids, tokenizer), look.Run(model, ids, tokenizer)]))["compared"]
     assert told["pairs"] == [[i, i] for i in range(len(ids))] and told["remarks"] == []
-    assert max(told["bits"]) == 0 and max(map(max, told["sums"])) == 0 and max(map(max, told["heads"])) == 0
+    assert (
+        max(told["bits"]) == 0 and max(map(max, told["residual"])) == 0 and max(map(max, told["heads"])) == 0
+    )
 
 
 def test_texts_of_one_length_are_compared_place_by_place(family):
@@ -197,7 +201,7 @@ def test_texts_of_one_length_are_compared_place_by_place(family):
     other[9] = (other[9] + 1) % 101
     told = content(look.page([look.Run(model, ids[0]), look.Run(model, other)]))["compared"]
     assert max(told["bits"][:9]) < 1e-12 and min(told["bits"][9:12]) > 0
-    assert told["sums"][0][8] == 0 and told["sums"][0][9] > 0 and told["sums"][-1][15] > 0
+    assert told["residual"][0][8] == 0 and told["residual"][0][9] > 0 and told["residual"][-1][15] > 0
     with torch.no_grad():
         p, q = (model(x[None]).logits[0, 12].log_softmax(-1) for x in (ids[0], other))
     assert told["bits"][12] == pytest.approx((p.exp() * (p - q)).sum().item() / math.log(2), rel=1e-3)
@@ -224,7 +228,7 @@ def test_other_lengths_are_compared_where_they_agree():
     told = content(look.page([look.Run(model, tokenizer.encode("Once upon a time"), tokenizer), second]))[
         "compared"
     ]
-    assert "bits" not in told and "sums" not in told and not told["writers"]
+    assert "bits" not in told and "residual" not in told and not told["writers"]
     assert "The models have other vocabularies, so their chances are not compared" in told["remarks"]
 
 
@@ -253,7 +257,7 @@ def test_every_box_has_its_lines_and_its_stage(family):
     model = family.model()
     known = {stage.name for stage in STAGES}
     for layer in range(2):
-        plan, source = diagram.plan(model, layer), diagram.source(model, layer)
+        plan, source = diagram.plan(model, layer), source_of(model, layer)
         lines = dict(source.lines)
         assert source.file == f"decoders/{family.module.__name__.rpartition('.')[2]}.py"
         file = Path(family.module.__file__).read_text().splitlines()
@@ -268,7 +272,7 @@ def test_every_box_has_its_lines_and_its_stage(family):
                 continue
             name = diagram.Formula(model.config, {}).parts[key].rpartition(".")[2]
             assert any(name in lines[n] for a, b in source.boxes[key] for n in range(a, b + 1)), key
-            n, m = diagram.matrix_of(module).shape if module.weight.dim() == 2 else (0, 0)
+            n, m = attribution.matrix_of(module).shape if module.weight.dim() == 2 else (0, 0)
             size = next(box.size for box in plan.boxes if box.key == key)
             assert size == f"{m:,} → {n:,}" if n else "48" in size or "12" in size
         keys = {box.key for box in plan.boxes}
@@ -279,15 +283,15 @@ def test_a_block_is_drawn_as_it_is_built():
     plans = {family.name: diagram.plan(family.model()) for family in FAMILIES}
     after = {name: {(a, b) for a, b in plan.edges} for name, plan in plans.items()}
     assert ("norm_1", "up") in after["phi"] and ("o", "add_2") in after["phi"]  # side by side
-    assert ("in", "joint") in after["openai-gpt"] and ("add_1", "norm_1") in after[
-        "openai-gpt"
-    ]  # norms behind
+    assert ("in", "qkv") in after["openai-gpt"] and ("add_1", "norm_1") in after["openai-gpt"]  # norms behind
     for name in ("gpt_neo", "phi3", "persimmon"):
         assert {("in", "norm_1"), ("add_1", "norm_2"), ("norm_2", "up"), ("add_1", "add_2")} <= after[name]
-    turned = {name: [box.turned for box in plan.boxes if box.key == "q_turn"] for name, plan in plans.items()}
-    assert turned["gpt_neo"] == turned["openai-gpt"] == [] and turned["phi"] == [0.5]
+    rotated = {
+        name: [box.rotated for box in plan.boxes if box.key == "q_rotary"] for name, plan in plans.items()
+    }
+    assert rotated["gpt_neo"] == rotated["openai-gpt"] == [] and rotated["phi"] == [0.5]
     assert any("√" not in box.label for box in plans["gpt_neo"].boxes if box.key == "scores")
-    assert diagram.drawing(PHI.model(), title="<script>").count("<script>") == 0
+    assert drawing.drawing(PHI.model(), title="<script>").count("<script>") == 0
 
 
 # ---- The command ----

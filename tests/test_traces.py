@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from decoders import hf, kernels
 from decoders.compare.formula import Formula, stages
-from decoders.look import traces
+from decoders.look import attribution, traces
 from tests.families import FAMILIES, OPENAI_GPT, PERSIMMON, PHI, PHI3, inputs
 
 EXACT = {"atol": 1e-9, "rtol": 1e-9, "equal_nan": True}
@@ -165,7 +165,7 @@ def test_what_the_last_layer_adds_is_linear_in_it(family):
     model, (ids, _) = family.model(dtype=torch.float64), inputs(101)
     found = traces.trace(model, ids)
     told = found.attribution(7)
-    f, u = found.f, traces.matrix_of(model.get_submodule(found.f.module("head")))[7]
+    f, u = found.f, attribution.matrix_of(model.get_submodule(found.f.module("head")))[7]
     name = f.module("norm") if "norm" in f.parts else f.module("norm_2", 2)
     x = found["layers.2.out"] if "norm" in f.parts else found["layers.2.mlp_in"] + found["layers.2.mlp_out"]
     norm, part = model.get_submodule(name), found["layers.2.mlp_out"]

@@ -19,8 +19,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from decoders import compare, kernels, model_class, weights
-from decoders.compare import kit
+from decoders import kernels, model_class, weights
+from decoders.compare import draw, kit
+from decoders.compare.noise import BEYOND, spread
+from decoders.compare.rows import in_units
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "versions.md"
@@ -185,17 +187,17 @@ def head_cell(
     """By how many times the worst of our own ways to compute it in float32 they are off."""
     if isinstance(theirs, str):
         return theirs
-    worst, typical = (0.0, ""), max(kit.spread(exact[name], one[name])[1] for one in ours for name in exact)
+    worst, typical = (0.0, ""), max(spread(exact[name], one[name])[1] for one in ours for name in exact)
     for name, truth in exact.items():
         if name not in theirs or theirs[name].shape != truth.shape:
             return f"{name} {tuple(theirs[name].shape) if name in theirs else 'missing'}, not {tuple(truth.shape)}"
         ulp = (
             truth.nan_to_num().abs().max().item() * 2**-24 if truth.dim() else typical
         )  # three losses are few
-        unit = max([(ulp, ulp / 3)] + [kit.spread(truth, one[name]) for one in ours])
-        units = compare.in_units(kit.spread(truth, masked(theirs[name], mask)), unit)
+        unit = max([(ulp, ulp / 3)] + [spread(truth, one[name]) for one in ours])
+        units = in_units(spread(truth, masked(theirs[name], mask)), unit)
         worst = max(worst, (units, name))
-    return f"= {worst[0]:.1f}x" if worst[0] <= compare.BEYOND else f"{worst[1]} {worst[0]:.1e}x"
+    return f"= {worst[0]:.1f}x" if worst[0] <= BEYOND else f"{worst[1]} {worst[0]:.1e}x"
 
 
 def head_rows(pythons: list[str]) -> tuple[list[str], list[tuple]]:
@@ -205,13 +207,13 @@ def head_rows(pythons: list[str]) -> tuple[list[str], list[tuple]]:
         for family, names in HEADS.items():
             for name in names:
                 config = {
-                    **kit.small_config(family),
+                    **draw.small_config(family),
                     "num_labels": 3,
                     "pad_token_id": 0,
                     "architectures": [name],
                 }
                 known = model_class(config)
-                model = kit.redraw(known(known.config_class.from_dict(config))).eval()
+                model = draw.redraw(known(known.config_class.from_dict(config))).eval()
                 weights.save(model, folder := Path(place) / name)
                 torch.save(cases := head_cases(name), folder / "inputs.pt")
                 ours = [

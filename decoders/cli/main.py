@@ -800,7 +800,7 @@ def compare(args: argparse.Namespace) -> int:
     if args.json:
         write(json.dumps(report.as_json(), ensure_ascii=False, allow_nan=False) + "\n")
     else:
-        write(shown(str(report) if twins else report.told(args.all)) + "\n")
+        write(shown(str(report) if twins else report.text(args.all)) + "\n")
     return 0 if report.equal else EXIT_DIFFERENT
 
 

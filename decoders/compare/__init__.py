@@ -5,6 +5,24 @@ compare.make("kit", "phi")               # cases and every inner value of a smal
 print(compare.run("kit", "port.py:build"))
 """
 
-from .measure import Finding, Kit, Report, Row, make, run
+from .checkpoints import Twins, apart
+from .heat import page
+from .kit import Kit, make
+from .measure import run
+from .on_prompt import on_prompt
+from .ports import PortError
+from .report import Finding, Report, Row
 
-__all__ = ["Finding", "Kit", "Report", "Row", "make", "run"]
+__all__ = [
+    "Finding",
+    "Kit",
+    "PortError",
+    "Report",
+    "Row",
+    "Twins",
+    "apart",
+    "make",
+    "on_prompt",
+    "page",
+    "run",
+]

@@ -1,28 +1,18 @@
-"""Two checkpoints tensor by tensor; one checkpoint, here and in Transformers, on a prompt.
-
-Both read a tensor when it is its turn: no more than two tensors, or one model, are in memory.
-"""
+"""Two checkpoints, tensor by tensor: no more than two tensors are in memory."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from decoders import compare, model_class, weights
-from decoders.formats.config import FAMILIES, family, modern, read_config
-from decoders.formats.folder import find
-from decoders.formats.names import grouped
+from decoders import model_class, weights
+from decoders.formats import family, find, grouped, modern, read_config
 
-from . import ports
-from .formula import Arithmetic, Formula, place
-from .kit import DTYPES, spread
-
-# ---- Two folders -------------------------------------------------------------------------------------------
+from .formula import Formula
 
 
 class Pair(NamedTuple):
@@ -51,8 +41,10 @@ class Twins:
             return f"{self.second} is {self.first}: all {len(self.pairs)} tensors are equal, bit by bit."
         if self.equal:
             return f"{self.second} is {self.first}, stored otherwise: {counted(other)}."
-        told = [counted([pair for pair in other if not pair.same])] if any(not p.same for p in other) else []
-        return f"{self.second} is not {self.first}: {'; '.join(self.fields + told)}."
+        message = (
+            [counted([pair for pair in other if not pair.same])] if any(not p.same for p in other) else []
+        )
+        return f"{self.second} is not {self.first}: {'; '.join(self.fields + message)}."
 
     def as_json(self) -> dict:
         return {
@@ -94,7 +86,7 @@ def apart(first: str | Path, second: str | Path) -> Twins:
     config = model_class({"model_type": kinds[0]}).config_class.from_dict(configs[0])
     f = Formula(config, {})
     pairs, done = [], set()
-    tied = {f"{f.parts['head']}.weight": f"{f.parts['table']}.weight"}
+    tied = {f"{f.parts['head']}.weight": f"{f.parts['embedding']}.weight"}
     for name in a:
         if name in b:
             pairs.append(Pair(name, *relation(a[name], b[name], f, name)))
@@ -102,9 +94,9 @@ def apart(first: str | Path, second: str | Path) -> Twins:
             pairs.append(Pair(name, "stored once, tied to the token table", True))
         elif (joint := rejoined(name, b, f)) is not None:
             parts, whole = joint
-            told, same = relation(a[name], whole, f, name)
+            message, same = relation(a[name], whole, f, name)
             done.update(parts)
-            pairs.append(Pair(name, f"cut into {len(parts)}" + (f", {told}" if told else ""), same))
+            pairs.append(Pair(name, f"cut into {len(parts)}" + (f", {message}" if message else ""), same))
         else:
             pairs.append(Pair(name, "missing in the second", False))
     for name in b:
@@ -153,22 +145,22 @@ def relation(a: Tensor, b: Tensor, f: Formula, name: str) -> tuple[str, bool]:
     """What b is of a, and whether it is the same model."""
     if a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b):
         return "", True
-    told = f", {str(b.dtype).removeprefix('torch.')} instead of {str(a.dtype).removeprefix('torch.')}"
-    told = told if a.dtype != b.dtype else ""
+    message = f", {str(b.dtype).removeprefix('torch.')} instead of {str(a.dtype).removeprefix('torch.')}"
+    message = message if a.dtype != b.dtype else ""
     x, y = a, b
     if a.dtype != b.dtype:  # in the coarser of both, so that a rounded copy is equal
         coarse = min(a.dtype, b.dtype, key=lambda d: (d.itemsize, d == torch.float16))
         x, y = a.to(coarse), b.to(coarse)
     if x.shape == y.shape and torch.equal(x, y):
-        return f"the same{told}", True
+        return f"the same{message}", True
     for what, moved in moves(x, f, name):
         if moved.shape == y.shape and torch.equal(moved, y):
-            return what + told, False
+            return what + message, False
     if x.shape != y.shape:
         if x.shape[1:] == y.shape[1:] and torch.equal(x[: len(y)], y[: len(x)]):
-            return f"{len(y)} rows long instead of {len(x)}, equal where both have rows{told}", False
-        return f"{tuple(y.shape)} instead of {tuple(x.shape)}{told}", False
-    return compared(x.float(), y.float()) + told, False
+            return f"{len(y)} rows long instead of {len(x)}, equal where both have rows{message}", False
+        return f"{tuple(y.shape)} instead of {tuple(x.shape)}{message}", False
+    return compared(x.float(), y.float()) + message, False
 
 
 def moves(x: Tensor, f: Formula, name: str) -> Iterator[tuple[str, Tensor]]:
@@ -182,7 +174,7 @@ def moves(x: Tensor, f: Formula, name: str) -> Iterator[tuple[str, Tensor]]:
     if n % 2 == 0:
         yield "with its halves swapped", torch.cat([x[n // 2 :], x[: n // 2]])
         yield "with rows of its halves in turns", torch.stack(x.chunk(2)).transpose(0, 1).reshape(x.shape)
-    joint = f.parts.get("joint", "-") in name and f.H == f.K
+    joint = f.parts.get("qkv", "-") in name and f.H == f.K
     across = f.family == "openai-gpt" and x.dim() == 2 and joint  # stored (in, out)
     if joint and (x.shape[-1] if across else n) == 3 * f.H * f.D:
         z = x.t() if across else x
@@ -226,138 +218,3 @@ def compared(x: Tensor, y: Tensor) -> str:
         return "with its rows in another order"
     typical = (y - x).square().mean().sqrt().item() / x.square().mean().sqrt().clamp(min=1e-30).item()
     return f"another: {typical:.1%} off, {difference:.2g} at most"
-
-
-# ---- One folder, here and there ----------------------------------------------------------------------------
-
-
-class Lowered(Mapping):
-    """Weights in another precision, made when they are asked for."""
-
-    def __init__(self, stored: Mapping[str, Tensor], dtype: torch.dtype):
-        self.stored, self.dtype = stored, dtype
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.stored[name].to(self.dtype)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.stored)
-
-    def __len__(self) -> int:
-        return len(self.stored)
-
-
-def documented(name: str) -> bool:
-    """Stages that every model of the hub gives out by itself."""
-    return name in ("embeddings", "norm", "logits") or name.endswith((".out", ".weights"))
-
-
-def on_prompt(
-    path_or_id: str | Path,
-    ids: list[int],
-    dtype: str = "float32",
-    sequential: bool = False,
-    say: Callable[[str], None] = lambda text: None,
-) -> "compare.Report":
-    """The installed Transformers' class against ours on real weights, both against the formula in float64.
-
-    The formula reads a layer at a time; with `sequential` only one of the two models is in memory. Units are
-    what the formula in `dtype` is off. Which mistake it is gets tried for up to 50 million weights.
-    """
-    if dtype not in DTYPES[1:]:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES[1:])}, not {dtype!r}")
-    folder = find(path_or_id)
-    stored = modern(read_config(folder))
-    name = FAMILIES[family(stored)][1]
-    config = model_class({**stored, "architectures": [name]}).config_class.from_dict(stored)
-    found, inputs = weights.tensors(folder), {"input_ids": torch.tensor([ids])}
-    say("the formula in float64 ...")
-    exact = read_off(config, Lowered(found, torch.float64), inputs, Arithmetic())
-    say(f"its noise in {dtype} ...")
-    noise = {name: torch.zeros(len(DTYPES), 2, dtype=torch.float64) for name in exact}
-    row = DTYPES.index(dtype)
-    for do in (Arithmetic(1), Arithmetic(2), Arithmetic(stepwise=True)):
-        values = read_off(config, Lowered(found, getattr(torch, dtype)), inputs, do)
-        for stage, value in values.items():
-            size = exact[stage][~exact[stage].isnan()].abs()
-            eps = torch.finfo(getattr(torch, dtype)).eps
-            least = torch.stack([size.max() * eps / 2, size.square().mean().sqrt() * eps / 4])
-            most = torch.maximum(torch.tensor(spread(exact[stage], value), dtype=torch.float64), least)
-            noise[stage][row] = torch.maximum(noise[stage][row], most)
-    kit = SimpleNamespace(
-        folder=folder,
-        class_name=name,
-        config=config,
-        family=config.model_type,
-        expected={"prompt": exact},
-        noise={"prompt": noise},
-        inputs={"prompt": inputs},
-        weights=found,
-        wide=Lowered(found, torch.float64),
-    )
-    kit.unit = lambda case, stage, dtype: tuple(noise[stage][DTYPES.index(dtype)].tolist())
-    got = ports.Got("", dtype)
-    ours = model_class({**stored, "architectures": [name]})
-    builders = (
-        lambda: weights.load(ours, folder, dtype=getattr(torch, dtype)),
-        lambda: ports.transformers_port(kit, got),
-    )
-    values = []
-    held = [] if sequential else [build() for build in builders]
-    for i, who in enumerate(("decoders", "transformers")):
-        say(f"{who} in {dtype} ...")
-        model = builders[i]() if sequential else held[i]
-        values.append(outputs(model, inputs["input_ids"], len(Formula(config, {}).layers), exact, who))
-        del model
-    rows, beyond = [], []
-    for stage in sorted(exact, key=place):
-        if stage in values[1]:
-            here = compare.measured(kit, "prompt", stage, values[0][stage], dtype).units
-            beyond += [stage] if here > compare.BEYOND else []
-            rows.append(
-                compare.measured(
-                    kit, "prompt", stage, values[1][stage], dtype, f"ours {compare.human(here)}x"
-                )
-            )
-    report = compare.Report(str(path_or_id), got.name, dtype, compare.marked(rows))
-    if beyond:
-        report.remarks.append(f"Ours is beyond the noise too, from {beyond[0]} on: please report it.")
-    if report.first is not None:
-        first = report.first
-        if sum(t.numel() for t in found.values()) <= 50_000_000:
-            kit.weights = dict(Lowered(found, torch.float32))
-            kit.wide = dict(Lowered(found, torch.float64))
-            report.findings = compare.named(kit, {"prompt": values[1]}, report.rows, dtype)
-        if not report.findings:
-            tolerance = compare.BEYOND * kit.unit("prompt", first.stage, dtype)[0]
-            report.likeness = compare.likeness(
-                exact[first.stage], values[1][first.stage], tolerance, first.stage, inputs
-            )
-    return report
-
-
-def read_off(config: Any, own: Mapping[str, Tensor], inputs: dict, do: Arithmetic) -> dict[str, Tensor]:
-    """What `documented` names, nothing else is kept."""
-    found: dict[str, Tensor] = {}
-
-    def hear(name: str, value: Tensor) -> Tensor:
-        if documented(name):
-            found[name] = value.double()
-        return value
-
-    with torch.no_grad():
-        Formula(config, own, do, hear).forward(inputs)
-    return found
-
-
-def outputs(model: Any, ids: Tensor, layers: int, exact: Mapping[str, Tensor], who: str) -> dict[str, Tensor]:
-    """Stages out of the documented outputs: hidden states, attentions, logits."""
-    with torch.no_grad(), ports.theirs_to_blame(f"{who} failed"):
-        output = model(input_ids=ids, output_hidden_states=True, output_attentions=True, use_cache=False)
-    states = [t.double() for t in output.hidden_states]
-    found = {"embeddings": states[0], "logits": output.logits.double()}
-    attentions = enumerate(output.attentions or ())
-    found |= {f"layers.{i}.weights": w.double() for i, w in attentions if w is not None}
-    found |= {f"layers.{i}.out": states[i + 1] for i in range(layers - 1)}
-    found["norm" if "norm" in exact else f"layers.{layers - 1}.out"] = states[layers]
-    return {name: t for name, t in found.items() if name in exact and t.shape == exact[name].shape}

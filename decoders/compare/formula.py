@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .arithmetic import ACTIVATIONS, Arithmetic, gelu_tanh, upcast
+
 # ---- Stages ------------------------------------------------------------------------------------------------
 
 
@@ -56,7 +58,7 @@ STAGES = (
 ORDER = {stage.name: i for i, stage in enumerate(STAGES)}
 
 
-def place(name: str) -> tuple:
+def stage_order(name: str) -> tuple:
     """Sorts stages as they are computed: embeddings, layer by layer, the end, gradients."""
     if name.startswith("grad."):
         return math.inf, ORDER["grad"], name
@@ -69,103 +71,45 @@ def place(name: str) -> tuple:
 
 PARTS = {
     "gpt_neo": {
-        "table": "transformer.wte", "places": "transformer.wpe", "layers": "transformer.h", "norm_1": "ln_1",
+        "embedding": "transformer.wte", "position_embedding": "transformer.wpe",
+        "layers": "transformer.h", "norm_1": "ln_1",
         "q": "attn.attention.q_proj", "k": "attn.attention.k_proj", "v": "attn.attention.v_proj",
         "o": "attn.attention.out_proj", "norm_2": "ln_2", "up": "mlp.c_fc", "down": "mlp.c_proj",
         "norm": "transformer.ln_f", "head": "lm_head",
     },
     "openai-gpt": {
-        "table": "transformer.tokens_embed", "places": "transformer.positions_embed",
-        "layers": "transformer.h", "joint": "attn.c_attn", "o": "attn.c_proj", "norm_1": "ln_1",
+        "embedding": "transformer.tokens_embed", "position_embedding": "transformer.positions_embed",
+        "layers": "transformer.h", "qkv": "attn.c_attn", "o": "attn.c_proj", "norm_1": "ln_1",
         "up": "mlp.c_fc", "down": "mlp.c_proj", "norm_2": "ln_2", "head": "lm_head",
     },
     "phi": {
-        "table": "model.embed_tokens", "layers": "model.layers", "norm_1": "input_layernorm",
+        "embedding": "model.embed_tokens", "layers": "model.layers", "norm_1": "input_layernorm",
         "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.dense",
         "q_norm": "self_attn.q_layernorm", "k_norm": "self_attn.k_layernorm", "norm_2": "input_layernorm",
         "up": "mlp.fc1", "down": "mlp.fc2", "norm": "model.final_layernorm", "head": "lm_head",
     },
     "phi3": {
-        "table": "model.embed_tokens", "layers": "model.layers", "norm_1": "input_layernorm",
-        "joint": "self_attn.qkv_proj", "o": "self_attn.o_proj", "norm_2": "post_attention_layernorm",
+        "embedding": "model.embed_tokens", "layers": "model.layers", "norm_1": "input_layernorm",
+        "qkv": "self_attn.qkv_proj", "o": "self_attn.o_proj", "norm_2": "post_attention_layernorm",
         "up": "mlp.gate_up_proj", "down": "mlp.down_proj", "norm": "model.norm", "head": "lm_head",
     },
     "persimmon": {
-        "table": "model.embed_tokens", "layers": "model.layers", "norm_1": "input_layernorm",
-        "joint": "self_attn.query_key_value", "q_norm": "self_attn.q_layernorm",
+        "embedding": "model.embed_tokens", "layers": "model.layers", "norm_1": "input_layernorm",
+        "qkv": "self_attn.query_key_value", "q_norm": "self_attn.q_layernorm",
         "k_norm": "self_attn.k_layernorm", "o": "self_attn.dense", "norm_2": "post_attention_layernorm",
         "up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h", "norm": "model.final_layernorm",
         "head": "lm_head",
     },
 }  # fmt: skip
-OUTSIDE = ("table", "places", "layers", "norm", "head")  # the others are behind `layers.N.`
+OUTSIDE = ("embedding", "position_embedding", "layers", "norm", "head")  # the others are behind `layers.N.`
 PARTS["fuyu"] = {
     key: f"language_model.{name}" if key in OUTSIDE else name for key, name in PARTS["persimmon"].items()
 } | {"patches": "vision_embed_tokens"}
 
-# ---- Arithmetic --------------------------------------------------------------------------------------------
-
-
-class Arithmetic:
-    """How to compute what exact numbers would not show. `seed` changes the order of all sums. In half
-    precision `stepwise` rounds after each step of an activation, and the scores, as the plain way to write
-    them down does; else these are rounded once, as fused kernels do."""
-
-    def __init__(self, seed: int | None = None, stepwise: bool = False):
-        self.seed, self.stepwise = seed, stepwise
-
-    def order(self, n: int, device: Any) -> Tensor | slice:
-        """In which order to add n numbers."""
-        if self.seed is None:
-            return slice(None)
-        return torch.randperm(n, generator=torch.Generator().manual_seed(self.seed + n)).to(device)
-
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        order = self.order(x.shape[-1], x.device)
-        return F.linear(x[..., order], weight[:, order], bias)
-
-    def matmul(self, a: Tensor, b: Tensor) -> Tensor:
-        order = self.order(a.shape[-1], a.device)
-        return a[..., order] @ b[..., order, :]
-
-    def mean(self, x: Tensor) -> Tensor:
-        return x[..., self.order(x.shape[-1], x.device)].mean(-1, keepdim=True)
-
-    def once(self, function: Callable, x: Tensor) -> Tensor:
-        """`function` of x, rounded once or after every step."""
-        return function(x) if self.stepwise else function(widened(x)).to(x.dtype)
-
-
-def widened(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def gelu_tanh(x: Tensor) -> Tensor:
-    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
-
-
-def gelu_erf(x: Tensor) -> Tensor:
-    return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
-
-
-def silu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(x)
-
-
-def relu2(x: Tensor) -> Tensor:
-    return torch.relu(x) * torch.relu(x)
-
-
-ACTIVATIONS = {
-    "gelu_new": gelu_tanh, "gelu_fast": gelu_tanh, "gelu_pytorch_tanh": gelu_tanh, "gelu": gelu_erf,
-    "silu": silu, "swish": silu, "relu2": relu2, "relu": torch.relu, "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid, "mish": F.mish, "relu6": F.relu6, "leaky_relu": F.leaky_relu,
-}  # fmt: skip
-
 # ---- The formula -------------------------------------------------------------------------------------------
 
 
-def unheard(name: str, value: Tensor) -> Tensor:
+def unchanged(name: str, value: Tensor) -> Tensor:
     return value
 
 
@@ -181,7 +125,7 @@ class Formula:
         config: Any,
         weights: Mapping[str, Tensor],
         do: Arithmetic | None = None,
-        note: Callable[[str, Tensor], Tensor] = unheard,
+        note: Callable[[str, Tensor], Tensor] = unchanged,
     ):
         self.family, self.weights, self.do, self.note = config.model_type, weights, do or Arithmetic(), note
         self.parts, self.image_token = PARTS[self.family], getattr(config, "image_token_id", None)
@@ -197,7 +141,7 @@ class Formula:
         name = get("hidden_act") or get("activation_function") or get("afn")
         self.act = gelu_tanh if self.family == "openai-gpt" and name == "gelu" else ACTIVATIONS[name]
         self.gated = self.family == "phi3"
-        self.head_norms, self.current = get("qk_layernorm", False), 0  # the layer that is computed
+        self.qk_layernorm, self.current = get("qk_layernorm", False), 0  # the layer that is computed
         self.R = getattr(config, "rotary_size", 0)  # 0: positions are a table
         self.base = get("rope_theta")
         kinds = get("attention_layers") or ["local" if get("sliding_window") else "global"] * len(self.layers)
@@ -222,38 +166,38 @@ class Formula:
     def output_matrix(self) -> tuple[Tensor, Tensor | None]:
         """Of the logits: the token table where no other is stored."""
         weight, bias = self.matrix("head")
-        return (self.matrix("table")[0] if weight is None else weight), bias
+        return (self.matrix("embedding")[0] if weight is None else weight), bias
 
     # Before the layers
 
-    def table(self) -> Tensor:
-        return self.matrix("table")[0]
+    def embedding(self) -> Tensor:
+        return self.matrix("embedding")[0]
 
-    def embeddings(self, inputs: dict, places: Tensor) -> Tensor:
+    def embeddings(self, inputs: dict, position_ids: Tensor) -> Tensor:
         ids = inputs["input_ids"]
-        x = self.table()[ids]
+        x = self.embedding()[ids]
         if "token_type_ids" in inputs:
-            x = x + self.types(inputs["token_type_ids"])
+            x = x + self.token_types(inputs["token_type_ids"])
         if self.R == 0:
-            x = x + self.position_table()[places]
+            x = x + self.position_embedding()[position_ids]
         if "image_patches" in inputs:
-            x = self.with_pictures(x, ids, inputs)
+            x = self.put_patches(x, ids, inputs)
         return x
 
-    def types(self, ids: Tensor) -> Tensor:
-        return self.table()[ids]
+    def token_types(self, ids: Tensor) -> Tensor:
+        return self.embedding()[ids]
 
-    def position_table(self) -> Tensor:
-        return self.matrix("places")[0]
+    def position_embedding(self) -> Tensor:
+        return self.matrix("position_embedding")[0]
 
-    def with_pictures(self, x: Tensor, ids: Tensor, inputs: dict) -> Tensor:
+    def put_patches(self, x: Tensor, ids: Tensor, inputs: dict) -> Tensor:
         """Patch number n of a row stands where `image_patches_indices` (B, T) says n; -1 says a word."""
         patches = self.do.linear(inputs["image_patches"].to(x.dtype), *self.matrix("patches"))  # (B, N, C)
         indices = inputs["image_patches_indices"]
         chosen = patches.gather(1, indices.clamp(min=0)[..., None].expand_as(x))
         return torch.where((indices >= 0)[..., None], chosen, x)
 
-    def places(self, inputs: dict, past: int) -> Tensor:
+    def position_ids(self, inputs: dict, past: int) -> Tensor:
         """(B or 1, T) position of each new token."""
         T = inputs["input_ids"].shape[1]
         given = inputs.get("position_ids")
@@ -265,13 +209,13 @@ class Formula:
         return self.rms_norm(x, weight) if bias is None else self.layer_norm(x, weight, bias)
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        wide = widened(x)
+        wide = upcast(x)
         wide = wide - self.do.mean(wide)
         wide = wide * (self.do.mean(wide * wide) + self.eps).rsqrt()
-        return (wide * widened(weight) + widened(bias)).to(x.dtype)
+        return (wide * upcast(weight) + upcast(bias)).to(x.dtype)
 
     def rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        wide = widened(x)
+        wide = upcast(x)
         return weight * (wide * (self.do.mean(wide * wide) + self.eps).rsqrt()).to(x.dtype)
 
     def normed(self, x: Tensor, part: str, layer: int | None = None) -> Tensor:
@@ -280,129 +224,133 @@ class Formula:
 
     # Rotary embedding
 
-    def frequencies(self, places: Tensor) -> Tensor:
+    def inv_freq(self, position_ids: Tensor) -> Tensor:
         """(R / 2,) angle of one position to the next. Of "longrope" they depend on the longest text."""
         powers = self.base ** (torch.arange(0, self.R, 2, dtype=torch.float64) / self.R)
         scaling = getattr(self.config, "rope_scaling", None)
         if not scaling:
             return 1 / powers
         if "factor" in scaling and "long_factor" not in scaling:
-            return self.stretched(powers, scaling, places)
-        return 1 / (powers * torch.tensor(self.factors(scaling, places), dtype=torch.float64))
+            return self.scaled_inv_freq(powers, scaling, position_ids)
+        return 1 / (powers * torch.tensor(self.rope_factors(scaling, position_ids), dtype=torch.float64))
 
-    def factors(self, scaling: dict, places: Tensor) -> list[float]:
-        long = int(places.max()) + 1 > self.config.original_max_position_embeddings
+    def rope_factors(self, scaling: dict, position_ids: Tensor) -> list[float]:
+        long = int(position_ids.max()) + 1 > self.config.original_max_position_embeddings
         return scaling["long_factor" if long else "short_factor"]
 
-    def stretched(self, powers: Tensor, scaling: dict, places: Tensor) -> Tensor:
+    def scaled_inv_freq(self, powers: Tensor, scaling: dict, position_ids: Tensor) -> Tensor:
         """ "linear" and "dynamic"."""
         most, factor = self.config.max_position_embeddings, scaling["factor"]
         if scaling["type"] == "linear":
             return 1 / powers / factor
-        length = max(int(places.max()) + 1, most)
+        length = max(int(position_ids.max()) + 1, most)
         grown = math.log(factor * length / most - (factor - 1), self.base) * self.R / (self.R - 2)
         return powers ** -(1 + grown)
 
-    def rotary_scale(self) -> float:
+    def attention_factor(self) -> float:
         """What cos and sin are multiplied with."""
         longrope = self.family == "phi3" and self.config.rope_scaling
         return self.config.attention_factor if longrope else 1.0
 
-    def angles(self, places: Tensor, dtype: torch.dtype) -> Tensor:
+    def angles(self, position_ids: Tensor, dtype: torch.dtype) -> Tensor:
         """(B or 1, 1, T, R / 2), in float32 at least: half precision has no position above 256 exactly."""
         wide = torch.promote_types(dtype, torch.float32)
-        return places[:, None, :, None].to(wide) * self.frequencies(places).to(wide)
+        return position_ids[:, None, :, None].to(wide) * self.inv_freq(position_ids).to(wide)
 
-    def rotation(self, places: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        angles, scale = self.angles(places, dtype), self.rotary_scale()
+    def cos_sin(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        angles, scale = self.angles(position_ids, dtype), self.attention_factor()
         return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
 
-    def turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Dimension i with dimension i + R / 2 of the first R; the others pass."""
         a, b, rest = x.split((self.R // 2, self.R // 2, x.shape[-1] - self.R // 2 * 2), dim=-1)
         return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
 
-    def turn_q(self, q: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        return self.turn(q, cos, sin)
+    def rotate_q(self, q: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return self.rotate(q, cos, sin)
 
-    def turn_k(self, k: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        return self.turn(k, cos, sin)
+    def rotate_k(self, k: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return self.rotate(k, cos, sin)
 
     # Attention
 
     def qkv(self, x: Tensor, layer: int) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, H D), (B, T, K D) twice."""
-        if "joint" in self.parts:
-            return self.cut(self.do.linear(x, *self.matrix("joint", layer)))
+        if "qkv" in self.parts:
+            return self.split_qkv(self.do.linear(x, *self.matrix("qkv", layer)))
         return tuple(self.do.linear(x, *self.matrix(part, layer)) for part in "qkv")
 
-    def cut(self, joint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def split_qkv(self, joint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v out of one product: one after the other, or of each head in turn."""
         if "q_norm" in self.parts:
             return tuple(part.flatten(2) for part in joint.unflatten(-1, (self.H, 3, self.D)).unbind(3))
         return joint.split((self.H * self.D, self.K * self.D, self.K * self.D), dim=-1)
 
-    def heads(self, x: Tensor) -> Tensor:
+    def split_heads(self, x: Tensor) -> Tensor:
         """(B, T, n D) -> (B, n, T, D)"""
         return x.unflatten(-1, (-1, self.D)).transpose(1, 2)
 
-    def joined(self, x: Tensor) -> Tensor:
+    def merge_heads(self, x: Tensor) -> Tensor:
         """(B, H, T, D) -> (B, T, H D)"""
         return x.transpose(1, 2).flatten(2)
 
-    def spread(self, x: Tensor) -> Tensor:
+    def repeat_kv(self, x: Tensor) -> Tensor:
         """(B, K, S, D) -> (B, H, S, D): head h reads key/value head h // (H / K)."""
         return x.repeat_interleave(self.H // self.K, dim=1)
 
-    def visible(self, T: int, S: int, window: int | None, mask: Tensor | None) -> Tensor:
+    def visible(self, T: int, S: int, window: int | None, attention_mask: Tensor | None) -> Tensor:
         """(B or 1, 1, T, S) which keys the last T of S positions see; padding itself looks at itself."""
-        causal = self.causal(T, S)[None, None]
-        look = causal if window is None else causal & self.near(T, S, window)
-        if mask is not None:
-            look = look & (mask != 0)[:, None, None]
+        causal_mask = self.causal_mask(T, S)[None, None]
+        allowed = causal_mask if window is None else causal_mask & self.in_window(T, S, window)
+        if attention_mask is not None:
+            allowed = allowed & (attention_mask != 0)[:, None, None]
         itself = torch.ones(T, S, dtype=torch.bool).tril(S - T).triu(S - T)
-        return look | (itself & ~look.any(-1, keepdim=True))
+        return allowed | (itself & ~allowed.any(-1, keepdim=True))
 
-    def causal(self, T: int, S: int) -> Tensor:
+    def causal_mask(self, T: int, S: int) -> Tensor:
         return torch.ones(T, S, dtype=torch.bool).tril(S - T)
 
-    def near(self, T: int, S: int, window: int) -> Tensor:
+    def in_window(self, T: int, S: int, window: int) -> Tensor:
         """The last `window` positions, itself counted."""
         return torch.ones(T, S, dtype=torch.bool).triu(S - T - window + 1)
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """(B, H, T, S), in float32 at least, as the sums are in any fused kernel."""
         if self.do.stepwise:
-            return widened(self.do.matmul(q, k.transpose(2, 3)) * self.scale)
-        return self.do.matmul(widened(q), widened(k).transpose(2, 3)) * self.scale
+            return upcast(self.do.matmul(q, k.transpose(2, 3)) * self.scale)
+        return self.do.matmul(upcast(q), upcast(k).transpose(2, 3)) * self.scale
 
     def softmax(self, scores: Tensor, visible: Tensor) -> Tensor:
-        return self.hidden(scores, visible).softmax(-1)
+        return self.masked(scores, visible).softmax(-1)
 
-    def hidden(self, scores: Tensor, visible: Tensor) -> Tensor:
+    def masked(self, scores: Tensor, visible: Tensor) -> Tensor:
         return scores.masked_fill(~visible, -math.inf)
 
-    def attention(self, x: Tensor, layer: int, places: Tensor, mask: Tensor | None, past: dict) -> Tensor:
+    def attention(
+        self, x: Tensor, layer: int, position_ids: Tensor, attention_mask: Tensor | None, cache: dict
+    ) -> Tensor:
         def note(name: str, value: Tensor) -> Tensor:
             return self.note(f"layers.{layer}.{name}", value)
 
         x = note("attn_in", x)
-        q, k, v = (note(name, self.heads(part)) for name, part in zip("qkv", self.qkv(x, layer), strict=True))
+        q, k, v = (
+            note(name, self.split_heads(part)) for name, part in zip("qkv", self.qkv(x, layer), strict=True)
+        )
         self.current = layer
-        if self.head_norms:
+        if self.qk_layernorm:
             q, k = note("q_normed", self.q_norm(q)), note("k_normed", self.k_norm(k))
         if self.R:
-            tables = self.rotation(places, q.dtype)
-            q, k = note("q_rotated", self.turn_q(q, *tables)), note("k_rotated", self.turn_k(k, *tables))
-        k, v = self.remember(past, layer, k, v)
+            tables = self.cos_sin(position_ids, q.dtype)
+            q, k = note("q_rotated", self.rotate_q(q, *tables)), note("k_rotated", self.rotate_k(k, *tables))
+        k, v = self.update_cache(cache, layer, k, v)
         T, S = q.shape[2], k.shape[2]
-        visible = self.visible(T, S, self.windows[layer], mask)
-        scores = self.scores(q, self.spread(k))
+        visible = self.visible(T, S, self.windows[layer], attention_mask)
+        scores = self.scores(q, self.repeat_kv(k))
         scores = note("scores", torch.where(visible, scores, torch.nan)).where(visible, scores)
         weights = note("weights", self.softmax(scores, visible).to(q.dtype))
-        given = weights if self.do.stepwise else widened(weights)
-        y = self.do.matmul(given, self.spread(v).to(given.dtype)).to(q.dtype)
-        return note("attn_out", self.attn_out(note("heads", self.joined(y)), layer))
+        given = weights if self.do.stepwise else upcast(weights)
+        y = self.do.matmul(given, self.repeat_kv(v).to(given.dtype)).to(q.dtype)
+        return note("attn_out", self.attn_out(note("heads", self.merge_heads(y)), layer))
 
     def q_norm(self, q: Tensor) -> Tensor:
         return self.normed(q, "q_norm", self.current)
@@ -410,11 +358,11 @@ class Formula:
     def k_norm(self, k: Tensor) -> Tensor:
         return self.normed(k, "k_norm", self.current)
 
-    def remember(self, past: dict, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def update_cache(self, cache: dict, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """All keys and values so far; `past` holds those of each layer, and gets these."""
-        if layer in past:
-            k, v = (torch.cat([old, new], dim=2) for old, new in zip(past[layer], (k, v), strict=True))
-        past[layer] = k, v
+        if layer in cache:
+            k, v = (torch.cat([old, new], dim=2) for old, new in zip(cache[layer], (k, v), strict=True))
+        cache[layer] = k, v
         return k, v
 
     def attn_out(self, y: Tensor, layer: int) -> Tensor:
@@ -427,12 +375,12 @@ class Formula:
             return self.note(f"layers.{layer}.{name}", value)
 
         up = note("mlp_up", self.mlp_up(note("mlp_in", x), layer))
-        return note("mlp_out", self.mlp_out(note("mlp_act", self.activated(up)), layer))
+        return note("mlp_out", self.mlp_out(note("mlp_act", self.apply_act(up)), layer))
 
     def mlp_up(self, x: Tensor, layer: int) -> Tensor:
         return self.do.linear(x, *self.matrix("up", layer))
 
-    def activated(self, x: Tensor) -> Tensor:
+    def apply_act(self, x: Tensor) -> Tensor:
         if not self.gated:
             return self.do.once(self.act, x)
         gate, up = x.chunk(2, dim=-1)
@@ -463,28 +411,28 @@ class Formula:
     def add_mlp(self, x: Tensor, y: Tensor) -> Tensor:
         return x + y
 
-    def final(self, x: Tensor) -> Tensor:
+    def final_norm(self, x: Tensor) -> Tensor:
         return self.normed(x, "norm") if "norm" in self.parts else x
 
     def logits(self, x: Tensor) -> Tensor:
         return self.do.linear(x, *self.output_matrix())
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(widened(logits[:, :-1]).flatten(0, 1), labels[:, 1:].flatten())
+        return F.cross_entropy(upcast(logits[:, :-1]).flatten(0, 1), labels[:, 1:].flatten())
 
-    def forward(self, inputs: dict[str, Tensor], past: dict | None = None) -> Tensor:
+    def forward(self, inputs: dict[str, Tensor], cache: dict | None = None) -> Tensor:
         """Logits (B, T, V) of `input_ids`, or with `labels` the loss. `past` gets the keys and values."""
-        past = {} if past is None else past
-        length = next(iter(past.values()))[0].shape[2] if past else 0
-        places, mask = self.places(inputs, length), self.mask(inputs)
-        x = self.note("embeddings", self.embeddings(inputs, places))
+        cache = {} if cache is None else cache
+        length = next(iter(cache.values()))[0].shape[2] if cache else 0
+        position_ids, attention_mask = self.position_ids(inputs, length), self.attention_mask(inputs)
+        x = self.note("embeddings", self.embeddings(inputs, position_ids))
         for layer in self.layers:
-            attend = lambda n, i: self.attention(n, i, places, mask, past)  # noqa: E731
+            attend = lambda n, i: self.attention(n, i, position_ids, attention_mask, cache)  # noqa: E731
             x = self.note(f"layers.{layer}.out", self.layer(x, layer, attend))
-        logits = self.note("logits", self.logits(self.note("norm", self.final(x))))
+        logits = self.note("logits", self.logits(self.note("norm", self.final_norm(x))))
         return logits if "labels" not in inputs else self.note("loss", self.loss(logits, inputs["labels"]))
 
-    def mask(self, inputs: dict) -> Tensor | None:
+    def attention_mask(self, inputs: dict) -> Tensor | None:
         return inputs.get("attention_mask")
 
 
@@ -517,11 +465,11 @@ def stages(
     for mistake in mistakes:
         mistake.into(formula)
     with torch.set_grad_enabled(gradients):
-        past: dict = {}
+        cache: dict = {}
         if "past_ids" in inputs:
-            formula.forward({"input_ids": inputs["past_ids"]}, past)
+            formula.forward({"input_ids": inputs["past_ids"]}, cache)
         formula.note = hear
-        total = formula.forward({k: v for k, v in inputs.items() if k != "past_ids"}, past)
+        total = formula.forward({k: v for k, v in inputs.items() if k != "past_ids"}, cache)
     if gradients and "labels" in inputs:
         total.backward()
         for name, w in weights.items():

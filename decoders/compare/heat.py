@@ -4,8 +4,8 @@ import html
 import math
 from typing import Any
 
-from .formula import place
-from .measure import human
+from .formula import stage_order
+from .report import human
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 70em; padding: 0 1em; color: #222; }
@@ -35,7 +35,7 @@ def page(report: Any) -> str:
 
     cases = list(dict.fromkeys(row.case for row in report.rows))
     cells = {(row.stage, row.case): row for row in report.rows}
-    every = sorted({row.stage for row in report.rows}, key=place)
+    every = sorted({row.stage for row in report.rows}, key=stage_order)
     first = report.first
     lines = ["<tr><th>stage</th>" + "".join(f"<th>{text(case)}</th>" for case in cases) + "</tr>"]
     before = ""
@@ -57,14 +57,14 @@ def page(report: Any) -> str:
                 f"{otherwise}{human(row.units)}</td>"
             )
         lines.append(f"<tr{kind}>{''.join(parts)}</tr>")
-    told = [*map(str, report.findings), *report.likeness, *report.roundings, *report.remarks]
+    message = [*map(str, report.findings), *report.likeness, *report.roundings, *report.remarks]
     steps = (0.5, 1, 4, 10, 100, 1e3, 1e6)
     legend = "".join(f'<td style="background: {colour(u)}">{human(u)}x</td>' for u in steps)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{text(report.theirs)} against {text(report.kit)}</title>
 <style>{STYLE}</style></head><body>
 <h1>{text(report.sentence)}</h1>
-{"<pre>" + text(chr(10).join(told)) + "</pre>" if told else ""}
+{"<pre>" + text(chr(10).join(message)) + "</pre>" if message else ""}
 <p>Each number is a difference in units of {text(report.dtype)} noise: what correct arithmetic of that
 precision may be off. Above 4 it is a difference; the black frame is the first. A ~ is beyond the noise, but
 what is computed of it agrees: the port names or orders that value otherwise.</p>

@@ -22,7 +22,7 @@ def likeness(
     found = whole(a, b, wanted, tolerance)
     if not found:
         found = parts(bad, wanted, inputs) + order(a, b, tolerance)
-    return [f"It looks like this: {told}." for told in found[:2]]
+    return [f"It looks like this: {message}." for message in found[:2]]
 
 
 def whole(a: Tensor, b: Tensor, wanted: Tensor, tolerance: float) -> list[str]:

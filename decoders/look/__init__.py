@@ -5,6 +5,20 @@ trace = look.trace(model, ids)           # values, and passes with values replac
 look.write("page.html", look.page([look.Run(model, ids, tokenizer)]))
 """
 
-from .page import Run, Trace, data, induction, page, trace, write
+from .content import Run, check_length, data, word
+from .page import check_place, page, seen_picture, write
+from .traces import Trace, induction, trace
 
-__all__ = ["Run", "Trace", "data", "induction", "page", "trace", "write"]
+__all__ = [
+    "Run",
+    "Trace",
+    "check_length",
+    "check_place",
+    "data",
+    "induction",
+    "page",
+    "seen_picture",
+    "trace",
+    "word",
+    "write",
+]

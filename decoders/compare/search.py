@@ -1,0 +1,302 @@
+"""Which known mistakes, put into our formula, give what a port gave?"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from . import mistakes
+from .formula import stage_order, stages
+from .kit import Kit
+from .mistakes import Mistake
+from .noise import BEYOND, DTYPES, compared, noise_of, spread, truth
+from .report import Finding, Row
+from .rows import in_units
+
+Values = Mapping[str, Mapping[str, Tensor]]  # case -> stage -> value
+
+
+def named(kit: Kit, values: Values, rows: list[Row], dtype: str) -> list[Finding]:
+    """The mistakes that bring the difference back to the noise: one, else two, else as many as their own
+    stages tell apart; nothing if no combination explains what was given.
+
+    Inner values that hooks have caught may stand under a wrong name, as where a port takes the product with
+    our q for its k. So what the port itself calls by name decides, where all together give no answer.
+    """
+    half = dtype in ("bfloat16", "float16")
+    known = [m for m in mistakes.of(kit.family) if half or not m.half and not m.rounds]
+    sure = [row for row in rows if not row.seen]
+    every = Search(kit, values, rows, dtype)
+    if len(sure) in (0, len(rows)):
+        named_only = every
+    else:
+        names = {(row.case, row.stage) for row in sure}
+        kept = {
+            case: {name: value for name, value in found.items() if (case, name) in names}
+            for case, found in values.items()
+        }
+        named_only = Search(kit, {case: found for case, found in kept.items() if found}, sure, dtype)
+    ones = [(m,) for m in known]
+    for search in [every] if named_only is every else [every, named_only]:
+        if found := search.explaining(ones):
+            return [finding(kit, rows, search, found)]
+    if found := every.explaining(every.step_by_step(known)):
+        return [finding(kit, rows, every, found)]
+    pairs = list(named_only.pairs(known))
+    if found := named_only.explaining(pairs):
+        return [finding(kit, rows, named_only, found)]
+    return in_part(kit, named_only, rows, known, ones + pairs)
+
+
+def finding(kit: Kit, rows: list[Row], search: "Search", found: list) -> Finding:
+    """The best of what explains, and how much it explains."""
+    (units, best), *others = found
+    message = [row for row in rows if row.stage in search.values.get(row.case, {})]
+    count = sum(int((~kit.expected[row.case][row.stage].isnan()).sum()) for row in message)
+    before = max(row.units for row in message)
+    return Finding(best, units, before, count, [other for _, other in others if len(other) == len(best)])
+
+
+def in_part(
+    kit: Kit, search: "Search", rows: list[Row], known: list[Mistake], candidates: list
+) -> list[Finding]:
+    """Which of `candidates` explains the plain case, and with one more mistake more of the others."""
+    if "plain" not in search.cases or len(search.cases) < 2 or not search.wrong["plain"]:
+        return []
+    if not (found := search.only(["plain"]).explaining(candidates)):
+        return []
+
+    def explained(given: tuple[Mistake, ...]) -> list[str]:
+        return [case for case in search.cases if search.only([case]).precisely(given) <= BEYOND]
+
+    given = found[0][1]
+    cases = explained(given)
+    rest = [search.only([case]) for case in search.cases if case not in cases]
+    wider_ones = [(*given, m) for m in known if m not in given]
+    for wider in [w for w in wider_ones if any(one.explaining([w]) for one in rest)]:
+        if set(cases) < set(reached := explained(wider)):
+            given, cases = wider, reached
+    part = search.only(cases)
+    answer = finding(kit, rows, part, part.explaining([given]))
+    answer.cases = cases if len(cases) < len(search.cases) else []
+    return [answer]
+
+
+class Search:
+    """Which mistakes in our formula give the values of a port?"""
+
+    def __init__(self, kit: Kit, values: Values, rows: list[Row], dtype: str):
+        self.kit, self.dtype, self.rows = kit, dtype, rows
+        self.lowered = {name: w.to(getattr(torch, dtype)) for name, w in kit.weights.items()}
+        moved = {(row.case, row.stage) for row in rows if row.mark == "~"}
+        self.values = {
+            case: {name: value for name, value in found.items() if (case, name) not in moved}
+            for case, found in values.items()
+        }
+        worst = {
+            case: max((r.units for r in rows if r.case == case and r.mark == "x"), default=0.0)
+            for case in values
+        }
+        small = {case: kit.inputs[case]["input_ids"].numel() for case in values}
+        self.cases = sorted(values, key=lambda case: (worst[case] == 0, small[case]))  # quickest first
+        self.focus, self.wrong = "plain" if worst.get("plain") else self.cases[0], worst
+        self.coarse = BEYOND * (20 if dtype in ("bfloat16", "float16") else 1000)  # worth a closer look
+
+    def only(self, cases: list[str]) -> "Search":
+        """The same for some of the cases."""
+        return Search(self.kit, {case: self.values[case] for case in cases}, self.rows, self.dtype)
+
+    def stages(
+        self, case: str, given: tuple[Mistake, ...], gradients: bool = False, note: Callable | None = None
+    ) -> dict[str, Tensor]:
+        """In float64, or as the port computes, where a mistake shows in half precision only."""
+        weights = self.lowered if any(m.half for m in given) else self.kit.weights64
+        return stages(
+            self.kit.config, weights, self.kit.inputs[case], mistakes=given, gradients=gradients, note=note
+        )
+
+    def far(self, case: str, name: str, value: Tensor) -> float:
+        """Units between a value of ours and theirs; NaN where both have it is none."""
+        exact = self.kit.expected[case].get(name)
+        theirs = self.values[case].get(name)
+        if exact is None or theirs is None or value.shape != exact.shape:
+            return 0.0
+        both = value.isnan() & theirs.isnan()
+        ours = torch.where(exact.isnan() | both, torch.nan, value.double())
+        if (ours.isnan() & ~exact.isnan() & ~both).any():
+            return math.inf
+        return in_units(spread(ours, theirs), self.kit.unit(case, name, self.dtype))
+
+    def distance(self, given: tuple[Mistake, ...], most: float, cases: list[str]) -> float:
+        """The worst of all stages; stops as soon as it is more than `most`."""
+        worst = 0.0
+
+        def hear(name: str, value: Tensor) -> None:
+            nonlocal worst
+            if name in self.values[case]:
+                worst = max(worst, self.far(case, name, compared(name, value, self.kit.inputs[case])))
+                if not worst <= most:
+                    raise Enough
+
+        for case in cases:
+            try:
+                self.stages(case, given, note=hear)
+            except Enough:
+                return math.inf
+            except IndexError:  # a mistake that finds nothing to read
+                return math.inf
+        return worst
+
+    def explaining(self, candidates: Iterable[tuple[Mistake, ...]]) -> list[tuple[float, tuple]]:
+        """Those that leave noise only, the nearest first. Their noise is measured with the mistake in the
+        formula; before that, whatever is far beyond the right formula's noise is left out."""
+        found = []
+        for given in candidates if any(self.wrong.values()) else ():
+            if self.distance(given, self.coarse, self.cases) > self.coarse:
+                continue
+            units = self.precisely(given)
+            if units <= min(BEYOND, max(self.wrong.values()) / 3):  # less is no explanation
+                found.append((units, given))
+        best = min((units for units, _ in found), default=0.0)  # of equals the table's first
+        return sorted(found, key=lambda one: (len(one[1]), one[0] > 1.5 * best))
+
+    def precisely(self, given: tuple[Mistake, ...]) -> float:
+        """The distance in units of the noise that the formula has with these mistakes; gradients too."""
+        worst = 0.0
+        for case in self.cases:
+            inputs, theirs = self.kit.inputs[case], self.values[case]
+            gradients = any(name.startswith("grad.") for name in theirs)
+            if any(m.half for m in given):
+                ours = self.stages(case, given, gradients)
+                ours = {name: compared(name, value, inputs).double() for name, value in ours.items()}
+                noise = {name: self.kit.noise[case][name] for name in theirs}
+                row = DTYPES.index(self.dtype)
+            else:
+                ours = truth(self.kit.config, self.kit.weights64, inputs, gradients, mistakes=given)
+                kept = {name: value for name, value in ours.items() if name in theirs}
+                noise = noise_of(
+                    self.kit.config, self.kit.weights, inputs, kept, [self.dtype], gradients, given
+                )
+                row = 0
+            for name, theirs_value in theirs.items():
+                if name not in ours or name not in noise:
+                    return math.inf
+                expected = self.kit.expected[case][name]
+                value = torch.where(expected.isnan(), torch.nan, ours[name])
+                both = value.isnan() & theirs_value.isnan()
+                if (value.isnan() != expected.isnan()).logical_and(~both).any():
+                    return math.inf
+                worst = max(worst, in_units(spread(value, theirs_value), tuple(noise[name][row].tolist())))
+                if worst > BEYOND:
+                    return math.inf
+        return worst
+
+    def step_by_step(self, known: list[Mistake]) -> Iterable[tuple[Mistake, ...]]:
+        """Each stage out of what the port itself had before it: there a mistake shows in its own stage only.
+        Take one that mends the first such stage and leaves the fewest wrong, again and again."""
+        given: tuple[Mistake, ...] = ()
+        wrong = self.alone(given)
+        while wrong and len(given) < 4:
+            case, first = min(wrong, key=lambda one: (self.cases.index(one[0]), stage_order(one[1])))
+            mending = [m for m in known if m not in given and not self.alone((*given, m), [case], first)]
+            left = [self.alone((*given, m)) for m in mending]
+            if not left or len(min(left, key=len)) >= len(wrong):
+                return
+            wrong = min(left, key=len)
+            given = (*given, mending[left.index(wrong)])
+        if not wrong:
+            yield given
+
+    def alone(
+        self, given: tuple[Mistake, ...], cases: list[str] | None = None, last: str | None = None
+    ) -> set[tuple[str, str]]:
+        """(case, stage) that do not follow from what the port had before them; none behind stage `last`."""
+        found = set()
+        for case in cases or self.cases:
+            theirs, exact = self.values[case], self.kit.expected[case]
+
+            def hear(name: str, value: Tensor, case=case, theirs=theirs, exact=exact) -> Tensor:
+                if name not in theirs:
+                    return value
+                if self.far(case, name, compared(name, value, self.kit.inputs[case])) > BEYOND:
+                    found.add((case, name))
+                if name == last or (found and last):
+                    raise Enough
+                keep = exact[name].isnan() | theirs[name].isnan()
+                return torch.where(keep, value, theirs[name].to(value.dtype))
+
+            try:
+                self.stages(case, given, note=hear)
+            except Enough:
+                pass
+            except IndexError:
+                found.add((case, ""))
+        return found
+
+    def roundings(self) -> list[str]:
+        """What stays within the noise but is not rounded where we round: seen where a stage and what it is
+        made of were given, bit by bit."""
+        found, right = [], self.unlike(())
+        for m in mistakes.of(self.kit.family):
+            if not m.rounds:
+                continue
+            before, after = (
+                sum(bits.get(stage, (0, 0))[0] for stage in m.rounds) for bits in (right, self.unlike((m,)))
+            )
+            count = sum(right.get(stage, (0, 0))[1] for stage in m.rounds)
+            if count and before > 0.05 * count and after < 0.2 * before:
+                found.append(
+                    f"Within the noise, but rounded elsewhere: {m.name}. {before / count:.0%} of "
+                    f"{', '.join(m.rounds)} differ in the last bit from what their own inputs give, "
+                    f"with this {after / count:.1%}; to agree bit by bit: {m.fix}."
+                )
+        return found
+
+    def unlike(self, given: tuple[Mistake, ...]) -> dict[str, tuple[int, int]]:
+        """Stage, without its layer -> (numbers that differ from what their own inputs give in the port's
+        precision, numbers compared)."""
+        found: dict[str, tuple[int, int]] = {}
+        for case in self.cases:
+            theirs, exact = self.values[case], self.kit.expected[case]
+
+            def hear(name: str, value: Tensor, theirs=theirs, exact=exact) -> Tensor:
+                if name not in theirs:
+                    return value
+                own, keep = theirs[name].to(value.dtype), ~exact[name].isnan()
+                stage = name.rpartition(".")[2]
+                bad, n = found.get(stage, (0, 0))
+                found[stage] = bad + int((own != value)[keep].sum()), n + int(keep.sum())
+                return torch.where(keep & ~own.isnan(), own, value)
+
+            stages(self.kit.config, self.lowered, self.kit.inputs[case], mistakes=given, note=hear)
+        return found
+
+    def pairs(self, known: list[Mistake]) -> Iterable[tuple[Mistake, ...]]:
+        """Two at a time. One that does not show in a case is no news there, so that few have to be tried."""
+        focus, right = [self.focus], self.stages(self.focus, ())
+        shows = {m: not self.silent(m, right) for m in known}
+        alone = {m: self.distance((m,), self.coarse, focus) <= self.coarse for m in known if shows[m]}
+        for a, b in combinations(known, 2):
+            if shows[a] and shows[b]:
+                if a.steps.keys() == b.steps.keys() and "act" in a.steps:
+                    continue
+                if self.distance((a, b), self.coarse, focus) <= self.coarse:
+                    yield a, b
+            elif alone.get(a) or alone.get(b):
+                yield a, b
+
+    def silent(self, m: Mistake, right: dict[str, Tensor]) -> bool:
+        """Whether a mistake changes nothing in the case that is looked at first."""
+        wrong = self.stages(self.focus, (m,))
+        return all(
+            name in wrong
+            and torch.equal(torch.nan_to_num(value.double()), torch.nan_to_num(wrong[name].double()))
+            for name, value in right.items()
+            if name in self.values[self.focus]
+        )
+
+
+class Enough(Exception):
+    """No need to compute the rest."""
