@@ -140,6 +140,11 @@ class AssistantModel:
         self.sequences = Sequences(self.model, text.ids.clone(), mask, inputs, run.max_new_tokens)
 
     def check(self) -> None:
+        """ValueError for what is no model of this package, or one of another vocabulary."""
+        if not hasattr(self.model, "prepare_inputs"):
+            kind = type(self.model).__name__
+            message = "assistant_model must be a model of this package, as weights.load gives"
+            raise ValueError(f"{message}, not {kind}")
         own, other = (lm_head_of(model).out_features for model in (self.run.model, self.model))
         if own != other:
             raise ValueError(

@@ -274,11 +274,19 @@ def normalized(total: float, length: int, s: GenerationConfig) -> float:
 def best_or_sampled(
     scores: Tensor, count: int, do_sample: bool, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """The best `count` of (B, beams * V), or sampled without replacement: values and indices (B, count)."""
+    """The best `count` of (B, beams * V), or sampled without replacement, the best first: values and indices
+    (B, count)."""
     if not do_sample:
         return scores.topk(count)
     index = sample(scores.softmax(-1), generator, count)
-    return scores.gather(1, index), index
+    return best_first(scores.gather(1, index), index)
+
+
+def best_first(values: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """As Transformers from 5.24 on, where only the first of what was sampled may end a beam: older versions
+    leave the order of sampling."""
+    values, order = values.sort(dim=1, descending=True)
+    return values, index.gather(1, order)
 
 
 def constrained_pool(

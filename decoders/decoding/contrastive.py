@@ -30,6 +30,8 @@ class ContrastiveSearch:
 
     def steps(self) -> Iterator[Tensor]:
         sequences = self.sequences
+        if sequences.cache is not None:  # the hidden states of what it holds are needed too
+            sequences.cache.truncate(0)
         self.output = sequences.forward(**self.wanted)
         self.logits = sequences.logits(self.output)  # (B, V)
         self.past = unit_states(self.output)  # (B, n, C)
@@ -42,8 +44,9 @@ class ContrastiveSearch:
                 if not self.unfinished.any():
                     return
         finally:  # a row for each prompt again, and all but its last token
-            sequences.cache.truncate(sequences.length - 1)
-            sequences.cache.reorder(self.prompts * self.k)
+            if sequences.cache is not None:  # where each length has its own frequencies there is none
+                sequences.cache.truncate(sequences.length - 1)
+                sequences.cache.reorder(self.prompts * self.k)
 
     def step(self) -> Tensor:
         """(B,) new ids."""
@@ -53,7 +56,10 @@ class ContrastiveSearch:
         probs, tokens = scores.softmax(-1).topk(k)  # (B, k)
         sequences.append(tokens.flatten())
         output = sequences.forward(**self.wanted)
-        states = unit_states(output).view(len(tokens), k, -1)  # (B, k, C)
+        states = unit_states(output).unflatten(0, (-1, k))  # (B, k, 1, C)
+        if states.shape[2] > 1:  # the frequencies have changed with the length: all was read anew
+            self.past = states[:, 0, :-1]
+        states = states[:, :, -1]  # (B, k, C)
         best = self.best(probs, states)  # (B,)
         self.past = torch.cat([self.past, states[self.prompts, best][:, None]], 1)
         self.padding = F.pad(self.padding, (0, 1))

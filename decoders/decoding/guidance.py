@@ -15,8 +15,9 @@ from .sequences import Sequences, rope_varies
 class GuidedSequences(Sequences):
     """Sequences of which each has a second one, after a negative prompt, that gets the same new ids.
 
-    `negative` are (ids, mask) of as many rows. One pass reads both where they may share one. Where the rotary
-    frequencies follow from the longest sequence of a batch, or the prompt has inputs of its own beside ids,
+    `negative` are (ids, mask) of as many rows, `negative_embeds` (B, 1, C) stand in for ids. One pass reads
+    both where they may share one. Where the rotary frequencies follow from the longest sequence of a batch,
+    or the prompt has inputs of its own beside ids, or somebody looks at what a pass records (`separate`),
     each has a pass and a cache for itself.
     """
 
@@ -30,13 +31,15 @@ class GuidedSequences(Sequences):
         *,
         negative: tuple[Tensor, Tensor],
         scale: float,
+        separate: bool = False,
+        negative_embeds: Tensor | None = None,
         cache: Any = None,
         inputs_embeds: Tensor | None = None,
         chunk: int | None = None,
         compiled: bool = False,
     ):
         own = {"cache": cache, "inputs_embeds": inputs_embeds, "chunk": chunk, "compiled": compiled}
-        alone = rope_varies(model) or inputs_embeds is not None or cache is not None
+        alone = separate or rope_varies(model) or inputs_embeds is not None or cache is not None
         self.scale = scale
         self.negative: Sequences | None = None
         self.negative_logits: Tensor | None = None
@@ -45,7 +48,14 @@ class GuidedSequences(Sequences):
             plain = {name: inputs[name] for name in ("use_cache",) if name in inputs}
             negative_mask = None if negative[1].all() else negative[1]
             self.negative = Sequences(
-                model, negative[0], negative_mask, plain, max_new_tokens, chunk=chunk, compiled=compiled
+                model,
+                negative[0],
+                negative_mask,
+                plain,
+                max_new_tokens,
+                inputs_embeds=negative_embeds,
+                chunk=chunk,
+                compiled=compiled,
             )
             return
         both, both_mask = padded_together(ids, mask, *negative)

@@ -9,14 +9,25 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .settings import GenerationConfig
+from .token_ids import bias_pairs, check_ids
 
 Processor = Callable[[Tensor, Tensor], Tensor]
-NO_TOKEN = -1  # in place of a token of a group of beams that has ended
+NO_TOKEN = -1  # in place of padding, and of a token of a group of beams that has ended
 
 # ---- Penalties, bans and forced tokens ---------------------------------------------------------------------
+
+
+def without_padding(ids: Tensor, mask: Tensor | None) -> Tensor:
+    """`ids` (rows, n) with NO_TOKEN where `mask` (B, T) of the prompts has 0, for several rows a prompt."""
+    if mask is None or not mask.shape[1]:
+        return ids
+    padding = (mask == 0).repeat_interleave(len(ids) // len(mask), 0)
+    padding = F.pad(padding, (0, ids.shape[1] - mask.shape[1]), value=False)
+    return ids.masked_fill(padding, NO_TOKEN)
 
 
 def repetition_penalty(penalty: float, mask: Tensor | None = None) -> Processor:
@@ -24,24 +35,27 @@ def repetition_penalty(penalty: float, mask: Tensor | None = None) -> Processor:
     padding was not seen: as Transformers 5, where 4.x counts it. Keskar et al. (2019), arXiv:1909.05858."""
 
     def process(ids: Tensor, scores: Tensor) -> Tensor:
-        if mask is not None and (padding := mask.shape[1] - mask.sum(1)).any():
-            columns = torch.arange(ids.shape[1], device=ids.device)
-            times = len(ids) // len(padding)
-            ids = torch.where(columns < padding.repeat_interleave(times)[:, None], ids[:, -1:], ids)
+        if not ids.shape[1]:
+            return scores
+        ids = without_padding(ids, mask)
+        ids = torch.where(ids == NO_TOKEN, ids.amax(1, keepdim=True), ids)  # seen once more: no change
         old = scores.gather(1, ids)
         return scores.scatter(1, ids, torch.where(old < 0, old * penalty, old / penalty))
 
     return process
 
 
-def no_repeat_ngrams(n: int) -> Processor:
-    """Ban tokens that would end an n-gram that is there already."""
+def no_repeat_ngrams(n: int, mask: Tensor | None = None) -> Processor:
+    """Ban tokens that would end an n-gram that is there already. Padding, where `mask` (B, T) has 0, is in
+    none; Transformers counts it."""
 
     def process(ids: Tensor, scores: Tensor) -> Tensor:
         if ids.shape[1] < n:
             return scores
+        ids = without_padding(ids, mask)
         ngrams = ids.unfold(1, n, 1)  # (B, n-grams, n)
         repeats = (ngrams[..., :-1] == ids[:, None, ids.shape[1] - n + 1 :]).all(-1)
+        repeats &= (ngrams != NO_TOKEN).all(-1)
         banned = torch.zeros_like(scores, dtype=torch.bool)
         row, start = repeats.nonzero(as_tuple=True)
         banned[row, ngrams[row, start, -1]] = True
@@ -50,10 +64,12 @@ def no_repeat_ngrams(n: int) -> Processor:
     return process
 
 
-def sequence_bias(biases: dict[tuple[int, ...], float]) -> Processor:
-    """Add to the score of a sequence's last token wherever the tokens before it stand at the end already."""
+def sequence_bias(biases: dict[tuple[int, ...], float], mask: Tensor | None = None) -> Processor:
+    """Add to the score of a sequence's last token wherever the tokens before it stand at the end already.
+    Padding, where `mask` (B, T) has 0, is none of them."""
 
     def process(ids: Tensor, scores: Tensor) -> Tensor:
+        ids = without_padding(ids, mask)
         total = torch.zeros_like(scores)
         for sequence, bias in biases.items():
             prefix = sequence[:-1]
@@ -108,6 +124,7 @@ def prefix_allowed_tokens(function: Callable[[int, Tensor], Sequence[int]], rows
             tokens = list(function(row // rows, ids[row]))
             if not tokens:
                 raise ValueError(f"prefix_allowed_tokens_fn allows no token after {ids[row].tolist()[-8:]}")
+            check_ids("prefix_allowed_tokens_fn", map(int, tokens), scores.shape[-1])
             blocked[row, tokens] = 0.0
         return scores + blocked
 
@@ -229,8 +246,8 @@ def processors_of(
     rows: int = 1,
     diversity: Processor | None = None,
 ) -> list[Processor]:
-    """For the settings `s`, a prompt of T ids, at most `max_length` ids in all, `rows` sequences for each
-    prompt; `own` come before the filters."""
+    """For the settings `s`, a prompt of T ids with `mask` (B, T), at most `max_length` ids in all, `rows`
+    sequences for each prompt; `own` come before the filters."""
     found = biases_and_penalties(s, eos, mask, diversity)
     min_length = max(s.min_length or 0, T + s.min_new_tokens if s.min_new_tokens else 0)
     if min_length and eos:
@@ -251,17 +268,17 @@ def biases_and_penalties(
 ) -> list[Processor]:
     found: list[Processor] = []
     if s.sequence_bias:
-        pairs = s.sequence_bias.items() if isinstance(s.sequence_bias, dict) else s.sequence_bias
-        found.append(sequence_bias({tuple(ids): float(bias) for ids, bias in pairs}))
+        pairs = bias_pairs(s.sequence_bias)
+        found.append(sequence_bias({tuple(ids): bias for ids, bias in pairs}, mask))
     if diversity is not None:
         found.append(diversity)
     if s.repetition_penalty not in (None, 1):
         found.append(repetition_penalty(s.repetition_penalty, mask))
     if s.no_repeat_ngram_size:
-        found.append(no_repeat_ngrams(s.no_repeat_ngram_size))
+        found.append(no_repeat_ngrams(s.no_repeat_ngram_size, mask))
     if s.bad_words_ids:
         words = [word for word in s.bad_words_ids if list(word) not in [[id] for id in eos]]
-        found.append(sequence_bias({tuple(word): -math.inf for word in words}))
+        found.append(sequence_bias({tuple(word): -math.inf for word in words}, mask))
     return found
 
 

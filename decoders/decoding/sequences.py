@@ -7,6 +7,7 @@ vocabulary.
 from typing import Any
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,6 +19,29 @@ STEP = {"input_ids", "attention_mask", "position_ids", "past_key_values", "use_c
 def lm_head_of(model: Any) -> Any:
     """The matrix that gives logits, of a model in this package."""
     return next(module.lm_head for module in model.modules() if hasattr(module, "lm_head"))
+
+
+def embedding_of(model: Any) -> Any:
+    """The token embedding, which comes first in each model."""
+    return next(module for module in model.modules() if isinstance(module, nn.Embedding))
+
+
+def last_hidden_states(output: Any) -> Tensor | None:
+    return None if output.hidden_states is None else output.hidden_states[-1]
+
+
+def joined(parts: list[tuple[int, Tensor | None]], output: Any, end: int) -> Any:
+    """`output` of the last chunk of a prompt, up to `end`, with the last layer's hidden states of all chunks:
+    `parts` are (end, states) of those before. Where frequencies change, a chunk reads earlier ones anew."""
+    if not parts or output.hidden_states is None:
+        return output
+    states = output.hidden_states[-1]
+    for part_end, part in reversed(parts):
+        assert part is not None
+        start, part_start = end - states.shape[1], part_end - part.shape[1]
+        if part_start < start:
+            states = torch.cat([part[:, : start - part_start], states], 1)
+    return output._replace(hidden_states=(states,))
 
 
 def text_config_of(model: Any) -> Any:
@@ -34,8 +58,9 @@ class Sequences:
     """Ids (B, n), their attention mask, and the KV cache of all but the newest.
 
     Memory for `max_new_tokens` ids is there from the beginning: no step copies the past. `inputs_embeds`
-    (B, T, C) stand before the ids, for a prompt without tokens. `inputs` are other arguments of `forward`.
-    `chunk`: a prompt is read so many tokens at a time.
+    (B, T, C) are read in place of the prompt's ids, which may be (B, 0). `inputs` are other arguments of
+    `forward`; of them `position_ids` (B, T) go on by ones. `chunk`: a prompt is read so many tokens at a
+    time.
     """
 
     def __init__(
@@ -56,8 +81,12 @@ class Sequences:
         self.decoder: Any = kernels.compile(model).decoder if compiled else None
         self.rows, self.embeds = len(ids), inputs_embeds
         self.offset = 0  # positions in front that have no ids of their own
-        if inputs_embeds is not None:
+        if inputs_embeds is not None and not ids.shape[1]:
             ids, self.offset = ids.new_zeros(inputs_embeds.shape[:2]), inputs_embeds.shape[1]
+        self.position_ids = self.inputs.pop("position_ids", None)
+        if self.position_ids is not None:
+            self.position_ids = self.all_positions(ids.shape, max_new_tokens)
+            mask = torch.ones_like(ids) if mask is None else mask  # without one, jumps begin packed documents
         self.length = self.prompt_length = ids.shape[1]  # positions so far, with those in front
         self.buffer = F.pad(ids, (0, max_new_tokens))
         self.mask_buffer = None if mask is None else F.pad(mask, (0, max_new_tokens), value=1)
@@ -68,6 +97,15 @@ class Sequences:
         if self.chunk and (others or inputs_embeds is not None):
             names = ", ".join(others) or "inputs_embeds"
             raise ValueError(f"prefill_chunk_size reads ids and nothing beside them: not with {names}")
+
+    def all_positions(self, shape: torch.Size, max_new_tokens: int) -> Tensor:
+        """(B, T + new) from `position_ids` (B, T) or (1, T)."""
+        given = self.position_ids
+        if not isinstance(given, Tensor) or given.shape not in (shape, (1, shape[1])):
+            wrong = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+            raise ValueError(f"position_ids must be a tensor {tuple(shape)}, not {wrong}")
+        new = torch.arange(1, max_new_tokens + 1, device=given.device)
+        return torch.cat([given, given[:, -1:] + new], 1).expand(shape[0], -1)
 
     @property
     def ids(self) -> Tensor:
@@ -86,10 +124,10 @@ class Sequences:
         interrupt the cache holds what it held before."""
         past = len(self.cache or ())
         try:
-            if self.chunk:
-                for end in range(past + self.chunk, self.length - keep + 1, self.chunk):
-                    self.read(end, 1)
-            return self.read(self.length, keep, **wanted)
+            chunk = self.chunk or self.length
+            ends = range(past + chunk, self.length - keep + 1, chunk)
+            parts = [(end, last_hidden_states(self.read(end, 1, **wanted))) for end in ends]
+            return joined(parts, self.read(self.length, keep, **wanted), self.length)
         except BaseException:
             if self.cache is not None:
                 self.cache.truncate(past)
@@ -101,17 +139,24 @@ class Sequences:
         mask = None if self.mask_buffer is None else self.mask_buffer[rows, :end]
         inputs = self.model.prepare_inputs(self.buffer[rows, :end], mask, self.cache, **self.inputs)
         past = len(inputs["past_key_values"] or ())
-        if self.embeds is not None and not past:
-            if self.length > self.prompt_length:
-                raise ValueError("the text must be read anew, and inputs_embeds have no ids: give input_ids")
-            inputs |= {"input_ids": None, "inputs_embeds": self.embeds}
+        if self.position_ids is not None:
+            inputs["position_ids"] = self.position_ids[rows, past:end]
+        if self.embeds is not None and past < self.prompt_length:
+            inputs |= {"input_ids": None, "inputs_embeds": self.embedded(rows, past, end)}
         others = {*wanted, *inputs} - STEP
-        if self.decoder and past and inputs["input_ids"].shape[1] == 1 and not others:
+        one = self.length - past == 1 and inputs["input_ids"] is not None
+        if self.decoder and past and one and not others:
             output = self.decoder(inputs, self.buffer.shape[1] - 1)
         else:
             output = self.model(**inputs, logits_to_keep=keep, **wanted)
         self.cache = output.past_key_values
         return output
+
+    def embedded(self, rows: Any, past: int, end: int) -> Tensor:
+        """(rows, end - past, C): the prompt's embeddings, and those of the ids that have come since."""
+        assert self.embeds is not None
+        new = self.buffer[rows, self.prompt_length : end]
+        return torch.cat([self.embeds[rows, past:end], embedding_of(self.model)(new)], 1)
 
     def all_logits(self, output: Any) -> Tensor:
         """Logits of the newest ids in float32, of all rows: zeros of those that are read no more."""
@@ -157,6 +202,7 @@ class Sequences:
         self.buffer, self.rows = self.buffer[index], self.rows * times
         self.mask_buffer = None if self.mask_buffer is None else self.mask_buffer[index]
         self.embeds = None if self.embeds is None else self.embeds[index]
+        self.position_ids = None if self.position_ids is None else self.position_ids[index]
         if self.cache is not None:
             self.cache.reorder(index)
 

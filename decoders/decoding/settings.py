@@ -104,8 +104,49 @@ class Arguments:
     inputs_embeds: Tensor | None = None
 
 
+# Names of other libraries, and what means the same here
+MEANT = {
+    "beam_size": "num_beams",
+    "beam_width": "num_beams",
+    "beams": "num_beams",
+    "cfg": "guidance_scale",
+    "cfg_scale": "guidance_scale",
+    "draft_model": "assistant_model",
+    "frequency_penalty": "repetition_penalty",
+    "kv_cache": "past_key_values",
+    "logit_bias": "sequence_bias",
+    "logits_processors": "logits_processor",
+    "max_gen_len": "max_new_tokens",
+    "max_gen_toks": "max_new_tokens",
+    "max_tokens": "max_new_tokens",
+    "max_tokens_to_sample": "max_new_tokens",
+    "min_tokens": "min_new_tokens",
+    "n": "num_return_sequences",
+    "n_beams": "num_beams",
+    "n_predict": "max_new_tokens",
+    "negative_prompt": "negative_prompt_ids",
+    "num_samples": "num_return_sequences",
+    "num_tokens": "max_new_tokens",
+    "past": "past_key_values",
+    "presence_penalty": "repetition_penalty",
+    "prompt_ids": "input_ids",
+    "repeat_penalty": "repetition_penalty",
+    "rep_pen": "repetition_penalty",
+    "sample": "do_sample",
+    "seed": "generator",
+    "stop": "stop_strings",
+    "stop_sequence": "stop_strings",
+    "stop_sequences": "stop_strings",
+    "stop_token_ids": "eos_token_id",
+    "stop_tokens": "eos_token_id",
+    "stop_words": "stop_strings",
+    "temp": "temperature",
+    "typical": "typical_p",
+}
+
 SETTINGS = {field.name for field in fields(GenerationConfig)}
 TINY, HUGE = 1e-30, 1e30
+FOR_SAMPLING = ("temperature", "top_p", "typical_p")  # 0 without do_sample is another word for greedy
 NUMBERS: dict[str, tuple[type, float, float]] = {  # name -> (type, lowest, highest)
     "max_length": (int, 1, math.inf),
     "max_new_tokens": (int, 0, math.inf),
@@ -142,6 +183,7 @@ NUMBERS: dict[str, tuple[type, float, float]] = {  # name -> (type, lowest, high
 def read_settings(model: nn.Module, config: Any, given: dict) -> tuple[GenerationConfig, dict]:
     """The settings that count, arguments before the folder's generation_config.json, and what of `given` is
     for `forward`. TypeError for unknown names, ValueError for values that cannot be."""
+    given = {name: value for name, value in given.items() if name != "logits_to_keep"}  # always the last ones
     stored = stored_settings(model, config)
     forward_names = inspect.signature(model.forward).parameters.keys()
     check_names(given, forward_names - {"input_ids", "labels", "logits_to_keep"})
@@ -150,7 +192,8 @@ def read_settings(model: nn.Module, config: Any, given: dict) -> tuple[Generatio
     if s.max_new_tokens is None and "max_length" not in stored.keys() | given.keys():
         s.max_length = None  # 20 new ones
     for name in NUMBERS:
-        check_number(name, getattr(s, name))
+        if s.do_sample or name not in FOR_SAMPLING or getattr(s, name) != 0:
+            check_number(name, getattr(s, name))
     for name in ("num_beams", "num_beam_groups", "num_return_sequences", "length_penalty"):
         if getattr(s, name) is None:
             setattr(s, name, 1)
@@ -162,15 +205,16 @@ def stored_settings(model: nn.Module, config: Any) -> dict:
     own: Any = model.generation_config if config is None else config
     if hasattr(own, "to_dict"):
         own = own.to_dict()
-    elif not isinstance(own, dict):
-        own = vars(own)
+    elif not isinstance(own, dict | GenerationConfig):
+        raise ValueError(f"generation_config must be a GenerationConfig or a dict, not {own!r}")
+    own = own if isinstance(own, dict) else vars(own)
     return {name: value for name, value in own.items() if name in SETTINGS and value is not None}
 
 
 def check_names(given: Iterable[str], forward_names: Iterable[str]) -> None:
     known = SETTINGS | set(forward_names)
     for name in sorted(set(given) - known):
-        near = difflib.get_close_matches(name, known, 1)
+        near = [MEANT[name]] if name in MEANT else difflib.get_close_matches(name, known, 1, cutoff=0.85)
         hint = f": did you mean {near[0]!r}?" if near else ""
         raise TypeError(f"generate() got an unexpected keyword argument {name!r}{hint}")
 
@@ -196,6 +240,10 @@ def check_together(s: GenerationConfig, prompts: int, arguments: Arguments) -> N
     check_assisted(s, prompts, arguments.assistant_model)
     check_contrastive(s)
     check_prefill(s)
+    for name in ("put", "end"):
+        if arguments.streamer is not None and not callable(getattr(arguments.streamer, name, None)):
+            kind = type(arguments.streamer).__name__
+            raise ValueError(f"streamer must have put(ids) and end(), as tokenizer.stream() has, not {kind}")
     if s.stop_strings and arguments.tokenizer is None:
         raise ValueError("stop_strings needs tokenizer=, for the text of the tokens")
 
@@ -258,21 +306,38 @@ def check_prefill(s: GenerationConfig) -> None:
         )
 
 
-def check_prompt(ids: Tensor | None, mask: Tensor | None, embeds: Tensor | None = None) -> None:
+def check_prompt(ids: Any, mask: Any, embeds: Any = None) -> None:
     """ValueError for shapes that are no batch of prompts."""
-    if ids is not None and embeds is not None:
-        raise ValueError("give either input_ids or inputs_embeds")
     if embeds is not None and not is_batch(embeds, 3):
         raise ValueError(f"inputs_embeds must be a tensor (batch, tokens, width), not {described(embeds)}")
-    if embeds is None and not is_batch(ids, 2):
-        raise ValueError(
-            f"input_ids must be a tensor (batch, tokens), one token at least, not {described(ids)}"
-        )
-    prompt = ids if ids is not None else embeds
-    assert prompt is not None
-    shape = prompt.shape[:2]
-    if mask is not None and (getattr(mask, "shape", 0) != shape or ((mask != 0) & (mask != 1)).any()):
-        raise ValueError(f"attention_mask must be a tensor {tuple(shape)}, 0 at padding and 1 elsewhere")
+    if ids is not None and not is_batch(ids, 2):
+        message = "input_ids must be a tensor (batch, tokens), one token at least"
+        raise ValueError(f"{message}, not {described(ids)}{way_out(ids)}")
+    if ids is not None and embeds is not None and ids.shape != embeds.shape[:2]:
+        message = f"input_ids beside inputs_embeds must be of the same shape {tuple(embeds.shape[:2])}"
+        raise ValueError(f"{message}, not {tuple(ids.shape)}")
+    check_mask("attention_mask", mask, (embeds if ids is None else ids).shape[:2])
+
+
+def check_mask(name: str, mask: Any, shape: Sequence[int]) -> None:
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor) or mask.shape != shape or ((mask != 0) & (mask != 1)).any():
+        wrong = "" if isinstance(mask, Tensor) else f", not {type(mask).__name__}"
+        if isinstance(mask, int):
+            wrong += f": a number of tokens is max_new_tokens={mask}"
+        raise ValueError(f"{name} must be a tensor {tuple(shape)}, 0 at padding and 1 elsewhere{wrong}")
+
+
+def way_out(ids: Any) -> str:
+    """What makes a batch of prompts of it."""
+    if isinstance(ids, str):
+        return ": torch.tensor([tokenizer.encode(text)]) is one"
+    if isinstance(ids, list):
+        return ": torch.tensor([ids]) is one"
+    if isinstance(ids, Tensor) and ids.dim() == 1 and len(ids):
+        return ": ids[None] is one"
+    return ""
 
 
 def is_batch(value: Any, dims: int) -> bool:

@@ -1,6 +1,7 @@
 """One call of `generate`: what was asked for, the sequences so far, and what is recorded of each step."""
 
 import math
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -10,14 +11,19 @@ from . import stopping
 from .constraints import Constraint, read_constraints
 from .guidance import GuidedSequences
 from .logits_processors import Diversity, processors_of
-from .sequences import Sequences
+from .sequences import Sequences, lm_head_of, rope_varies
 from .settings import (
     Arguments,
+    check_mask,
     check_prompt,
     check_together,
+    described,
+    is_batch,
     new_tokens_limit,
     read_settings,
+    stored_settings,
 )
+from .token_ids import check_ids, check_settings_of_ids, stop_and_pad_ids
 
 
 class GenerateOutput(NamedTuple):
@@ -30,6 +36,15 @@ class GenerateOutput(NamedTuple):
     sequences_scores: Tensor | None = None  # of beams: sums over length ** length_penalty
     beam_indices: Tensor | None = None  # of beams: the row each token comes from, -1 after the end
     stats: dict | None = None  # of assisted decoding; rounds are (drafted ids, how many were accepted)
+
+
+def warn_of_right_padding(mask: Tensor | None) -> None:
+    if mask is not None and mask.shape[1] and not mask[:, -1].all():
+        warnings.warn(
+            "a prompt is padded on the right, so that what follows continues its padding: "
+            "pad on the left (padding_side='left')",
+            stacklevel=4,
+        )
 
 
 class Generation:
@@ -46,6 +61,7 @@ class Generation:
     ):
         self.model, self.arguments, self.generator = model, arguments, arguments.generator
         self.s, inputs = read_settings(model, generation_config, settings)
+        self.vocab_size = lm_head_of(model).out_features
         if input_ids is None and arguments.inputs_embeds is None:
             input_ids = self.bos()
         check_prompt(input_ids, attention_mask, arguments.inputs_embeds)
@@ -54,18 +70,22 @@ class Generation:
         B, T = prompt.shape[:2]
         check_together(self.s, B, arguments)
         self.max_new_tokens = new_tokens_limit(model, self.s, T)
-        eos, self.pad = model.special_ids(self.s.eos_token_id, self.s.pad_token_id)
-        self.eos: list[int] = eos.tolist()
+        self.constraints = self.checked_constraints()
+        check_settings_of_ids(self.s, self.constraints, self.vocab_size)
+        given = set(settings)
+        if generation_config is not None:
+            given |= stored_settings(model, generation_config).keys()
+        self.eos, self.pad = stop_and_pad_ids(model, self.s, given, self.vocab_size)
         if not self.s.use_cache:
             inputs["use_cache"] = False
         if input_ids is None:
             input_ids = prompt.new_zeros(B, 0, dtype=torch.long)
         mask = None if attention_mask is None or attention_mask.all() else attention_mask.long()
+        warn_of_right_padding(mask)
         self.sequences = self.new_sequences(input_ids, mask, inputs)
         n = self.sequences.ids.shape[1]
         self.s.min_length = max(0, (self.s.min_length or 0) - (T - n))  # which counts inputs_embeds too
-        self.add_processors(n, mask)
-        self.constraints = self.checked_constraints()
+        self.add_processors(n, None if mask is None else mask[:, T - n :])
         self.criteria = self.all_criteria()
         self.wanted = {
             name: True for name in ("output_attentions", "output_hidden_states") if getattr(self.s, name)
@@ -82,6 +102,7 @@ class Generation:
         bos = self.model.config.bos_token_id if bos is None else bos
         if bos is None:
             raise ValueError("give input_ids: the model has no bos_token_id to start from")
+        check_ids("bos_token_id", [bos], self.vocab_size)
         return torch.tensor([[bos]], device=next(self.model.parameters()).device)
 
     def new_sequences(self, ids: Tensor, mask: Tensor | None, inputs: dict) -> Sequences:
@@ -96,21 +117,34 @@ class Generation:
             if given.negative_prompt_ids is not None:
                 raise ValueError("negative_prompt_ids needs guidance_scale above 1")
             return Sequences(self.model, ids, mask, inputs, self.max_new_tokens, **options)
-        negative, negative_mask = given.negative_prompt_ids, given.negative_prompt_attention_mask
-        negative = ids[:, -1:] if negative is None else negative
-        negative_mask = torch.ones_like(negative) if negative_mask is None else negative_mask.long()
-        if len(negative) != len(ids):
-            raise ValueError(f"negative_prompt_ids has {len(negative)} rows, input_ids {len(ids)}")
         return GuidedSequences(
             self.model,
             ids,
             mask,
             inputs,
             self.max_new_tokens,
-            negative=(negative, negative_mask),
+            **self.negative_prompt(ids),
             scale=s.guidance_scale or 1.0,
+            separate=bool(s.output_attentions or s.output_hidden_states),
             **options,
         )
+
+    def negative_prompt(self, ids: Tensor) -> dict[str, Any]:
+        """The one given, else the last token of each prompt, which may have embeddings only."""
+        negative, embeds = self.arguments.negative_prompt_ids, self.arguments.inputs_embeds
+        if negative is None and not ids.shape[1]:
+            assert embeds is not None
+            return {"negative": (ids, torch.ones_like(ids)), "negative_embeds": embeds[:, -1:]}
+        negative = ids[:, -1:] if negative is None else negative
+        if not is_batch(negative, 2):
+            message = "negative_prompt_ids must be a tensor (batch, tokens)"
+            raise ValueError(f"{message}, not {described(negative)}")
+        if len(negative) != len(ids):
+            raise ValueError(f"negative_prompt_ids has {len(negative)} rows, input_ids {len(ids)}")
+        check_ids("negative_prompt_ids", {int(negative.min()), int(negative.max())}, self.vocab_size)
+        mask = self.arguments.negative_prompt_attention_mask
+        check_mask("negative_prompt_attention_mask", mask, negative.shape)
+        return {"negative": (negative, torch.ones_like(negative) if mask is None else mask.long())}
 
     def add_processors(self, n: int, mask: Tensor | None) -> None:
         """`n`: ids of the prompt."""
@@ -154,13 +188,17 @@ class Generation:
         watched = (
             s.return_dict_in_generate or s.dola_layers or self.has_own_processors or self.criteria or given
         )
+        if rope_varies(self.model):  # the longest sequence decides for all, also when it is finished
+            return False
         return bool(s.use_cache) and self.sequences.cache is None and not (watched or s.compiled)
 
     # ---- What every strategy does ----
 
     def process(self, logits: Tensor, ids: Tensor) -> Tensor:
-        """Scores (rows, V) after all processors. ValueError for one that leaves nothing to choose from."""
+        """Scores (rows, V) after all processors. ValueError for NaN, and for nothing left to choose from."""
         own = self.has_own_processors
+        if not self.s.remove_invalid_values and logits.amax(-1).isnan().any():
+            raise ValueError("the model's logits hold NaN: its weights do, or their dtype is too narrow")
         scores = logits.clone() if own else logits  # somebody's processor may write into it
         for process in self.processors:
             scores = process(ids, scores)
