@@ -79,7 +79,7 @@ LOAD = {
 }
 MEASURED_LOAD = """
 import time, torch
-from decoders.cli.main import peak_memory
+from decoders.cli import peak_memory
 torch_alone = peak_memory()
 {imports}
 start = time.perf_counter()
@@ -394,7 +394,7 @@ def phi3_rows(rounds: int, layers: int) -> Iterator[dict]:
 
 LOSS = """
 import torch
-from decoders.cli.main import peak_memory
+from decoders.cli import peak_memory
 {imports}
 torch.manual_seed(0)
 with torch.device("meta"):

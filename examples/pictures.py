@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from decoders import look, model_class, read_config, weights
-from decoders.cli.main import main as decoders
+from decoders.cli import main as decoders
 from decoders.look.diagram import plan
 from decoders.look.drawing import ROW, STYLE, WIDTH, drawing
 from examples.browser import NoBrowser, browser

@@ -11,7 +11,7 @@ import zipfile
 import pytest
 import torch
 
-from decoders import __main__ as command
+from decoders import cli as command
 from decoders import phi, tokenize, weights
 from tests import folders
 from tests.conftest import ROOT

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from decoders.cli.main import main
+from decoders.cli import main
 from examples.browser import NoBrowser, browser
 
 pytestmark = pytest.mark.ecosystem

@@ -6,12 +6,15 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import traceback
+from typing import NamedTuple
 
 import pytest
 import torch
 
-from decoders import weights
+from decoders import cli, weights
 from tests import folders
 from tests.conftest import ROOT
 from tests.families import GPT_NEO, PHI3, read
@@ -20,13 +23,50 @@ TINY = "checkpoints/tiny-gpt-neo"
 FUYU, SHAPES = "checkpoints/tiny-fuyu", "checkpoints/tiny-fuyu/shapes.png"
 
 
-def run(*arguments, input=None, **options):
-    return subprocess.run([sys.executable, "-m", "decoders", *arguments], capture_output=True, text=True, cwd=ROOT,
-                          input=input, **options)  # fmt: skip
+class Finished(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(*arguments: str, input: str = "") -> Finished:
+    """The command in a process of its own, with streams and a status of its own: a fork of this one, which has
+    imported PyTorch already. `started` starts Python anew."""
+    with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        stdin.write(input.encode())
+        stdin.seek(0)
+        if (process := os.fork()) == 0:
+            for number, file in enumerate((stdin, out, err)):
+                os.dup2(file.fileno(), number)
+            os._exit(status_of(arguments))
+        _, status = os.waitpid(process, 0)
+        texts = [os.pread(file.fileno(), 2**24, 0).decode() for file in (out, err)]
+    return Finished(os.waitstatus_to_exitcode(status), *texts)
+
+
+def status_of(arguments: tuple[str, ...]) -> int:
+    """In the fork: what `python -m decoders` would exit with."""
+    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
+    os.chdir(ROOT)
+    status = 70
+    try:
+        status = cli.main(list(arguments))
+        sys.stdout.flush()
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        traceback.print_exc()
+    return status
+
+
+def started(*arguments: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "decoders", *arguments], capture_output=True, text=True, cwd=ROOT, **options
+    )
 
 
 def test_generate_prints_the_story_and_nothing_else():
-    found = run("generate", TINY, "Once upon a time")
+    found = started("generate", TINY, "Once upon a time")
     assert found.returncode == 0
     assert found.stdout.startswith("Once upon a time ") and found.stdout.endswith(".\n")
     assert "<|endoftext|>" not in found.stdout and found.stdout.count("\n") == 1
@@ -181,7 +221,7 @@ def test_commands_of_a_conversation():
         input="/help\n/system Be kind.\nHi\n/reset\n/system\nHi\n",
     )
     assert found.returncode == 0 and found.stdout.count("\n") == 2
-    assert "/help is no command: there are /reset and /system TEXT" in found.stderr
+    assert "/system TEXT says what to tell the model first" in found.stderr
     asked = [int(line.split()[0].strip("(")) for line in found.stderr.splitlines() if " prompt + " in line]
     assert asked[0] > asked[1], "the system message was part of the first prompt"
     left_out = run("chat", "checkpoints/tiny-phi", "--system", "Be brief.", input="")
@@ -259,15 +299,15 @@ def test_what_a_terminal_would_obey_in_names_is_shown(tmp_path):
 
 
 def test_errors_of_the_system_are_sentences(tmp_path):
-    from decoders import __main__ as command
+    from decoders.cli.output import one_line
 
     for error in (
         FileNotFoundError(2, "No such file or directory", "/a"),
         IsADirectoryError(21, "Is a directory", "/a"),
     ):
-        assert command.told(error) == f"/a: {error.strerror}"
+        assert one_line(error) == f"/a: {error.strerror}"
     assert (
-        command.told(OSError(28, "/a cannot be written: No space left on device"))
+        one_line(OSError(28, "/a cannot be written: No space left on device"))
         == "/a cannot be written: No space left on device"
     )
 

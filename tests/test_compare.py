@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from decoders import compare, weights
-from decoders.cli.main import main
+from decoders.cli import main
 from decoders.compare import checkpoints, draw, heat, kit, mistakes, ports
 from decoders.compare.arithmetic import Arithmetic
 from decoders.compare.formula import Formula, stage_order, stages

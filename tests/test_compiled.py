@@ -10,7 +10,7 @@ from PIL import Image
 from torch._dynamo.utils import counters
 
 from decoders import decoding, fuyu, kernels, tokenize, weights
-from decoders.cli.main import main
+from decoders.cli import main
 from tests.families import FAMILIES, LONGROPE, PHI3, inputs
 
 pytestmark = [

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from decoders import look, model_class, read_config, tokenize, weights
-from decoders.cli.main import main
+from decoders.cli import main
 from decoders.compare.formula import STAGES
 from decoders.look import attribution, diagram, drawing
 from decoders.look import content as shown_content
@@ -368,7 +368,7 @@ def test_bad_input_is_told_in_a_line(tmp_path, capsys):
             "Once",
             "-o",
             str(tmp_path / "none" / "page.html"),
-        ): "no page can be written there, give a file in a folder that exists",
+        ): "cannot be written: give a file in a folder that exists",
         (model, "time " * 5000, "-o", page): "are more than the 512 of a page: with --last 256 all are read",
         (model, "Once", "-o", page, "--last", "0"): "--last must be from 1 to 512, not 0",
         (

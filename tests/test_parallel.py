@@ -358,7 +358,7 @@ def test_the_command_line(tmp_path):
 
 
 def test_the_command_line_without_torchrun(capsys):
-    from decoders.cli.main import main
+    from decoders.cli import main
 
     assert main(["generate", "checkpoints/tiny-phi3", "x", "--tensor-parallel"]) == 2
     assert (

@@ -351,7 +351,7 @@ def test_instruct_and_output(data):
 
 def test_the_stop_that_no_config_names():
     """phi-1 and phi-1.5 name no stop id anywhere: the tokenizer's is taken."""
-    from decoders.cli.main import stop_ids
+    from decoders.cli.loading import stop_ids
 
     tiny = ROOT / "checkpoints" / "tiny-phi"
     model, tokenizer = weights.load(phi.PhiForCausalLM, tiny), tokenize.load(tiny)

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from decoders import decoding, fuyu, kernels, tokenize, weights
-from decoders.cli.main import main
+from decoders.cli import main
 from decoders.formats.files import read_safetensors
 from decoders.kernels import native
 from decoders.kernels.quantized import matrix

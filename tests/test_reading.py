@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from decoders.cli.main import parser
+from decoders.cli import parser
 from examples.experiments import EXPERIMENTS
 from tests import reading
 

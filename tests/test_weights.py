@@ -227,7 +227,7 @@ def test_changing_a_loaded_model_never_reaches_the_file(family, tmp_path):
 LOAD = """
 import sys, torch
 from decoders import gpt_neo, weights
-from decoders.cli.main import peak_memory
+from decoders.cli import peak_memory
 model = weights.load(gpt_neo.GPTNeoForCausalLM, {small!r})
 base = peak_memory()
 model = weights.load(gpt_neo.GPTNeoForCausalLM, {big!r})

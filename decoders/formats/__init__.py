@@ -56,6 +56,7 @@ from .vocab import (
     token_content,
     write_files,
 )
+from .writing import check_writable, write_file
 
 __all__ = [
     "Adapters",
@@ -91,6 +92,7 @@ __all__ = [
     "chat_template",
     "check_file",
     "check_ids",
+    "check_writable",
     "config_file",
     "decomposed",
     "family",
@@ -120,5 +122,6 @@ __all__ = [
     "switched",
     "token_content",
     "unpacked",
+    "write_file",
     "write_files",
 ]

@@ -6,14 +6,13 @@ look.write("page.html", look.page([look.Run(model, ids, tokenizer)]))
 """
 
 from .content import Run, check_length, data, word
-from .page import check_place, page, seen_picture, write
+from .page import page, seen_picture, write
 from .traces import Trace, induction, trace
 
 __all__ = [
     "Run",
     "Trace",
     "check_length",
-    "check_place",
     "data",
     "induction",
     "page",

@@ -11,14 +11,14 @@
 import base64
 import io
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from decoders.formats import write_file
 
 from .content import Run, data
 from .difference import compared
@@ -75,26 +75,8 @@ def filled(title: str, content: dict) -> str:
 
 
 def write(file: str | Path, text: str) -> Path:
-    """All of it or nothing. OSError where no file can be written."""
-    file = Path(file)
-    descriptor, aside = tempfile.mkstemp(prefix=f".{file.name}-", dir=check_place(file))
-    try:
-        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as stream:
-            stream.write(text)
-        os.chmod(aside, 0o644)
-        os.replace(aside, file)
-    except BaseException:  # Ctrl-C too
-        Path(aside).unlink(missing_ok=True)
-        raise
-    return file
-
-
-def check_place(file: str | Path) -> Path:
-    """The folder of a page that is to be written. OSError before anything is computed."""
-    folder = Path(file).absolute().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(file).is_dir():
-        raise OSError(f"{str(file)!r}: no page can be written there, give a file in a folder that exists")
-    return folder
+    """All of it or nothing, as `formats.write_file`. OSError where no file can be written."""
+    return write_file(file, text)
 
 
 # ---- Pictures ----------------------------------------------------------------------------------------------

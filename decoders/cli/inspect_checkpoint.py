@@ -1,0 +1,84 @@
+"""`inspect MODEL`: what is in a checkpoint. Only headers are read."""
+
+import argparse
+import json
+import math
+from typing import Any
+
+from decoders import family, find, kernels, model_class, read_config, weights
+from decoders.formats import cache_shape, grouped, no_number
+
+from .output import EXIT_DIFFERENT, escaped, human_bytes, print_result
+
+
+def run(args: argparse.Namespace) -> int:
+    folder = find(args.model)
+    config = read_config(folder)
+    model, tensors = weights.fitting(model_class(config), folder)
+    matched = weights.match(model, tensors)
+    facts = {"folder": str(folder), "family": family(config), **facts_of(model, matched, folder)}
+    facts["context"] = getattr(model, "max_positions", None) or config.get("max_position_embeddings")
+    facts |= {"new": matched.new, "unused": matched.unused, "problems": matched.problems}
+    if args.json:
+        facts["tensors"] = [
+            {
+                "name": name,
+                "shape": list(tensor.shape),
+                "file": tensors.origin[name][0].name,
+                "stored": tensors.origin[name][1],
+            }
+            for name, tensor in tensors.items()
+        ]
+        print_result(json.dumps(facts, ensure_ascii=False) + "\n")
+    else:
+        print_result(escaped(as_table(facts, tensors)))
+    return EXIT_DIFFERENT if matched.problems else 0
+
+
+def facts_of(model: Any, matched: Any, folder: Any) -> dict[str, Any]:
+    """Class, sizes, dtype, memory; the quantization where there is one."""
+    quantized = [module for module in model.modules() if isinstance(module, kernels.Quantized)]
+    others = sum(p.numel() for p in model.parameters())
+    packed = dict(model.named_buffers())  # only quantised layers have buffers
+    dtype = weights.stored_dtype(folder, (t for name, t in matched.tensors.items() if name not in packed))
+    facts = {
+        "model": type(model).__name__,
+        "parameters": others + sum(layer.in_features * layer.out_features for layer in quantized),
+        "dtype": str(dtype).removeprefix("torch."),
+        "memory": others * dtype.itemsize + sum(t.nbytes for t in packed.values()),
+        "cache per token": 2 * math.prod(cache_shape(model.config)) * dtype.itemsize,
+    }
+    if quantized:
+        facts["quantized"] = quantized[0].kind
+    return facts
+
+
+def as_table(facts: dict[str, Any], tensors: Any) -> str:
+    shown = {key: value for key, value in facts.items() if not isinstance(value, list)}
+    shown["parameters"] = f"{facts['parameters']:,}"
+    shown["memory"] = f"{human_bytes(facts['memory'])} for the weights"
+    shown["cache per token"] = human_bytes(facts["cache per token"])
+    shown["context"] = f"{facts['context']} tokens" if facts["context"] else "-"
+    lines = [f"{key:<16} {value}" for key, value in shown.items()]
+    lines += ["", "tensors (as stored -> parameter; layers grouped)", *tensor_lines(tensors)]
+    lines += [f"  not in the checkpoint, would be drawn anew: {name}" for name in facts["new"]]
+    lines += [f"  not used by {facts['model']}: {name}" for name in facts["unused"]]
+    if facts["problems"]:
+        lines += ["", *(f"PROBLEM {problem}" for problem in facts["problems"])]
+    return "\n".join(lines) + "\n"
+
+
+def tensor_lines(tensors: Any) -> list[str]:
+    """A line for all tensors that differ in the layer's number only."""
+    groups: dict[tuple, list[tuple[str, str]]] = {}
+    for name, tensor in tensors.items():
+        stored = tensors.origin[name][1]
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        key = (no_number(stored), no_number(name), tuple(tensor.shape), dtype)
+        groups.setdefault(key, []).append((stored, name))
+    lines = []
+    for (_, _, shape, dtype), pairs in groups.items():
+        stored, name = (grouped(column) for column in zip(*pairs, strict=True))
+        arrow = "" if stored == name else f" -> {name}"
+        lines.append(f"  {stored}{arrow}  {shape} {dtype}")
+    return lines

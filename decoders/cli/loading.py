@@ -1,0 +1,93 @@
+"""A checkpoint for a command: folder, tokenizer, model, and the settings that the options ask for."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from decoders import FAMILIES, family, find, model_class, parallel, read_config, tokenize, weights
+
+from .output import print_note
+
+
+def open_checkpoint(path_or_id: str) -> tuple[Path, Any]:
+    """The folder, of a family that is served here, and its tokenizer."""
+    folder = find(path_or_id)
+    family(read_config(folder))
+    return folder, tokenize.load(folder)
+
+
+def load_model(folder: Path, args: argparse.Namespace) -> Any:
+    """The model that generates text, with a bar on a terminal if it takes more than a second."""
+    device = usable_device(args.device)
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    kind = family(read_config(folder))
+    text_class = model_class({"model_type": kind, "architectures": [FAMILIES[kind][1]]})
+    set_seed(args.seed)
+    if mesh := getattr(args, "mesh", None):
+        return parallel.load(text_class, folder, mesh, dtype=dtype)
+    progress = sys.stderr.isatty()
+    return weights.load(
+        text_class, folder, dtype=dtype, device=device, quantize=args.quantize, progress=progress
+    )
+
+
+def set_seed(seed: int | None) -> None:
+    if seed is None:
+        return
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"--seed must be from -2**63 to 2**64 - 1, not {seed}")
+    torch.manual_seed(seed)
+
+
+def usable_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"--device {name} is not usable here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def prompt_ids(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
+    """Ids of a prompt as it is, or as a user's message in the model's chat format."""
+    if chat:
+        return tokenizer.chat([{"role": "user", "content": prompt}])
+    return tokenizer.encode(prompt)
+
+
+def settings(args: argparse.Namespace, model: Any, tokenizer: Any, prompt_tokens: int) -> dict[str, Any]:
+    """The arguments of `decoding.generate` that the options ask for, after a prompt of so many tokens."""
+    filters = (args.temperature, args.top_k, args.top_p, getattr(args, "min_p", None))
+    samples = any(option is not None for option in filters)
+    return {
+        "max_new_tokens": new_tokens(args.max_new_tokens, model, prompt_tokens),
+        "do_sample": samples and args.temperature != 0,
+        "temperature": args.temperature or 1.0,
+        "top_k": args.top_k,
+        "top_p": args.top_p,
+        "repetition_penalty": args.repetition_penalty,
+        "eos_token_id": stop_ids(model, tokenizer),
+    }
+
+
+def new_tokens(asked: int, model: Any, prompt_tokens: int) -> int:
+    """As many as asked for, or as many as fit, with a note. The last one needs no position."""
+    limit = getattr(model, "max_positions", None)
+    if limit is None:
+        return asked
+    fitting = limit - prompt_tokens + 1
+    if not 0 < fitting < asked:
+        return asked
+    print_note(f"note: {fitting} new tokens fit after a prompt of {prompt_tokens} ({limit} positions)")
+    return fitting
+
+
+def stop_ids(model: Any, tokenizer: Any) -> list[int] | None:
+    """The checkpoint's own, or the tokenizer's where no config names any, as with phi-1 and phi-1.5."""
+    own = model.special_ids("checkpoint", None)[0].tolist()
+    if own or tokenizer is None or tokenizer.eos_token_id is None:
+        return own or None
+    return [tokenizer.eos_token_id]
