@@ -34,6 +34,7 @@ from decoders.formats import (
     Files,
     Part,
     Pieces,
+    add_tokens,
     added_tokens,
     category,
     chat_template,
@@ -47,6 +48,7 @@ from decoders.formats import (
     switched,
     token_content,
     write_files,
+    write_gguf_tokenizer,
 )
 
 # Unicode's White_Space, which lstrip and rstrip of added tokens swallow; Python's \s has four more.
@@ -123,7 +125,11 @@ class Tokenizer:
         """As `save`, file by file: for a folder in which nobody reads yet."""
         if self.folder is None:
             raise ValueError("this tokenizer was not loaded from a folder: there are no files to save")
-        write_files(self.folder, folder, self.changed.values())
+        if self.folder.suffix == ".gguf":
+            write_gguf_tokenizer(self.folder, folder)
+            add_tokens(folder, self.changed.values())
+        else:
+            write_files(self.folder, folder, self.changed.values())
 
     def _known(self, content: str) -> AddedToken | None:
         id = self.token_id(content)

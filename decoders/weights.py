@@ -271,7 +271,7 @@ def fitting(
     try:
         kernels.expect_quantized(model, lambda name: f"{prefix}{name}.qweight" in found)
     except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'}: {error}") from None
+        raise ValueError(f"{config_file(folder)}: {error}") from None
     return model, found
 
 
@@ -363,11 +363,25 @@ def save(
     state = {name: parameter.detach() for name, parameter in model.named_parameters()}  # a tied one once
     if any(type(tensor).__name__ == "DTensor" for tensor in state.values()):
         raise ValueError("the model is cut over processes: save tools.parallel.whole(model)")
-    dtype = str(stored_dtype(folder, state.values())).removeprefix("torch.")
+    dtype = stored_dtype(folder, state.values())
     state |= dict(model.named_buffers())  # 8 or 4 bits
     twins = TWINS.get(type(model).__name__, {})  # what an older Transformers looks for
     state |= {twins[name]: tensor.clone() for name, tensor in state.items() if name in twins}
-    config = {"architectures": [type(model).__name__], **config_of(model), "torch_dtype": dtype}
+    write_checkpoint(model, dtype, state, folder, tokenizer, max_shard_bytes)
+
+
+def write_checkpoint(
+    model: nn.Module,
+    dtype: torch.dtype,
+    state: Mapping[str, Tensor | Packed],
+    folder: Path,
+    tokenizer: Any,
+    max_shard_bytes: int,
+) -> None:
+    """All files of a checkpoint, in one switch. Of `model` the configs are written, of `state` the tensors,
+    which are dequantised a shard at a time."""
+    config = {"architectures": [type(model).__name__], **config_of(model)}
+    config["torch_dtype"] = str(dtype).removeprefix("torch.")
 
     def stale() -> set[str]:
         patterns = ("model*.safetensors", "model.safetensors.index.json")
@@ -397,25 +411,26 @@ def config_of(model: nn.Module) -> dict[str, Any]:
     return {**others, **own}
 
 
-def write_shards(state: dict[str, Tensor], folder: Path, max_shard_bytes: int) -> None:
+def write_shards(state: Mapping[str, Tensor | Packed], folder: Path, max_shard_bytes: int) -> None:
     """`model.safetensors`, or shards of at most `max_shard_bytes` (a larger tensor has one to itself)."""
-    parts: list[dict[str, Tensor]] = [{}]
+    parts: list[dict[str, Tensor | Packed]] = [{}]
+    sizes = {name: tensor.shape.numel() * tensor.dtype.itemsize for name, tensor in state.items()}
     room = max_shard_bytes
     for name, tensor in state.items():
-        if tensor.nbytes > room and parts[-1]:
+        if sizes[name] > room and parts[-1]:
             parts.append({})
             room = max_shard_bytes
         parts[-1][name] = tensor
-        room -= tensor.nbytes
+        room -= sizes[name]
     names = [f"model-{i:05}-of-{len(parts):05}.safetensors" for i in range(1, len(parts) + 1)]
     names = names if len(parts) > 1 else ["model.safetensors"]
     for file, part in zip(names, parts, strict=True):
-        content = {name: tensor.cpu().contiguous() for name, tensor in part.items()}
+        content = {name: unpacked(tensor).cpu().contiguous() for name, tensor in part.items()}
         safetensors.torch.save_file(content, folder / file, metadata={"format": "pt"})
         shutil.copymode(folder / "config.json", folder / file)  # the library lets the owner only read it
     if len(parts) > 1:
         index = {
-            "metadata": {"total_size": sum(tensor.nbytes for tensor in state.values())},
+            "metadata": {"total_size": sum(sizes.values())},
             "weight_map": {name: file for file, part in zip(names, parts, strict=True) for name in part},
         }
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -34,10 +34,13 @@ from .folder import (
     read_settled,
     read_text,
 )
+from .gguf_export import gguf_entries, gguf_metadata
+from .gguf_hub import write_gguf_tokenizer
 from .gguf_vocab import gguf_tokenizer_config, gguf_vocabulary
+from .gguf_writer import write_gguf
 from .names import HEADS, LAYOUTS, NEW_HEADS, TWINS, as_it_is, grouped, modern_fuyu, no_number
 from .packagings import packaging, stored_tensors
-from .packed import Packed, named_parts, unpacked
+from .packed import Packed, as_dtype, named_parts, unpacked
 from .pictures import preprocessor
 from .pieces import Cutter, merge
 from .switch import switched
@@ -50,6 +53,7 @@ from .vocab import (
     AddedToken,
     Files,
     Pieces,
+    add_tokens,
     added_tokens,
     read_files,
     read_merges,
@@ -84,8 +88,10 @@ __all__ = [
     "Packed",
     "Part",
     "Pieces",
+    "add_tokens",
     "added_tokens",
     "architectures",
+    "as_dtype",
     "as_it_is",
     "cache_shape",
     "category",
@@ -99,6 +105,8 @@ __all__ = [
     "find",
     "first_line",
     "forget",
+    "gguf_entries",
+    "gguf_metadata",
     "gguf_tokenizer_config",
     "gguf_vocabulary",
     "grouped",
@@ -124,4 +132,6 @@ __all__ = [
     "unpacked",
     "write_file",
     "write_files",
+    "write_gguf",
+    "write_gguf_tokenizer",
 ]

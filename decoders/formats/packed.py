@@ -29,6 +29,12 @@ def unpacked(tensor: Tensor | Packed, dtype: torch.dtype | None = None) -> Tenso
     return tensor if dtype is None else tensor.to(dtype)
 
 
+def as_dtype(tensor: Tensor | Packed, dtype: torch.dtype) -> Packed:
+    """The tensor in `dtype`, converted when it is used."""
+    kind = tensor.kind if isinstance(tensor, Packed) else str(tensor.dtype).removeprefix("torch.")
+    return Packed(tensor.shape, dtype, kind, tensor.nbytes, lambda wanted: unpacked(tensor, dtype).to(wanted))
+
+
 def named_parts(
     tensor: Tensor | Packed, modern: Callable[[Tensor], Iterable[tuple[str, Tensor]]]
 ) -> list[tuple[str, Tensor | Packed]]:

@@ -5,7 +5,7 @@ import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sentencepiece
 
@@ -260,17 +260,18 @@ def write_files(source: Path, target: Path, changed: Iterable[AddedToken]) -> No
     for name in TOKENIZER_FILES:
         if (source / name).exists():
             shutil.copyfile(source / name, target / name)
-    entries = {
-        token.id: {
-            "content": token.content,
-            "lstrip": token.lstrip,
-            "normalized": token.normalized,
-            "rstrip": token.rstrip,
-            "single_word": False,
-            "special": token.special,
-        }
-        for token in changed
-    }
+    add_tokens(target, changed)
+
+
+def token_entry(token: AddedToken) -> dict[str, Any]:
+    """An added token as tokenizer.json and tokenizer_config.json have it, without its id."""
+    flags = {"lstrip": token.lstrip, "normalized": token.normalized, "rstrip": token.rstrip}
+    return {"content": token.content, **flags, "single_word": False, "special": token.special}
+
+
+def add_tokens(target: Path, changed: Iterable[AddedToken]) -> None:
+    """Put tokens into a folder's files, wherever a version looks for them."""
+    entries = {token.id: token_entry(token) for token in changed}
     if not entries:
         return
     config = read_json_if_any(target / "tokenizer_config.json")
