@@ -1,4 +1,4 @@
-"""A GGUF file's vocabulary -> the hub's `tokenizer.json` and `tokenizer_config.json`, which Transformers reads."""
+"""A GGUF file's vocabulary -> the hub's `tokenizer.json` and `tokenizer_config.json`."""
 
 from collections.abc import Iterable
 from pathlib import Path
