@@ -5,7 +5,7 @@ MINUTES := 1
 SEED := 0
 CAPTION := Generate a coco-style caption.
 
-.PHONY: run test proof pairs ecosystem fuzz bench lint clean
+.PHONY: run test proof pairs ecosystem fuzz bench lint clean findings
 
 # Make .venv, install what is pinned, tell a story with every model.
 run: .venv/run
@@ -40,6 +40,10 @@ fuzz: .venv/test
 # Ours against Transformers on this machine; the table goes into README.md.
 bench: .venv/test
 	$(BIN)/python -m bench --write
+
+# Surprises of other libraries: every script of findings/, each in an environment of its own; half an hour.
+findings: .venv/run
+	$(BIN)/python -m findings
 
 # Style.
 lint: .venv/test
