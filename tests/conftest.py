@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from decoders.kernels import native
 from tests.families import FAMILIES
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is ever fetched; test_hub.py has a server of its own
@@ -19,6 +20,12 @@ def pytest_generate_tests(metafunc):
     """A test with an argument `family` runs for all of them."""
     if "family" in metafunc.fixturenames:
         metafunc.parametrize("family", FAMILIES, ids=str)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled():
+    """The CPU kernels: else the first tests would run without them."""
+    native.wait()
 
 
 @pytest.fixture(autouse=True)

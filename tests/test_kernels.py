@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 
 from decoders import gpt_neo, kernels, phi, phi3
-from decoders.kernels import build, native
+from decoders.kernels import native
 from decoders.kernels.attention import attention, rotate
 from decoders.kernels.linear import MAX_ROWS, linear
 from tests.families import PADDED, inputs
@@ -259,13 +259,3 @@ def test_who_looks_into_q_k_or_v_sees_each_of_them(kind, monkeypatch):
     monkeypatch.undo()
     attn.v_proj = nn.Sequential(attn.v_proj, nn.Tanh())
     assert torch.equal(attn.qkv(x)[2], v.tanh()) and torch.equal(attn.qkv(x)[0], q)
-
-
-def test_a_library_that_is_wrong_or_cannot_be_made_is_not_used(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    source, found = build.SOURCE.read_text(), []
-    monkeypatch.setattr(build, "SOURCE", tmp_path / "kernels.c")
-    for text in ("int wrong", "void product(void) {}", source.replace("setzero_ps()", "set1_ps(1.f)")):
-        build.SOURCE.write_text(text)
-        found.append(native.library.__wrapped__())
-    assert found == [None] * 3

@@ -10,10 +10,11 @@
 
 from .compiled import compile
 from .hooks import plain, prepare
-from .native import is_available
+from .native import is_available, status
 from .quantized import KINDS, Cost, Quantized, error, is_quantized, quantize
 
 from .quantized import expect_quantized, linear_layers, mark_quantized, replace_module  # isort: skip
 
 __all__ = ["KINDS", "Cost", "Quantized", "compile", "error", "is_available", "is_quantized", "plain"]
-__all__ += ["prepare", "quantize", "expect_quantized", "linear_layers", "mark_quantized", "replace_module"]
+__all__ += ["prepare", "quantize", "status"]
+__all__ += ["expect_quantized", "linear_layers", "mark_quantized", "replace_module"]

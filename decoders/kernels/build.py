@@ -1,37 +1,29 @@
 """`kernels.c` is compiled once for each processor, compiler and version of the source, and kept in the user's
-cache folder: `~/.cache/decoders`, or below `XDG_CACHE_HOME`."""
+cache folder: `~/.cache/decoders`, or below `XDG_CACHE_HOME`.
+
+As a script this file is the process that compiles, which goes on when its parent ends:
+
+    python build.py COMPILER SOURCE TARGET FLAG...
+
+The compiler writes into memory, so that nothing is left of it when it is killed. What it has made is written
+beside its place, synced and renamed, with a checksum. One process at a time does it, holding a lock on the
+folder; the others find the library there when it is their turn.
+"""
 
 import ctypes
+import fcntl
 import hashlib
 import os
+import stat
 import subprocess
-import tempfile
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 SOURCE = Path(__file__).parent / "kernels.c"
+COMPILER_LIMIT = 600  # seconds: nobody waits for it, but it shall not stay for ever
 
-
-def compiled(compiler: str, flags: set[str]) -> ctypes.CDLL:
-    """The library, out of the cache or made now. Another process may make the same: the last one to rename
-    its file wins, and all are alike. Where no cache can be written it is made for this process alone."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=60).stdout
-    ingredients = SOURCE.read_bytes() + version + " ".join(sorted(flags)).encode()
-    name = f"kernels-{hashlib.sha256(ingredients).hexdigest()[:16]}.so"
-    folder = cache_folder()
-    if folder and (folder / name).exists():
-        return ctypes.CDLL(str(folder / name))
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        steps = (
-            ["-O3", "-march=native", "-fopenmp", "-fPIC", "-c", str(SOURCE), "-o", "k.o"],
-            ["-shared", "k.o", "-o", "k.so"],  # not linked to another runtime of OpenMP
-        )
-        for step in steps:
-            subprocess.run([compiler, *step], cwd=place, capture_output=True, check=True, timeout=300)
-        lib = ctypes.CDLL(str(Path(place) / "k.so"))  # which needs its file no longer
-        if folder:
-            os.replace(Path(place) / "k.so", folder / name)
-        return lib
+# ---- Where it is kept --------------------------------------------------------------------------------------
 
 
 def cache_folder() -> Path | None:
@@ -39,6 +31,102 @@ def cache_folder() -> Path | None:
     with suppress(OSError, RuntimeError):  # a user without a home
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "decoders"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid():
+        if os.access(folder, os.W_OK) and is_own(folder.stat()):
             return folder
     return None
+
+
+def is_own(status: os.stat_result) -> bool:
+    """Of this user, and nobody else can write to it."""
+    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def library_path(folder: Path, compiler: str, flags: list[str], processor: set[str]) -> Path:
+    """A name for each source, compiler and processor."""
+    status = os.stat(compiler)
+    version = f"{os.path.realpath(compiler)} {status.st_size} {status.st_mtime_ns}"
+    ingredients = [*flags, version, *sorted(processor)]
+    digest = hashlib.sha256(SOURCE.read_bytes() + "\n".join(ingredients).encode())
+    return folder / f"kernels-{digest.hexdigest()[:16]}.so"
+
+
+def checksum_path(library: Path) -> Path:
+    return library.with_name(f"{library.name}.sha256")
+
+
+# ---- Read --------------------------------------------------------------------------------------------------
+
+
+def load(library: Path) -> ctypes.CDLL | None:
+    """The library, if it is there, whole, and this user's own."""
+    try:
+        if read_own(checksum_path(library)).decode() != hashlib.sha256(read_own(library)).hexdigest():
+            return None
+        return ctypes.CDLL(str(library))
+    except (OSError, ValueError):
+        return None
+
+
+def read_own(path: Path) -> bytes:
+    """The bytes of a regular file that nobody else can write to. OSError for any other."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or not is_own(status):
+            raise PermissionError(f"{path} is not a file of this user alone")
+        return file.read()
+
+
+# ---- Made --------------------------------------------------------------------------------------------------
+
+
+def start(compiler: str, library: Path, flags: list[str]) -> subprocess.Popen:
+    """The process that compiles. It is in nobody's way: of low priority, and deaf to the terminal."""
+    command = [sys.executable, "-I", "-S", __file__, compiler, str(SOURCE), str(library), *flags]
+    silent = subprocess.DEVNULL
+    return subprocess.Popen(command, stdin=silent, stdout=silent, stderr=silent, start_new_session=True)
+
+
+def build(compiler: str, source: Path, library: Path, flags: list[str]) -> None:
+    """Compile, unless another process has done it in the meantime."""
+    folder = os.open(library.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # gone with this process, however it ends
+        if load(library) is None:
+            image = compiled(compiler, source, flags)
+            write(checksum_path(library), hashlib.sha256(image).hexdigest().encode())
+            write(library, image)
+            os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def compiled(compiler: str, source: Path, flags: list[str]) -> bytes:
+    """The bytes of the library; CalledProcessError where the source is refused."""
+    code, library = os.memfd_create("code"), os.memfd_create("library")
+    code_file, library_file = (f"/proc/self/fd/{descriptor}" for descriptor in (code, library))
+    steps = (
+        ["-O3", "-fPIC", "-pipe", *flags, "-c", str(source), "-o", code_file],
+        ["-shared", code_file, "-o", library_file],  # not linked to another runtime of OpenMP
+    )
+    for step in steps:
+        subprocess.run(
+            [compiler, *step], pass_fds=(code, library), check=True, timeout=COMPILER_LIMIT, cwd="/"
+        )
+    return Path(library_file).read_bytes()
+
+
+def write(path: Path, content: bytes) -> None:
+    """All of it or nothing, also where power fails. The lock is held: no other process has this name."""
+    beside = path.with_name(f".{path.name}.new")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)
+    os.replace(beside, path)
+
+
+if __name__ == "__main__":
+    os.nice(10)
+    build(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])

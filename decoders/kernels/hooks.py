@@ -8,12 +8,14 @@
 | an attention module | `attend(q, k, v, mask, scale, ...)` | `attention.attention` |
 | the same, where it has it | `rotate(x, cos, sin)` | `attention.rotate` |
 | the same, where it has it | `qkv(x)` | `attention.qkv` |
+| a base model, such as `PhiModel` | `forward` | `texts.base_forward` |
 
 All of these compute the same, for inference on a CPU. Each looks at every call: where PyTorch has to see the
 plain operations (see `conditions.py`) it runs them. No global setting is touched, so threads may share a
-model. An attention module is one whose class has `attend`.
+model. An attention module is one whose class has `attend`, a base model one with a list of layers.
 """
 
+from collections.abc import Callable
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -22,6 +24,7 @@ import torch.nn as nn
 
 from .attention import attention, is_forward, qkv, rotate, window_of
 from .linear import conv1d_forward, linear_forward, rms_norm_forward
+from .texts import base_forward, is_base_model
 
 FORWARDS = {"Linear": linear_forward, "Conv1D": conv1d_forward, "RMSNorm": rms_norm_forward}
 ATTENTION_HOOKS = ("attend", "rotate", "qkv")
@@ -38,7 +41,14 @@ def prepare(model: nn.Module) -> nn.Module:
             module.forward = MethodType(FORWARDS[name], module)
         elif hasattr(type(module), "attend"):
             prepare_attention(module, window)
+        elif is_base_model(module):
+            module.forward = MethodType(own_forward(module), module)
     return model
+
+
+def own_forward(base_model: Any) -> Callable:
+    """The `forward` for a base model of this class."""
+    return base_forward(type(base_model))  # type: ignore[arg-type]
 
 
 def prepare_attention(module: Any, window: int | None) -> None:
@@ -54,7 +64,8 @@ def prepare_attention(module: Any, window: int | None) -> None:
 def plain(model: nn.Module) -> nn.Module:
     """Take back what `prepare` did, in place."""
     for module in model.modules():
-        if any(is_forward(module, function) for function in FORWARDS.values()):
+        ours = [own_forward(module)] if is_base_model(module) else FORWARDS.values()
+        if any(is_forward(module, function) for function in ours):
             del module.forward
         if hasattr(type(module), "attend"):
             for name in ATTENTION_HOOKS:

@@ -1,19 +1,25 @@
 """`kernels.c`, where the processor has the instructions and a C compiler is there.
 
     library = native.library()      # None where it is not to be had: PyTorch's own operators do it then
+    native.status()                 # that in a sentence
 
-It is compiled at the first need, into the user's cache folder (see `build.py`). Every function must give the
-right numbers before it is believed. `DECODERS_NATIVE=0` does without. Its threads are PyTorch's,
-`torch.get_num_threads()` of them.
+Where it has not been compiled yet, that starts at the first need, in a process of its own (see `build.py`);
+PyTorch's operators serve meanwhile. It comes into use with the beginning of a text (`begin_text`), never in
+the middle of one. Every function must give the right numbers before it is believed. `DECODERS_NATIVE=0` does
+without. Its threads are PyTorch's, `torch.get_num_threads()` of them.
 """
 
+import atexit
 import ctypes
 import os
 import platform
 import shutil
 import subprocess
-from contextlib import suppress
-from functools import cache
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -22,27 +28,145 @@ from . import build, calls
 from .selftest import gives_the_right_numbers
 
 NEEDED = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni"}
+FLAGS = ["-march=native", "-fopenmp"]
+LOCK = threading.Lock()
+THREAD = threading.local()  # .without: how many `without` blocks it is in
 
 
-@cache
+class State:
+    """What has become of the library. `status` is None until the first need."""
+
+    status: str | None = None
+    library: calls.Library | None = None
+    builder: subprocess.Popen | None = None
+    path: Path
+
+
+STATE = State()
+
+
 def library() -> calls.Library | None:
-    """The compiled functions; None where a compiler or an instruction is missing, or a number is wrong."""
-    compiler = next(filter(None, map(shutil.which, ("gcc", "cc"))), None)
-    flags = processor_flags()
-    if os.environ.get("DECODERS_NATIVE") == "0" or not compiler or not flags >= NEEDED:
-        return None
-    runtime = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
-    try:
-        ctypes.CDLL(str(runtime[0]), mode=ctypes.RTLD_GLOBAL)  # PyTorch's threads, not a second pool of them
-        lib = calls.declare(build.compiled(compiler, flags))
-    except (OSError, IndexError, AttributeError, subprocess.SubprocessError):
-        return None
-    return lib if gives_the_right_numbers(lib) else None
+    """The compiled functions; None where a compiler or an instruction is missing, a number is wrong, or it is
+    still being compiled."""
+    if STATE.status is None:
+        with LOCK:
+            if STATE.status is None:
+                start()
+    return None if getattr(THREAD, "without", 0) else STATE.library
+
+
+def status() -> str:
+    """Whether the compiled kernels are in use, and if not why."""
+    begin_text()
+    return str(STATE.status)
 
 
 def is_available() -> bool:
     """Whether the compiled kernels are in use."""
     return library() is not None
+
+
+def is_pending() -> bool:
+    """Whether they are being compiled."""
+    return STATE.builder is not None
+
+
+def begin_text() -> None:
+    """Take the library into use, if it has been compiled meanwhile."""
+    library()
+    if STATE.builder is not None and STATE.builder.poll() is not None:
+        with LOCK:
+            if STATE.builder is not None:
+                STATE.builder = None
+                settle(build.load(STATE.path), "kernels.c does not compile here")
+
+
+def wait(seconds: float | None = None) -> bool:
+    """Wait for the compiler, at most so long (None: till it ends). Whether the kernels are in use then."""
+    library()
+    if (builder := STATE.builder) is not None:
+        with suppress(subprocess.TimeoutExpired):
+            builder.wait(seconds)
+    begin_text()
+    return is_available()
+
+
+@contextmanager
+def without() -> Iterator[None]:
+    """PyTorch's operators within, in this thread: for a text that began with them."""
+    THREAD.without = getattr(THREAD, "without", 0) + 1
+    try:
+        yield
+    finally:
+        THREAD.without -= 1
+
+
+# ---- Found, or started -------------------------------------------------------------------------------------
+
+
+def start() -> None:
+    """Load the library, or start the process that compiles it."""
+    compiler = next(filter(None, map(shutil.which, ("gcc", "cc"))), None)
+    processor = processor_flags()
+    if problem := missing(compiler, processor):
+        settle(None, problem)
+        return
+    try:
+        prepare_threads()
+        STATE.path = build.library_path(build_folder(), str(compiler), FLAGS, processor)
+        if lib := build.load(STATE.path):
+            settle(lib, "")
+            return
+        STATE.builder = build.start(str(compiler), STATE.path, FLAGS)
+        STATE.status = "being compiled"
+        say("compiling the CPU kernels, once and in the background; PyTorch's operators serve meanwhile")
+    except (OSError, IndexError) as error:
+        settle(None, str(error))
+
+
+def missing(compiler: str | None, processor: set[str]) -> str:
+    """What is not there, in a sentence; empty where all is."""
+    if os.environ.get("DECODERS_NATIVE") == "0":
+        return "DECODERS_NATIVE=0"
+    if lacking := NEEDED - processor:
+        return f"the processor has no {min(lacking)}"
+    if not compiler:
+        return "there is no C compiler"
+    return ""
+
+
+def settle(lib: calls.Library | None, problem: str) -> None:
+    """Believe the library, or do without it for good."""
+    if lib is not None:
+        try:
+            right = gives_the_right_numbers(calls.declare(lib))
+            problem = "kernels.c gives wrong numbers"
+        except AttributeError:
+            right, problem = False, "the library lacks a function"
+        lib = lib if right else None
+    STATE.library, STATE.status = lib, "in use" if lib else f"not in use: {problem}"
+
+
+def build_folder() -> Path:
+    """The cache folder; without one a folder for this process alone."""
+    folder = build.cache_folder()
+    if folder is None:
+        say("the cache folder is missing, or others can write to it: compiling for this process alone")
+        folder = Path(tempfile.mkdtemp(prefix="decoders-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def say(message: str) -> None:
+    """On standard error, where a person sees it."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(f"decoders: {message}", file=sys.stderr)
+
+
+def prepare_threads() -> None:
+    """PyTorch's threads, not a second pool of them."""
+    runtime = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    ctypes.CDLL(str(runtime[0]), mode=ctypes.RTLD_GLOBAL)
 
 
 def processor_flags() -> set[str]:

@@ -264,9 +264,9 @@ def mark_quantized(model: Any, kind: str) -> nn.Module:
         model.config.tie_word_embeddings = False
     entry = {"quant_method": "decoders", "version": VERSION, "weights": kind}
     model.config_json["quantization_config"] = entry
-    if native.library() is None:
+    if native.library() is None and not native.is_pending():
         warnings.warn(
-            "kernels.c cannot be compiled here (it takes gcc and AVX-512 with bfloat16 and VNNI): "
+            f"kernels.c is {native.status()} (it takes gcc and AVX-512 with bfloat16 and VNNI): "
             "weights of 8 and 4 bits save memory, but not time",
             stacklevel=3,
         )
