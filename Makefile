@@ -7,19 +7,19 @@ CAPTION := Generate a coco-style caption.
 
 .PHONY: run test proof pairs ecosystem fuzz bench lint clean findings
 
-# Make .venv, install what is pinned, tell a story with every model.
+# Make .venv, install what is pinned and the `decoders` command, tell a story with every model.
 run: .venv/run
-	$(BIN)/python -m decoders generate checkpoints/tiny-gpt-neo "Once upon a time"
-	$(BIN)/python -m decoders generate checkpoints/tiny-openai-gpt "Once upon a time"
-	$(BIN)/python -m decoders generate checkpoints/tiny-phi --chat "Tell me a story about Nora and an owl."
-	printf '%s\n' "Tell me a story about Tom and a fox." "What did Tom take everywhere?" | $(BIN)/python -m decoders chat checkpoints/tiny-phi3
-	$(BIN)/python -m decoders generate checkpoints/tiny-persimmon --chat "Tell me a story about Zoe and a bear."
-	$(BIN)/python -m decoders generate checkpoints/tiny-fuyu "$(CAPTION)" --image $(PICTURE)
-	$(BIN)/python -m decoders generate checkpoints/tiny-fuyu "where is the red circle?" --image $(PICTURE) --draw answer.png
+	$(BIN)/decoders generate checkpoints/tiny-gpt-neo "Once upon a time"
+	$(BIN)/decoders generate checkpoints/tiny-openai-gpt "Once upon a time"
+	$(BIN)/decoders generate checkpoints/tiny-phi --chat "Tell me a story about Nora and an owl."
+	printf '%s\n' "Tell me a story about Tom and a fox." "What did Tom take everywhere?" | $(BIN)/decoders chat checkpoints/tiny-phi3
+	$(BIN)/decoders generate checkpoints/tiny-persimmon --chat "Tell me a story about Zoe and a bear."
+	$(BIN)/decoders generate checkpoints/tiny-fuyu "$(CAPTION)" --image $(PICTURE)
+	$(BIN)/decoders generate checkpoints/tiny-fuyu "where is the red circle?" --image $(PICTURE) --draw answer.png
 
 # Everything: parity with Transformers, properties, broken folders, the command line.
 test: .venv/test
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not ecosystem and not proof and not pairs"
+	$(BIN)/python -m pytest -n auto --dist worksteal --durations=10 -m "not ecosystem and not proof and not pairs"
 
 # Every mistake that compare knows, planted into our files and named by it; and what draws thousands of texts.
 proof: .venv/test
@@ -45,18 +45,19 @@ bench: .venv/test
 findings: .venv/run
 	$(BIN)/python -m findings
 
-# Style.
+# Style, and types of what users read and call: pyproject.toml lists the files.
 lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # Forget the environment and the caches.
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-.venv/run: requirements.txt
+.venv/run: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .
 	touch $@
 
 .venv/test: requirements.txt requirements-test.txt pyproject.toml .venv/run

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial, reduce
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import safetensors.torch
 import torch
@@ -52,6 +52,8 @@ from decoders.formats import (
 )
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+M = TypeVar("M", bound=nn.Module)
 
 # ---- Tensors -----------------------------------------------------------------------------------------------
 
@@ -140,7 +142,10 @@ def match(model: nn.Module, found: Tensors) -> Match:
     wanted = {**dict(model.named_parameters(remove_duplicate=False)), **bits}
     for name, parameter in wanted.items():
         names.setdefault(id(parameter), []).append(name)
-    chosen, absent, problems, known = {}, [], [], set()
+    chosen: dict[str, Tensor | Packed] = {}
+    absent: list[tuple[str, str, tuple[int, ...]]] = []
+    problems: list[str] = []
+    known: set[str] = set()
     for own in names.values():
         stored = [prefix + name for name in own if prefix + name in found]
         known.update(prefix + name for name in own)
@@ -174,14 +179,14 @@ def match(model: nn.Module, found: Tensors) -> Match:
     return Match(chosen, new, first + problems, [name for name in extra if name.startswith(HEADS)])
 
 
-def prefix_of(model: nn.Module) -> str:
+def prefix_of(model: Any) -> str:
     """What the hub's names have before this model's own: a bare model is a part of the others."""
     prefix = LAYOUTS[model.config.model_type].prefix
     return "" if hasattr(model, prefix) else f"{prefix}."
 
 
 def load(
-    model_class: type,
+    model_class: type[M],
     path_or_id: str | Path,
     *,
     dtype: torch.dtype | None = None,
@@ -190,8 +195,8 @@ def load(
     skip: Iterable[str] = (),
     progress: bool = False,
     adapter: Adapters | None = None,
-    **overrides,
-) -> nn.Module:
+    **overrides: Any,
+) -> M:
     """A model in `eval()` with the checkpoint's weights, as stored unless `dtype` says otherwise, and with
     `kernels.prepare` under it.
 
@@ -218,7 +223,9 @@ def load(
             quantize_while_reading(model, quantize, skip, matched, device)
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from None
-    bar = tqdm(matched.tensors.items(), "loading", unit=" tensors", leave=False, disable=not progress)
+    bar = tqdm(
+        matched.tensors.items(), "loading", unit=" tensors", leave=False, disable=not progress, delay=1
+    )
     state = {}
     for name, tensor in bar:
         state[name] = unpacked(tensor, None if name in bits else dtype).to(device)
@@ -228,8 +235,9 @@ def load(
         state[name] = torch.empty(model.get_parameter(name).shape, dtype=dtype, device=device)
     model.load_state_dict(state, strict=False, assign=True)
     tie(model)
+    init_weights: Any = getattr(model, "init_weights", None)
     for name in {name.rpartition(".")[0] for name in matched.new}:
-        model.init_weights(model.get_submodule(name))
+        init_weights(model.get_submodule(name))
     if names := ", ".join(matched.new):
         warnings.warn(f"{folder} has no {names}: drawn anew, train it before use", stacklevel=2)
     return kernels.prepare(model.eval())
@@ -261,8 +269,8 @@ class Undrawn(TorchFunctionMode):
 
 
 def fitting(
-    model_class: type, folder: Path, adapter: Adapters | None = None, **overrides
-) -> tuple[nn.Module, Tensors]:
+    model_class: type[M], folder: Path, adapter: Adapters | None = None, **overrides: Any
+) -> tuple[M, Tensors]:
     """A model without memory for its weights, its layers in 8 or 4 bits where the folder's are, and these."""
     model, found = on_meta(model_class, folder, **overrides), tensors(folder, adapter)
     if found.untied:
@@ -275,9 +283,9 @@ def fitting(
     return model, found
 
 
-def on_meta(model_class: type, folder: Path, **overrides) -> nn.Module:
+def on_meta(model_class: type[M], folder: Path, **overrides: Any) -> M:
     """The model that `config.json` describes, without memory for its weights."""
-    config_class = model_class.config_class
+    config_class: Any = getattr(model_class, "config_class")  # noqa: B009
     known = {
         field
         for kind in (config_class, type(getattr(config_class(), "text_config", None)))
@@ -295,7 +303,7 @@ def on_meta(model_class: type, folder: Path, **overrides) -> nn.Module:
         told = first_line(error)
         raise ValueError(told if str(folder) in told else f"{config_file(folder)}: {told}") from None
     with torch.device("meta"), Undrawn():
-        model = model_class(config)
+        model: Any = model_class(config)
     model.config_json = {key: value for key, value in current.items() if key not in overrides}
     model.generation_config = read_generation_config(folder)
     try:
@@ -307,21 +315,22 @@ def on_meta(model_class: type, folder: Path, **overrides) -> nn.Module:
 
 def tie(model: nn.Module) -> None:
     """Make tied tensors one again, wherever they are tied."""
+    part: Any
     for part in model.modules():
         if hasattr(part, "tie_weights"):
             part.tie_weights()
 
 
-def stored_dtype(folder: Path, stored: Iterable[Tensor]) -> torch.dtype:
+def stored_dtype(folder: Path, stored: Iterable[Tensor | Packed]) -> torch.dtype:
     """The dtype of the tensors; where they differ, the narrowest that holds them all without loss."""
     dtypes = {tensor.dtype for tensor in stored} or {torch.float32}  # of none that fits
     if any(not dtype.is_floating_point or dtype.itemsize < 2 for dtype in dtypes):
-        told = ", ".join(sorted(map(str, dtypes)))
-        raise ValueError(f"{folder} holds weights in {told}: quantised weights are not supported")
+        names = ", ".join(sorted(map(str, dtypes)))
+        raise ValueError(f"{folder} holds weights in {names}: quantised weights are not supported")
     return reduce(torch.promote_types, dtypes)
 
 
-def resize_embeddings(model: nn.Module, n: int) -> None:
+def resize_embeddings(model: Any, n: int) -> None:
     """Make the token table and the output layer n rows long, in place. New rows are the mean of the old: a
     new token is neither likely nor unlikely until it is trained. ValueError if n is not positive."""
     if n < 1:
@@ -398,7 +407,7 @@ def write_checkpoint(
         write_shards(state, new, max_shard_bytes)
 
 
-def config_of(model: nn.Module) -> dict[str, Any]:
+def config_of(model: Any) -> dict[str, Any]:
     """What was read beside what the model's config says now; label names while their number fits."""
     own = model.config.to_dict()
     others = {

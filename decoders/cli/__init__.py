@@ -1,6 +1,6 @@
 """python -m decoders, and the `decoders` script: one file a command."""
 
-from .main import main, parser
+from .commands import main, parser
 from .output import peak_memory
 
 __all__ = ["main", "parser", "peak_memory"]

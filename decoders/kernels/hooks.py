@@ -18,7 +18,7 @@ model. An attention module is one whose class has `attend`, a base model one wit
 from collections.abc import Callable
 from functools import partial
 from types import MethodType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.nn as nn
 
@@ -26,13 +26,16 @@ from .attention import attention, is_forward, qkv, rotate, window_of
 from .linear import conv1d_forward, linear_forward, rms_norm_forward
 from .texts import base_forward, is_base_model
 
+M = TypeVar("M", bound=nn.Module)
+
 FORWARDS = {"Linear": linear_forward, "Conv1D": conv1d_forward, "RMSNorm": rms_norm_forward}
 ATTENTION_HOOKS = ("attend", "rotate", "qkv")
 
 
-def prepare(model: nn.Module) -> nn.Module:
+def prepare(model: M) -> M:
     """Put the kernels under `model`, in place. Parameters, names and types of modules stay."""
     window = window_of(model)
+    module: Any
     for module in model.modules():
         if "forward" in vars(module):  # somebody else's, such as a hook's
             continue
@@ -61,7 +64,7 @@ def prepare_attention(module: Any, window: int | None) -> None:
         module.qkv = MethodType(qkv, module)
 
 
-def plain(model: nn.Module) -> nn.Module:
+def plain(model: M) -> M:
     """Take back what `prepare` did, in place."""
     for module in model.modules():
         ours = [own_forward(module)] if is_base_model(module) else FORWARDS.values()
