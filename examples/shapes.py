@@ -3,7 +3,7 @@
     python -m examples.shapes 3 --out /tmp/shapes      # three pictures, and what can be asked about them
 
 A picture of 90 to 150 pixels has one or two shapes of several sizes and colours on a ground of its own. The
-same seed always gives the same pictures. Needs `pip install 'decoders[images]'`.
+same seed always gives the same pictures. Needs `pip install '.[images]'`.
 """
 
 import argparse

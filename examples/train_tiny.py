@@ -9,7 +9,7 @@ Fuyu takes half an hour, in two runs: the second begins with the checkpoint of t
 asks more often for captions and learns more slowly.
 
 A family joins with one entry in RECIPES: its class, its config, its texts, and who trains its tokenizer.
-Needs `pip install 'decoders[train]'`.
+Needs `pip install '.[train]'`.
 """
 
 import argparse

@@ -123,7 +123,7 @@ def test_without_the_client(tmp_path):
     """The extra is named where the package is not installed."""
     code = "import sys; sys.modules['huggingface_hub'] = None; from decoders.cli import main; "
     found = run(tmp_path, "http://127.0.0.1:9", "-c", code + "sys.exit(main(['inspect', 'tiny/gpt-neo']))")
-    assert found.returncode == 2 and "pip install 'decoders[hub]'" in found.stderr
+    assert found.returncode == 2 and "pip install '.[hub]'" in found.stderr
 
 
 def test_the_tokenizer_alone_fetches_no_weights(hub, tmp_path):
