@@ -23,19 +23,19 @@ BEGIN, END = "<!-- proof: python -m tests.proof --write -->", "<!-- end of proof
 RESULTS = Path(__file__).with_name("proof.json")
 README = ROOT / "README.md"
 UNUSUAL = {
-    "gpt_neo": ("local layers that see 256 tokens, scores without 1/sqrt(D)", "gpt-neo-125m, -1.3B, -2.7B"),
+    "gpt_neo": ("every second layer has a sliding window of 256 tokens; scores without 1/sqrt(D)", "gpt-neo-125m, -1.3B, -2.7B"),
     "phi3": (
-        "q, k, v and gate, up joint; grouped heads, a window, longrope",
+        "fused QKV and SwiGLU, grouped-query attention (GQA), sliding window, longrope",
         "Phi-3 mini and medium, 3.5-mini, phi-4, phi-4-mini",
     ),
     "persimmon": ("squared ReLU, norms on q and k, 262,144 tokens", "persimmon-8b-base, -chat"),
-    "fuyu": ("Persimmon that sees: patches of pictures are tokens, and places too", "fuyu-8b"),
+    "fuyu": ("Persimmon that sees: picture patches are tokens, and so are coordinates", "fuyu-8b"),
     "phi": (
-        "attention and MLP side by side, rotary on part of each head, biases everywhere",
+        "parallel attention and MLP, partial rotary embedding, biases everywhere",
         "phi-1, phi-1.5, phi-2",
     ),
     "openai-gpt": (
-        "norms after the sums, none at the end; a KV cache, which nobody else gives it",
+        "post-norm, no final norm; a KV cache, which nobody else gives it",
         "openai-gpt",
     ),
 }
@@ -50,7 +50,7 @@ def difference(family: Family, dtype: torch.dtype, draws: int = 20) -> float:
         for padded in (False, True):
             ids, mask = inputs(101, padded, seed)
             a, b = (model(ids, attention_mask=mask).logits.double() for model in (ours, theirs))
-            if dtype == torch.float64 and padded and b.isnan().any():  # told below the table
+            if dtype == torch.float64 and padded and b.isnan().any():  # said below the table
                 assert a.isfinite().all()
                 continue
             largest = max(largest, (a - b)[mask.bool()].abs().max().item())
