@@ -23,7 +23,10 @@ BEGIN, END = "<!-- proof: python -m tests.proof --write -->", "<!-- end of proof
 RESULTS = Path(__file__).with_name("proof.json")
 README = ROOT / "README.md"
 UNUSUAL = {
-    "gpt_neo": ("every second layer has a sliding window of 256 tokens; scores without 1/sqrt(D)", "gpt-neo-125m, -1.3B, -2.7B"),
+    "gpt_neo": (
+        "every second layer has a sliding window of 256 tokens; scores without 1/sqrt(D)",
+        "gpt-neo-125m, -1.3B, -2.7B",
+    ),
     "phi3": (
         "fused QKV and SwiGLU, grouped-query attention (GQA), sliding window, longrope",
         "Phi-3 mini and medium, 3.5-mini, phi-4, phi-4-mini",
