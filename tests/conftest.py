@@ -1,12 +1,12 @@
 import os
 import warnings
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
 import torch
 
 from decoders.kernels import native
+from tests import sampled_beams
 from tests.families import FAMILIES
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is ever fetched; test_hub.py has a server of its own
@@ -37,16 +37,8 @@ def repeatable():
 @pytest.fixture(autouse=True)
 def sampled_beams_of_the_installed_transformers(monkeypatch):
     """Ours are in the order of 5.24, where what was sampled is sorted; older ones leave it as it was drawn."""
-    if installed_transformers() < (5, 24):
-        monkeypatch.setattr("decoders.decoding.beams.best_first", lambda values, index: (values, index))
-
-
-def installed_transformers() -> tuple[int, ...]:
-    try:
-        numbers = version("transformers").split(".")[:2]
-    except PackageNotFoundError:
-        return (99,)
-    return tuple(map(int, numbers))
+    if not sampled_beams.are_sorted():
+        monkeypatch.setattr("decoders.decoding.beams.best_first", sampled_beams.as_drawn)
 
 
 @pytest.fixture(scope="session")

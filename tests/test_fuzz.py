@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.fuzz import damage, folders, strings
+from tests.fuzz import damage, folders, settings, strings
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -85,3 +85,13 @@ def test_damaged_bytes_are_answered_or_refused_in_a_sentence(seed):
 ])  # fmt: skip
 def test_damage_that_was_not_said_well(tmp_path, name, layout, edits):
     assert damage.outcome(damage.damaged(tmp_path, name, layout, edits)) == "refused"
+
+
+@pytest.mark.parametrize("first", [0, 250, 500, 750])
+def test_any_documented_settings_agree_with_themselves_and_transformers(first):
+    """Contrastive search in chunks, penalties with padded embeddings, guidance over a switch of frequencies, negative
+    ids, sampled beams without stop ids, and NaN, were met."""
+    pytest.importorskip("transformers")
+    counts, failures = settings.run_cases(250, 5, first)
+    assert not failures, "\n".join(failures)
+    assert counts["answered"] > 200 and counts["rounded"] < 5

@@ -39,11 +39,11 @@ class GuidedSequences(Sequences):
         compiled: bool = False,
     ):
         own = {"cache": cache, "inputs_embeds": inputs_embeds, "chunk": chunk, "compiled": compiled}
-        alone = separate or rope_varies(model) or inputs_embeds is not None or cache is not None
+        given = inputs.keys() - {"use_cache"} or inputs_embeds is not None or cache is not None
         self.scale = scale
         self.negative: Sequences | None = None
         self.negative_logits: Tensor | None = None
-        if alone or inputs.keys() - {"use_cache"}:
+        if separate or given or rope_varies(model):
             super().__init__(model, ids, mask, inputs, max_new_tokens, **own)
             plain = {name: inputs[name] for name in ("use_cache",) if name in inputs}
             negative_mask = None if negative[1].all() else negative[1]

@@ -1,6 +1,6 @@
 """All fuzzers, one after the other, and the table of what they found: python -m tests.fuzz --minutes 10 --seed 3 --write
 
-Each but that of saves runs for so many minutes. Exit status 1 if any found something; --write puts the table into
+Strings, folders and damage run for so many minutes each, settings of `generate` for so many cases of two seeds. Exit status 1 if any found something; --write puts the table into
 docs/reliability.md, failures included.
 """
 
@@ -8,16 +8,19 @@ import argparse
 import random
 import sys
 import tempfile
+from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from tests.fuzz import damage, folders, saves, strings
+from tests.fuzz import damage, folders, saves, settings, strings
 
 TABLE = Path(__file__).parents[2] / "docs" / "reliability.md"
 INTRODUCTION = """# What is tried, how often, with what result
 
-Written by `python -m tests.fuzz --write` (seed {seed}, {minutes:g} minutes for each fuzzer but that of saves). A short run of each, with other
+Written by `python -m tests.fuzz --write` (seed {seed}; {minutes:g} minutes for each fuzzer that has no number
+of cases). A short run of each, with other
 seeds, is part of `make test`; `make fuzz MINUTES=60 SEED=3` runs them for as long as you like, and prints what it finds
 as a test, shrunk to the smallest case.
 
@@ -26,7 +29,7 @@ as a test, shrunk to the smallest case.
 """
 
 
-def rows(minutes: float, seed: int) -> tuple[list[tuple[str, str, str]], list[str]]:
+def rows(minutes: float, seed: int, cases: int) -> tuple[list[tuple[str, str, str]], list[str]]:
     found, failures = [], []
     counts, failed = strings.run(60 * minutes, seed)
     names = ", ".join(sorted(counts))
@@ -44,6 +47,10 @@ def rows(minutes: float, seed: int) -> tuple[list[tuple[str, str, str]], list[st
         told = f"{counts['answered']:,} answered, {counts['refused']:,} refused in a sentence that names the file, {counts['failed']} else"
         found.append((f"{what}; then loaded and asked for two tokens", f"{sum(counts.values()):,}", told))
         failures += failed
+    for own in (seed, seed + 1):
+        seen_settings, failed = settings.run_cases(cases // 2, own)
+        found.append(row_of_settings(own, seen_settings))
+        failures += failed
     with tempfile.TemporaryDirectory() as base:
         seen = saves.kills(Path(base), 1000, random.Random(seed))
         found.append(("a writer killed at a random moment while it saves over another model", f"{sum(seen.values()):,}",
@@ -55,14 +62,28 @@ def rows(minutes: float, seed: int) -> tuple[list[tuple[str, str, str]], list[st
     return found, failures
 
 
+def row_of_settings(seed: int, counts: Counter) -> tuple[str, str, str]:
+    what = (
+        "documented settings of `generate` over the six families, batches and padding: cached as uncached, in chunks, "
+        "from a cache, a sequence as it is alone, embeddings as ids, prepared as plain, and as Transformers "
+        f"{version('transformers')}; odd ids and NaN refused (seed {seed})"
+    )
+    result = (
+        f"{counts['answered']:,} agree, {counts['rounded']:,} but for rounding, "
+        f"{counts['refused']:,} refused in a sentence, {counts['failed']} else"
+    )
+    return what, f"{sum(counts.values()):,}", result
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cases", type=int, default=10_000, help="of settings")
     parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    found, failures = rows(args.minutes, args.seed)
+    found, failures = rows(args.minutes, args.seed, args.cases)
     text = INTRODUCTION.format(seed=args.seed, minutes=args.minutes) + "".join(
         f"| {' | '.join(row)} |\n" for row in found
     )
