@@ -54,8 +54,10 @@ def model_class(config: dict[str, Any]) -> Any:
     formats = importlib.import_module(".formats", __name__)
     module_name, default = formats.FAMILIES[formats.family(config)]
     module = importlib.import_module(f".{module_name}", __name__)
-    # a documented class has a config; torch or nn, which the module imports, have none
-    names = [
-        name for name in formats.architectures(config) if hasattr(getattr(module, name, None), "config_class")
-    ]
-    return getattr(module, names[0] if names else default)
+    heads = importlib.import_module(".heads", __name__)
+    for name in formats.architectures(config):
+        named = getattr(module, name, None) or getattr(heads, name, None)
+        # a documented class has a config; torch or nn, which the modules import, have none
+        if hasattr(named, "config_class") and named.config_class is getattr(module, default).config_class:
+            return named
+    return getattr(module, default)

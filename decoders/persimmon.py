@@ -2,11 +2,13 @@
 
 What is unusual about Persimmon
 - The MLP's activation is the square of a ReLU. In float16 it overflows above 256: fine-tune in bfloat16.
-- q and k go through a LayerNorm over each head, with weights that all heads share, before they are rotated.
-- One matrix gives q, k and v, and its rows belong to one head after the other: q, k, v of the first head,
-  then of the second ... Biases everywhere except in the output layer.
-- Rotary embedding on half of each head with base 25,000. Transformers 5.23 takes 10,000 where `config.json`
-  names none, and so changes every number of such a checkpoint; 4.x and Adept's own code take 25,000.
+- q and k go through a LayerNorm over each head, with weights that all heads share, before they are rotated
+  (QK norm).
+- One matrix gives q, k and v (fused QKV), and its rows belong to one head after the other: q, k, v of the
+  first head, then of the second ... Biases everywhere except in the output layer.
+- Rotary embedding (RoPE, rotate_half as in GPT-NeoX) of half of each head with base 25,000. Transformers 5.23
+  takes 10,000 where `config.json` names none, and so changes every number of such a checkpoint; 4.x and
+  Adept's own code take 25,000.
 - 262,144 tokens: the logits of one position are a megabyte in float32. Generation computes those of the last
   position only, the loss those of a few hundred at a time.
 
@@ -14,14 +16,12 @@ Source: Elsen et al., Releasing Persimmon-8B (2023), adept.ai/blog/persimmon-8b.
 adept/persimmon-8b-base and -chat, and Adept's own release of both (`weights.py`). Agrees with Transformers
 4.37.2, 4.50.3 and 5.23.0 (eager attention, base written out); comments tell where these differ.
 
-Letters: B batch, T new tokens, S keys (cached + new), H heads, D head size, R rotary dimensions, C width,
-V vocabulary.
+Letters: B batch, T new tokens, S keys (cached + new), H heads, K as many, D head_dim, R rotary dimensions,
+C hidden_size, V vocabulary.
 """
 
-import inspect
 import math
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-# ---- Config ------------------------------------------------------------------------------------------------
+# ---- Config ----
 
 gelu_tanh = partial(F.gelu, approximate="tanh")  # one kernel; in half precision more exact than step by step
 ACTIVATIONS = {name: getattr(F, name) for name in "gelu silu mish relu relu6 leaky_relu sigmoid tanh".split()}
@@ -74,14 +74,14 @@ class PersimmonConfig:
     model_type = "persimmon"
 
     @property
-    def rotary_size(self) -> int:
+    def rotary_dim(self) -> int:
         """R, cut off as the reference does: int(0.29 * 100) is 28."""
         return int(self.partial_rotary_factor * (self.hidden_size // self.num_attention_heads))
 
     @property
     def rope_varies(self) -> bool:
-        """Whether the rotary frequencies depend on the length of the text, as with dynamic scaling."""
-        return bool(self.rope_scaling) and self.rope_scaling["type"] == "dynamic"
+        """Whether the rotary frequencies depend on the length of the text (dynamic NTK scaling)."""
+        return self.rope_scaling is not None and self.rope_scaling["type"] == "dynamic"
 
     @classmethod
     def from_dict(cls, d: dict) -> "PersimmonConfig":
@@ -92,37 +92,50 @@ class PersimmonConfig:
         return {"model_type": self.model_type, **asdict(self)}
 
 
-# ---- Rotary position embedding -----------------------------------------------------------------------------
+def upcast(x: Tensor) -> Tensor:
+    """x in float32 at least: float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+# ---- Rotary position embedding ----
+
+OTHER_FREQUENCIES = (
+    "rope_scaling gives a text of this length other frequencies than past_key_values has: "
+    "pass the whole text without it, as generate does"
+)
 
 
 def rope_cos_sin(position_ids: Tensor, config: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin (B, 1, T, R) for `position_ids` (B, T), in x's dtype.
+    """cos and sin (B, 1, T, R) of the angles at `position_ids` (B, T), in x's dtype.
 
-    Computed anew for every call, in float32 at least: there is no buffer that `.half()` could spoil. "linear"
-    stretches positions. "dynamic" raises the base with the length of the longest text of this call alone.
+    Computed anew for every call, in float32 at least: there is no buffer that `.half()` could spoil.
     """
     compute_dtype = torch.promote_types(x.dtype, torch.float32)
-    R, theta = config.rotary_size, config.rope_theta
-    factor = config.rope_scaling["factor"] if config.rope_scaling else 1.0
-    if config.rope_varies:
-        max_length = config.max_position_embeddings
-        length = (position_ids.amax() + 1).clamp(min=max_length).to(compute_dtype)
-        theta, factor = theta * (factor * length / max_length - (factor - 1)) ** (R / (R - 2)), 1.0
-    inv_freq = 1.0 / theta ** (torch.arange(0, R, 2, device=x.device).to(compute_dtype) / R) / factor
+    R, theta, factor = config.rotary_dim, config.rope_theta, 1.0
+    if config.rope_scaling:  # linear: positions are stretched
+        factor = config.rope_scaling["factor"]
+    if config.rope_varies:  # dynamic NTK: the base grows with the longest text of this call
+        limit = config.max_position_embeddings
+        length = (position_ids.amax() + 1).clamp(min=limit).to(compute_dtype)
+        theta = theta * (factor * length / limit - (factor - 1)) ** (R / (R - 2))
+        factor = 1.0
+    exponents = torch.arange(0, R, 2, device=x.device).to(compute_dtype) / R
+    inv_freq = 1.0 / theta**exponents / factor  # (R / 2,)
     angles = position_ids[:, None, :, None].to(compute_dtype) * inv_freq  # (B, 1, T, R / 2)
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the first R dimensions of x (B, H, T, D): dimension i pairs with i + R / 2. The others pass."""
+    """x (B, H, T, D) with its first R dimensions rotated, i and i + R / 2 as a pair. The others pass."""
     R = cos.shape[-1]
     x_rot, x_pass = x[..., :R], x[..., R:]
     first, second = x_rot.chunk(2, dim=-1)
-    return torch.cat([x_rot * cos + torch.cat([-second, first], dim=-1) * sin, x_pass], dim=-1)
+    rotated_half = torch.cat([-second, first], dim=-1)
+    return torch.cat([x_rot * cos + rotated_half * sin, x_pass], dim=-1)
 
 
-# ---- Key/value cache ---------------------------------------------------------------------------------------
+# ---- Key/value cache ----
 
 
 class KVCache:
@@ -140,13 +153,16 @@ class KVCache:
         k, v = self.buffers[layer]
         return k[:, :, : self.lengths[layer]], v[:, :, : self.lengths[layer]]
 
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return (self[layer] for layer in range(len(self.buffers)))  # as many as layers, not as positions
+
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append new keys and values, `(B, K, T, D)`; returns views of all S."""
         if layer == len(self.buffers):
             self.buffers.append((k, v))
             self.lengths.append(k.shape[2])
             return k, v
-        start, (past_k, past_v) = self.lengths[layer], self.buffers[layer]
+        (past_k, past_v), start = self.buffers[layer], self.lengths[layer]
         self.buffers[layer] = self.append(past_k, k, start), self.append(past_v, v, start)
         self.lengths[layer] = start + k.shape[2]
         return self[layer]
@@ -157,7 +173,8 @@ class KVCache:
             return torch.cat([buffer[:, :, :start], new], dim=2)
         B, K, T, D = new.shape
         if start + T > buffer.shape[2]:
-            buffer = torch.cat([buffer[:, :, :start], new.new_empty(B, K, max(start, T), D)], dim=2)
+            more = new.new_empty(B, K, max(start, T), D)
+            buffer = torch.cat([buffer[:, :, :start], more], dim=2)
         buffer[:, :, start : start + T] = new
         return buffer
 
@@ -167,80 +184,104 @@ class KVCache:
         self.lengths = [min(n, length) for length in self.lengths]
 
     def reorder(self, index: Tensor) -> None:
-        """Row i becomes what row `index[i]` was, as beam search needs it."""
+        """Sequence i becomes what sequence `index[i]` was, as beam search needs it."""
         self.buffers = [(k[index], v[index]) for k, v in self]
 
 
-# ---- Attention ---------------------------------------------------------------------------------------------
-
-
-def causal_mask(
-    T: int, S: int, mask: Tensor | None, segment_ids: Tensor | None, x: Tensor, need_weights: bool
-) -> Tensor | None:
-    """(1 or B, 1 or H, T, S) to add to the scores of the last T of S positions. None, unless `need_weights`,
-    where the fused kernel needs none: plain causal, or one query that sees every key.
-
-    `mask` is (B, S), 0 at padding, or says all by itself: (B, 1 or H, T, S), true where a query looks, or
-    numbers to add. `segment_ids` (B, T) tells packed texts apart. A row that sees nothing, as one of padding
-    may, looks at itself: it is finite so, and the fused kernel's gradient right. ValueError for other shapes.
-    """
-    if mask is None and segment_ids is None and not need_weights and (T == 1 or T == S):
+def cache_of(past_key_values: Any, use_cache: bool) -> KVCache | None:
+    """What was given, a tuple as a cache; where nothing was, with `use_cache` a new one."""
+    if past_key_values is None and not use_cache:
         return None
-    shape, B = mask.shape if isinstance(mask, Tensor) else (), len(x)
+    return past_key_values if isinstance(past_key_values, KVCache) else KVCache(past_key_values or ())
+
+
+# ---- Attention ----
+
+
+def check_attention_mask(mask: Tensor, B: int, T: int, S: int) -> None:
+    shape = mask.shape if isinstance(mask, Tensor) else ()
     fits = shape[1:] == (S,) or (len(shape) == 4 and shape[2:] == (T, S))
-    if mask is not None and not (fits and shape[0] in (1, B)):
-        told = f"a tensor ({B}, {S}), with the cached tokens, or ({B}, 1 or heads, {T}, {S})"
-        raise ValueError(f"attention_mask must be {told}, not {tuple(shape) or type(mask).__name__}")
-    if mask is not None and mask.dim() == 4 and mask.dtype != torch.bool:
-        return mask.to(x.dtype).clamp(min=torch.finfo(x.dtype).min)
+    if not fits or shape[0] not in (1, B):
+        wanted = f"a tensor ({B}, {S}), with the cached tokens, or ({B}, 1 or heads, {T}, {S})"
+        raise ValueError(f"attention_mask must be {wanted}, not {tuple(shape) or type(mask).__name__}")
+
+
+def packed_mask(position_ids: Tensor) -> Tensor:
+    """(B, 1, T, T) of documents packed into one sequence, which do not see each other: one begins wherever
+    positions (B, T) do not go on."""
+    segment_ids = F.pad((position_ids.diff(dim=1) != 1).long(), (1, 0)).cumsum(1)
+    return (segment_ids[:, None, :, None] == segment_ids[:, None, None]).tril()
+
+
+def causal_mask(T: int, S: int, mask: Tensor | None, x: Tensor, need_weights: bool) -> Tensor | None:
+    """(1 or B, 1 or H, T, S) to add to the scores of the last T of S positions: 0 where a query sees a key,
+    else -inf. None, unless `need_weights`, where the fused kernel needs none: plain causal, or one query.
+
+    `mask`, the attention mask, is (B, S), 0 at padding; or replaces all else: (B, 1 or H, T, S), true where a
+    query sees a key, or numbers to add.
+    """
+    if mask is None and not need_weights and (T == 1 or T == S):
+        return None
+    if mask is not None:
+        check_attention_mask(mask, len(x), T, S)
+        if mask.dim() == 4 and mask.dtype != torch.bool:
+            return mask.to(x.dtype).clamp(min=torch.finfo(x.dtype).min)
     visible = causal = x.new_ones(1, 1, T, S, dtype=torch.bool).tril(S - T)
     if mask is not None:
         visible = mask if mask.dim() == 4 else visible & (mask != 0)[:, None, None]
-    if segment_ids is not None:
-        visible = visible & (segment_ids[:, None, :, None] == segment_ids[:, None, None])
-    visible = visible | (causal.triu(S - T) & ~visible.any(-1, keepdim=True))
+    # A query that sees nothing, as padding on the left would, sees itself: softmax over nothing is NaN, and
+    # the fused kernel's gradient of it wrong. Nobody reads the result.
+    itself = causal.triu(S - T)  # of a tril: the diagonal
+    visible = visible | (itself & ~visible.any(-1, keepdim=True))
     return x.new_zeros(visible.shape).masked_fill(~visible, -math.inf)
 
 
 def attention(
-    q, k, v, attn_mask, scale, dropout=0.0, need_weights=False, head_mask=None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None,
+    scale: float,
+    dropout: float = 0.0,
+    need_weights: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """(B, H, T, D), and if `need_weights` the weights (B, H, T, S) as they multiply v: then by the formula,
-    else by PyTorch's fused kernel. That has no forward-mode derivative but in `sdpa_kernel(SDPBackend.MATH)`
-    of `torch.nn.attention`. Head h of q reads head h // (H / K) of k and v."""
-    if (groups := q.shape[1] // k.shape[1]) > 1:
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    """(B, H, T, D) of q (B, H, T, D), k and v (B, H, S, D) by PyTorch's fused kernel; with `need_weights` by
+    the formula, and the weights (B, H, T, S) as they multiply v. The fused kernel has no forward-mode
+    derivative but in `sdpa_kernel(SDPBackend.MATH)` of `torch.nn.attention`."""
+    # Two calls: torch.export refuses `is_causal=attn_mask is None and T > 1`, which is a symbol there.
+    # T > 1 without a mask has no past, so that is_causal may count from the top left.
     if not need_weights and attn_mask is None and q.shape[2] > 1:
-        # there is no past: is_causal counts from the top left
         return F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True, scale=scale), None
     if not need_weights:
         return F.scaled_dot_product_attention(q, k, v, attn_mask, dropout, scale=scale), None
-    # scores of half-precision q and k overflow float16
-    compute_dtype = torch.promote_types(q.dtype, torch.float32)
-    scores = q.to(compute_dtype) @ k.to(compute_dtype).transpose(2, 3) * scale  # (B, H, T, S)
-    weights = F.dropout((scores if attn_mask is None else scores + attn_mask).softmax(-1), dropout)
-    weights = weights if head_mask is None else weights * head_mask.view(-1, 1, 1)
-    return (weights @ v.to(compute_dtype)).to(q.dtype), weights.to(q.dtype)
+    scores = upcast(q) @ upcast(k).transpose(2, 3) * scale  # (B, H, T, S); they overflow float16
+    scores = scores if attn_mask is None else scores + attn_mask
+    weights = F.dropout(scores.softmax(-1), dropout)
+    return (weights @ upcast(v)).to(q.dtype), weights.to(q.dtype)
 
 
 class PersimmonAttention(nn.Module):
-    attend, rotate = staticmethod(attention), staticmethod(rotate)
+    # On a loaded model `kernels.prepare` replaces these two by faster ones of the same result.
+    attend = staticmethod(attention)
+    rotate = staticmethod(rotate)
 
     def __init__(self, config: PersimmonConfig, layer: int):
         super().__init__()
-        C, H = config.hidden_size, config.num_attention_heads
-        self.layer, self.head_dim = layer, C // H
+        C, D = config.hidden_size, config.hidden_size // config.num_attention_heads
+        self.layer, self.head_dim = layer, D
         self.query_key_value = nn.Linear(C, 3 * C)
         self.dense = nn.Linear(C, C)
         self.attention_dropout = config.attention_dropout
-        self.q_layernorm = self.k_layernorm = nn.Identity()
+        self.q_layernorm: nn.Module = nn.Identity()
+        self.k_layernorm: nn.Module = nn.Identity()
         if config.qk_layernorm:
-            self.q_layernorm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps)
-            self.k_layernorm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps)
+            self.q_layernorm = nn.LayerNorm(D, eps=config.layer_norm_eps)
+            self.k_layernorm = nn.LayerNorm(D, eps=config.layer_norm_eps)
 
     def forward(
         self, x: Tensor, attn_mask: Tensor | None, cos_sin: tuple, cache: KVCache | None, need_weights: bool
-    ):
+    ) -> tuple[Tensor, Tensor | None]:
+        # fused QKV: the rows of the first head's q, k and v, then the second's
         q, k, v = self.query_key_value(x).unflatten(-1, (-1, 3, self.head_dim)).unbind(3)  # (B, T, H, D)
         q, k, v = (part.transpose(1, 2) for part in (self.q_layernorm(q), self.k_layernorm(k), v))
         q, k = self.rotate(q, *cos_sin), self.rotate(k, *cos_sin)  # (B, H, T, D)
@@ -251,7 +292,7 @@ class PersimmonAttention(nn.Module):
         return self.dense(y.transpose(1, 2).flatten(2)), weights
 
 
-# ---- MLP and layer -----------------------------------------------------------------------------------------
+# ---- MLP and layer ----
 
 
 class PersimmonMLP(nn.Module):
@@ -274,76 +315,48 @@ class PersimmonBlock(nn.Module):
         self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, x: Tensor, *attention_inputs) -> tuple[Tensor, Tensor | None]:
-        y, weights = self.self_attn(self.input_layernorm(x), *attention_inputs)
+    def forward(self, x: Tensor, *attention_inputs: Any) -> tuple[Tensor, Tensor | None]:
+        y, weights = self.self_attn(self.input_layernorm(x), *attention_inputs)  # pre-norm
         x = x + y
         return x + self.dropout(self.mlp(self.post_attention_layernorm(x))), weights
 
 
-# ---- Model -------------------------------------------------------------------------------------------------
+# ---- Model ----
 
 
 class ModelOutput(NamedTuple):
     last_hidden_state: Tensor  # (B, T, C), after the final norm
     past_key_values: KVCache | None = None
     hidden_states: tuple[Tensor, ...] | None = None  # embeddings, each layer's output; the last is normed
-    attentions: tuple[Tensor, ...] | None = None  # (B, H, T, S) per layer, after dropout and head_mask
-
-
-def forget_tied(model: nn.Module, state: dict, prefix: str, metadata: Any) -> None:
-    """In a state dict a tied matrix has one name, the table's, as in the hub's files: safetensors asks so."""
-    if model.tied_to and model.lm_head.weight is model.get_submodule(model.tied_to).weight:
-        state.pop(f"{prefix}lm_head.weight", None)
-
-
-def recall_tied(model: nn.Module, state: dict, prefix: str, *rest) -> None:
-    if model.tied_to and model.config.tie_word_embeddings and f"{prefix}{model.tied_to}.weight" in state:
-        state.setdefault(f"{prefix}lm_head.weight", state[f"{prefix}{model.tied_to}.weight"])
+    attentions: tuple[Tensor, ...] | None = None  # (B, H, T, S) per layer, as they multiply v
 
 
 class PreTrainedModel(nn.Module):
     """What all models share: how weights start, and what a checkpoint says beside its tensors."""
 
-    gradient_checkpointing = False
-    tied_to = ""  # the name of the token embedding, where the output layer may be tied to it
+    gradient_checkpointing = False  # true: in training keep what enters a layer, and compute the rest again
 
     def __init__(self, config: Any):
         super().__init__()
         self.config = config
-        self.register_state_dict_post_hook(forget_tied)
-        self.register_load_state_dict_pre_hook(recall_tied)
-        self.config_json, self.generation_config = {}, {}  # what the checkpoint's files of these names say
+        self.config_json: dict[str, Any] = {}  # what the checkpoint's files of these names say
+        self.generation_config: dict[str, Any] = {}
 
     def init_weights(self, part: nn.Module | None = None) -> "PreTrainedModel":
         """Draw anew (all, or `part`): matrices N(0, initializer_range), norms 1, biases and padding 0."""
-        for name, p in (part or self).named_parameters():
+        part = part or self
+        for name, p in part.named_parameters():
             if p.dim() > 1:
                 nn.init.normal_(p, 0.0, self.config.initializer_range)
             else:
                 nn.init.constant_(p, 0.0 if name.endswith("bias") else 1.0)
-        for module in (part or self).modules():
-            if getattr(module, "padding_idx", None) is not None:
+        for module in part.modules():
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
                 nn.init.zeros_(module.weight[module.padding_idx])
         return self
 
     def tie_weights(self) -> None:
-        if self.tied_to and self.config.tie_word_embeddings:
-            self.lm_head.weight = self.get_submodule(self.tied_to).weight  # a bias stays its own
-
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
-        """In training keep only what enters a layer, and compute the rest again in the backward pass."""
-        for part in self.modules():
-            part.gradient_checkpointing = True
-
-    def train(self, mode: bool = True) -> "PreTrainedModel":
-        inner = any(isinstance(part, PreTrainedModel) for part in self.children())  # which warns in our place
-        if mode and not (self.training or inner) and (dtype := next(self.parameters()).dtype).itemsize == 2:
-            warnings.warn(
-                f"weights in {dtype}: AdamW makes float16 NaN and loses small steps in bfloat16. "
-                "Train float32 weights, under torch.autocast for speed",
-                stacklevel=2,
-            )
-        return super().train(mode)
+        """Nothing, where there is no output layer."""
 
 
 def check_ids(ids: Tensor) -> None:
@@ -353,17 +366,17 @@ def check_ids(ids: Tensor) -> None:
 
 
 def embed(embedding: nn.Embedding, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-    """(B, T, C) of whichever was given. ValueError for what are no ids of the table."""
-    if (input_ids is None) == (inputs_embeds is None):
-        raise ValueError("give either input_ids or inputs_embeds")
-    if input_ids is None:
+    """(B, T, C) of whichever was given. ValueError for what are no ids of the vocabulary."""
+    if inputs_embeds is not None and input_ids is None:
         return inputs_embeds
+    if input_ids is None or inputs_embeds is not None:
+        raise ValueError("give either input_ids or inputs_embeds")
     check_ids(input_ids)
     try:
         return embedding(input_ids)
     except (IndexError, RuntimeError) as error:
-        told = f"int64 or int32, from 0 to {embedding.num_embeddings - 1} and on {embedding.weight.device}"
-        raise ValueError(f"input_ids must be {told}: {str(error).splitlines()[0]}") from error
+        wanted = f"int64 or int32, from 0 to {embedding.num_embeddings - 1} and on {embedding.weight.device}"
+        raise ValueError(f"input_ids must be {wanted}: {str(error).splitlines()[0]}") from error
 
 
 class PersimmonModel(PreTrainedModel):
@@ -391,30 +404,25 @@ class PersimmonModel(PreTrainedModel):
         """Hidden states of `input_ids` (B, T), or of `inputs_embeds` (B, T, C).
 
         `attention_mask`: see `causal_mask`. `position_ids` (B, T) or (T,), left out, go on from the cache's
-        length whatever the mask says. Where they begin anew, without mask and with use_cache=False, packed
-        texts are kept apart: as in Transformers 5, 4.x sees one text. ValueError where shapes disagree.
+        length. If they begin anew, without mask and cache, packed documents are kept apart: 4.x sees one.
         """
         x = embed(self.embed_tokens, input_ids, inputs_embeds)
         checkpointing = self.gradient_checkpointing and self.training and past_key_values is None
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        cache = KVCache() if past_key_values is None and use_cache and not checkpointing else past_key_values
-        cache = cache if cache is None or isinstance(cache, KVCache) else KVCache(cache)
+        cache = cache_of(past_key_values, use_cache and not checkpointing)
         (B, T, _), past = x.shape, len(cache or ())
         if self.config.rope_varies and past + T > self.config.max_position_embeddings:
             if past:  # hidden states of the past would have to change too; Transformers mixes frequencies
-                raise ValueError(
-                    "rope_scaling gives a text of this length other frequencies than "
-                    "past_key_values has: pass the whole text without it, as generate does"
-                )
+                raise ValueError(OTHER_FREQUENCIES)
             cache = None
         packed = position_ids is not None and attention_mask is None and cache is None
         if position_ids is None:
             position_ids = torch.arange(past, past + T, device=x.device)
-        position_ids, segment_ids = position_ids.expand(B, T), None
+        position_ids = position_ids.expand(B, T)
         if packed:
-            segment_ids = F.pad((position_ids.diff(dim=1) != 1).long(), (1, 0)).cumsum(1)
+            attention_mask = packed_mask(position_ids)
         cos_sin = rope_cos_sin(position_ids, self.config, x)
-        attn_mask = causal_mask(T, past + T, attention_mask, segment_ids, x, output_attentions)
+        attn_mask = causal_mask(T, past + T, attention_mask, x, output_attentions)
         hidden_states, attentions = [], []
         for layer in self.layers:
             hidden_states.append(x)
@@ -422,36 +430,50 @@ class PersimmonModel(PreTrainedModel):
             x, weights = run(x, attn_mask, cos_sin, cache, output_attentions)
             attentions.append(weights)
         x = self.final_layernorm(x)
-        hidden_states = (*hidden_states, x) if output_hidden_states else None
-        attentions = tuple(attentions) if output_attentions else None
-        return ModelOutput(x, cache if use_cache else None, hidden_states, attentions)
+        states = (*hidden_states, x) if output_hidden_states else None
+        weights = tuple(attentions) if output_attentions else None
+        return ModelOutput(x, cache if use_cache else None, states, weights)
 
 
-# ---- Causal language model ---------------------------------------------------------------------------------
+# ---- Causal language model ----
 
 
 class CausalLMOutput(NamedTuple):
     loss: Tensor | None
-    logits: Tensor  # (B, T, V), of the positions asked for; (B, labels) and (B, T, labels) from classifiers
+    logits: Tensor  # (B, T, V), of the positions asked for
     past_key_values: KVCache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
 
-def sample(logits, temperature, top_k, top_p, generator) -> Tensor:
+def next_token_loss(x: Tensor, labels: Tensor, head: nn.Module, rows: int = 256) -> Tensor:
+    """Mean cross-entropy of the tokens after the hidden states x (B, T, C): labels (B, T) are shifted here,
+    not by the caller, and -100 is left out.
+
+    The logits of `rows` positions at a time, which the backward pass computes again: all at once, those of
+    4,096 positions would fill 4 GB, and their gradient as much.
+    """
+    x, labels = x[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+
+    def part(x: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(upcast(head(x)), labels, reduction="sum")
+
+    parts = list(zip(x.split(rows), labels.split(rows), strict=True))
+    if len(parts) == 1:  # which torch.func can follow
+        return part(x, labels) / (labels != -100).sum()
+    total = sum(checkpoint(part, *both, use_reentrant=False) for both in parts)
+    return total / (labels != -100).sum()
+
+
+def sample(
+    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: Any
+) -> Tensor:
     """(B,) ids drawn from (B, V) float32 logits, in Transformers' order: a seed draws the same there."""
-    for name, n, kind, least, greatest in (
-        ("temperature", temperature, float, 1e-30, 1e30),
-        ("top_k", top_k, int, 1, math.inf),
-        ("top_p", top_p, float, 1e-30, 1),
-    ):
-        if n is not None and (not isinstance(n, int | kind) or not least <= n <= greatest):
-            raise ValueError(f"{name} must be of type {kind.__name__}, from {least} to {greatest}, not {n!r}")
     logits = logits / temperature
     if top_k is not None:
         lowest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
         logits = logits.masked_fill(logits < lowest, -math.inf)
-    if top_p is not None and top_p < 1:
+    if top_p is not None and top_p < 1:  # nucleus sampling: the likeliest whose probabilities reach top_p
         ascending, order = logits.sort()
         unlikely = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
         unlikely[:, -1] = False  # the likeliest token always stays
@@ -462,8 +484,8 @@ def sample(logits, temperature, top_k, top_p, generator) -> Tensor:
         raise ValueError("no token can be drawn: the logits hold NaN, or -inf for every token") from error
 
 
-class GenerationMixin:
-    """`generate`, for a model with logits and `max_positions` (None: no limit)."""
+class CausalLM(PreTrainedModel):
+    """What a model with logits can do besides: `generate`. Every other way to decode is in `decoding`."""
 
     @torch.no_grad()
     def generate(
@@ -481,35 +503,28 @@ class GenerationMixin:
         generator: torch.Generator | None = None,
         streamer: Any = None,
         past_key_values: KVCache | None = None,
-        **inputs,
+        **inputs: Any,
     ) -> Tensor:
         """(B, T + new) ids: the prompts (B, T), shorter ones padded on the left, and what follows them.
 
-        `eos_token_id`: an id or several; left out it is the checkpoint's own, None never stops. Finished rows
-        are filled with `pad_token_id`. `streamer` gets `put(prompts)`, `put(new ids)` a step, `end()`.
-        `past_key_values` holds the beginning of the prompts already, and in the end all but the last ids.
-        `inputs` are other arguments of `forward`. ValueError for what cannot be, TypeError for the unknown.
+        `eos_token_id`: an id or several; left out the checkpoint's own, None never stops. `streamer` gets
+        `put(prompts)`, `put(new ids)` a step, `end()`. `past_key_values` may hold the beginning of the
+        prompts; in the end it holds all ids but the last, which is never fed. `inputs`: of `forward`.
         """
-        check_ids(input_ids)
-        if not isinstance(max_new_tokens, int) or max_new_tokens < 0:
-            raise ValueError(f"max_new_tokens must be a whole number from 0 on, not {max_new_tokens!r}")
-        shape, mask = input_ids.shape, attention_mask
-        if mask is not None and (getattr(mask, "shape", 0) != shape or ((mask != 0) & (mask != 1)).any()):
-            raise ValueError(f"attention_mask must be a tensor {tuple(shape)}, 0 at padding and 1 elsewhere")
-        T, limit = shape[1], self.max_positions or math.inf
-        if T + max_new_tokens - 1 > limit:  # the last new token is not fed
-            raise ValueError(f"{T} prompt + {max_new_tokens} new tokens do not fit into {limit} positions")
-        ids, cache, (eos, pad) = input_ids, past_key_values, self.special_ids(eos_token_id, pad_token_id)
-        mask = None if mask is None or mask.all() else mask.long()
+        check_prompt(input_ids, attention_mask, max_new_tokens)
+        ids, cache = input_ids, past_key_values
+        mask = None if attention_mask is None or attention_mask.all() else attention_mask.long()
+        eos, pad = self.special_ids(eos_token_id, pad_token_id)
         unfinished = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
-        put = (lambda new: None) if streamer is None else (lambda new: streamer.put(new.cpu()))
-        put(ids)
+        if streamer is not None:
+            streamer.put(ids.cpu())
         for _ in range(max_new_tokens):
             output = self(**self.prepare_inputs(ids, mask, cache, **inputs), logits_to_keep=1)
             cache, logits = output.past_key_values, output.logits[:, -1].float()
             new = sample(logits, temperature, top_k, top_p, generator) if do_sample else logits.argmax(-1)
-            new = torch.where(unfinished, new, pad)
-            put(new)
+            new = torch.where(unfinished, new, pad)  # what has ended is padded while others go on
+            if streamer is not None:
+                streamer.put(new.cpu())
             ids = torch.cat([ids, new[:, None]], 1)
             mask = None if mask is None else F.pad(mask, (0, 1), value=1)
             unfinished &= ~torch.isin(new, eos.to(new.device))
@@ -520,56 +535,51 @@ class GenerationMixin:
         return ids
 
     def special_ids(self, eos: Any, pad: int | None) -> tuple[Tensor, int]:
-        """The ids to stop at (n,), and the filler: `pad`, else the checkpoint's, else the first stop id."""
+        """The ids to stop at (n,), and the one that pads: `pad`, the checkpoint's, or the first stop id."""
         if eos == "checkpoint":
             eos = self.generation_config.get("eos_token_id", self.config.eos_token_id)
         eos = [] if eos is None else list(eos) if isinstance(eos, Sequence) else [eos]
         if not all(isinstance(id, int) for id in eos) or not isinstance(pad, int | None):
             raise ValueError(f"eos_token_id and pad_token_id must be token ids or None, not {eos}, {pad!r}")
-        fillers = (pad, self.generation_config.get("pad_token_id"), self.config.pad_token_id, *eos, 0)
-        return torch.tensor(eos, dtype=torch.long), next(i for i in fillers if i is not None)
+        stored = self.generation_config.get("pad_token_id")
+        candidates = (pad, stored, self.config.pad_token_id, *eos, 0)
+        return torch.tensor(eos, dtype=torch.long), next(id for id in candidates if id is not None)
 
-    def prepare_inputs(self, ids: Tensor, mask: Tensor | None, cache: KVCache | None, **inputs) -> dict:
+    def prepare_inputs(self, ids: Tensor, mask: Tensor | None, cache: KVCache | None, **inputs: Any) -> dict:
         """Arguments of `forward` for those of `ids` (B, T) that `cache` does not hold yet."""
         past = len(cache or ())
         if past >= ids.shape[1]:
-            told = f"past_key_values holds {past} tokens of a prompt of {ids.shape[1]}"
-            raise ValueError(f"{told}: one must be new")
-        if unknown := inputs.keys() - inspect.signature(self.forward).parameters:
-            raise TypeError(f"generate() got an unexpected keyword argument {min(unknown)!r}")
-        position_ids = None if mask is None else (mask.cumsum(-1) - 1).clamp(min=0)[:, past:]
+            raise ValueError(
+                f"past_key_values holds {past} tokens of a prompt of {ids.shape[1]}: one must be new"
+            )
+        position_ids = None
+        if mask is not None:  # count real tokens: padding on the left, itself at 0, moves no position
+            position_ids = (mask.cumsum(-1) - 1).clamp(min=0)[:, past:]
         own = {"attention_mask": mask, "position_ids": position_ids, "past_key_values": cache}
-        return dict(input_ids=ids[:, past:], **own, **inputs)
+        return {"input_ids": ids[:, past:], **own, **inputs}
 
 
-def next_token_loss(x: Tensor, labels: Tensor, head: nn.Module, rows: int = 256) -> Tensor:
-    """Mean cross-entropy, in float32, of the tokens after the hidden states x (B, T, C).
-
-    The logits of `rows` positions at a time, which the backward pass computes again: all at once, those of
-    4,096 positions would fill 4 GB, and their gradient as much.
-    """
-    x, labels = x[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-
-    def part(x: Tensor, labels: Tensor) -> Tensor:
-        logits = head(x)
-        compute_dtype = torch.promote_types(logits.dtype, torch.float32)
-        return F.cross_entropy(logits.to(compute_dtype), labels, reduction="sum")
-
-    parts = list(zip(x.split(rows), labels.split(rows), strict=True))
-    if len(parts) == 1:  # which torch.func can follow
-        return part(x, labels) / (labels != -100).sum()
-    return sum(checkpoint(part, *both, use_reentrant=False) for both in parts) / (labels != -100).sum()
+def check_prompt(ids: Tensor, mask: Tensor | None, max_new_tokens: int) -> None:
+    """ValueError for what `generate` cannot begin with."""
+    check_ids(ids)
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens must be a whole number from 0 on, not {max_new_tokens!r}")
+    if mask is not None and (getattr(mask, "shape", 0) != ids.shape or ((mask != 0) & (mask != 1)).any()):
+        raise ValueError(f"attention_mask must be a tensor {tuple(ids.shape)}, 0 at padding and 1 elsewhere")
 
 
-class PersimmonForCausalLM(PreTrainedModel, GenerationMixin):
-    config_class, tied_to = PersimmonConfig, "model.embed_tokens"
-    max_positions = None  # rotary positions have no end
+class PersimmonForCausalLM(CausalLM):
+    config_class = PersimmonConfig
 
     def __init__(self, config: PersimmonConfig):
         super().__init__(config)
         self.model = PersimmonModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.init_weights(self.lm_head).tie_weights()
+
+    def tie_weights(self) -> None:
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(
         self,
@@ -584,11 +594,9 @@ class PersimmonForCausalLM(PreTrainedModel, GenerationMixin):
         output_hidden_states: bool = False,
         logits_to_keep: int | Tensor = 0,
     ) -> CausalLMOutput:
-        """Logits (B, T, V) after `PersimmonModel.forward`; with `labels` (B, T) the loss of the next tokens.
-
-        Labels are not shifted, -100 is left out. `logits_to_keep`: how many last ones (0: all), or which. The
-        loss is that of all positions in any case, and needs no logits but those: with long texts keep 1.
-        """
+        """Logits (B, T, V) after `PersimmonModel.forward`; with `labels` (B, T) the `next_token_loss`.
+        `logits_to_keep`: of how many last positions (0: all), or of which. The loss is that of all positions
+        in any case, and needs no logits but its own: with long texts keep 1."""
         x, *rest = self.model(
             input_ids,
             attention_mask,
@@ -603,105 +611,7 @@ class PersimmonForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None if labels is None else next_token_loss(x, labels, self.lm_head)
         return CausalLMOutput(loss, self.lm_head(x[:, kept]), *rest)
 
-    def prepare_inputs(self, ids: Tensor, mask: Tensor | None, cache: KVCache | None, **inputs) -> dict:
+    def prepare_inputs(self, ids: Tensor, mask: Tensor | None, cache: KVCache | None, **inputs: Any) -> dict:
         """Past the limit of dynamic scaling every token takes a pass over the whole text."""
         too_long = self.config.rope_varies and ids.shape[1] > self.config.max_position_embeddings
         return super().prepare_inputs(ids, mask, None if too_long else cache, **inputs)
-
-
-# ---- Heads -------------------------------------------------------------------------------------------------
-
-
-def pool_last_token(
-    logits: Tensor, input_ids: Tensor | None, labels: Tensor | None, config: Any
-) -> tuple[Tensor | None, Tensor]:
-    """Loss, and of logits (B, T, labels) those of each row's last token that is not padding, as Transformers
-    4.50 and 5: 4.37 cuts a text that contains the pad id, and no version asks the mask. The loss is that of a
-    regression, of one label or of several, as `problem_type` says, else as the labels suggest."""
-    (B, T, n), pad, last, kind = logits.shape, config.pad_token_id, -1, config.problem_type
-    if pad is None and B > 1:
-        raise ValueError(f"a batch of {B} needs config.pad_token_id to find the end of each row")
-    if pad is not None and input_ids is not None:
-        last = (torch.arange(T, device=logits.device) * (input_ids != pad)).argmax(-1)
-    logits = logits[range(B), last]
-    if labels is None:
-        return None, logits
-    if kind == "regression" or (kind is None and n == 1):
-        return F.mse_loss(logits.squeeze(), labels.squeeze().to(logits.dtype)), logits
-    if kind == "single_label_classification" or (kind is None and not labels.is_floating_point()):
-        return F.cross_entropy(logits, labels.view(-1)), logits
-    return F.binary_cross_entropy_with_logits(logits, labels), logits
-
-
-class PersimmonForSequenceClassification(PreTrainedModel):
-    config_class = PersimmonConfig
-
-    def __init__(self, config: PersimmonConfig):
-        super().__init__(config)
-        self.model = PersimmonModel(config)
-        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
-        self.init_weights(self.score)
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Any = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
-    ) -> CausalLMOutput:
-        """Logits (B, num_labels) at each row's last token; `labels` (B,), or (B, num_labels) of floats."""
-        x, *rest = self.model(
-            input_ids,
-            attention_mask,
-            position_ids,
-            past_key_values,
-            inputs_embeds,
-            use_cache,
-            output_attentions,
-            output_hidden_states,
-        )
-        return CausalLMOutput(*pool_last_token(self.score(x), input_ids, labels, self.config), *rest)
-
-
-class PersimmonForTokenClassification(PreTrainedModel):
-    config_class = PersimmonConfig
-
-    def __init__(self, config: PersimmonConfig):
-        super().__init__(config)
-        self.model = PersimmonModel(config)
-        rates = (config.classifier_dropout, config.hidden_dropout)
-        self.dropout = nn.Dropout(next(rate for rate in rates if rate is not None))
-        self.score = nn.Linear(config.hidden_size, config.num_labels)
-        self.init_weights(self.score)
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Any = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
-    ) -> CausalLMOutput:
-        """Logits (B, T, num_labels); `labels` (B, T) with -100 where there is none."""
-        x, *rest = self.model(
-            input_ids,
-            attention_mask,
-            position_ids,
-            past_key_values,
-            inputs_embeds,
-            use_cache,
-            output_attentions,
-            output_hidden_states,
-        )
-        logits = self.score(self.dropout(x))
-        loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
-        return CausalLMOutput(loss, logits, *rest)

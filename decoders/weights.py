@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial, reduce
 from pathlib import Path
+from types import MethodType
 from typing import Any, NamedTuple, TypeVar
 
 import safetensors.torch
@@ -240,7 +241,51 @@ def load(
         init_weights(model.get_submodule(name))
     if names := ", ".join(matched.new):
         warnings.warn(f"{folder} has no {names}: drawn anew, train it before use", stacklevel=2)
+    if type(model).train is nn.Module.train:  # hf's classes have manners of their own
+        prepare_training(model)
     return kernels.prepare(model.eval())
+
+
+def prepare_training(model: nn.Module) -> None:
+    """What a loaded model has besides: `train` warns of half-precision weights, and a tied matrix has one
+    name in a state dict, the embedding's, as in the hub's files (safetensors refuses two)."""
+    model.train = MethodType(train, model)  # type: ignore[method-assign]
+    for part in model.modules():
+        if hasattr(part, "lm_head"):
+            part.register_state_dict_post_hook(forget_tied)
+            part.register_load_state_dict_pre_hook(recall_tied)
+
+
+def tied_to(part: nn.Module) -> str | None:
+    """The name of the embedding's weight, where the output layer has the same."""
+    output = part.get_submodule("lm_head").weight
+    for name, module in part.named_modules():
+        if isinstance(module, nn.Embedding) and module.weight is output:
+            return f"{name}.weight"
+    return None
+
+
+def forget_tied(part: nn.Module, state: dict, prefix: str, metadata: Any) -> None:
+    if tied_to(part):
+        state.pop(f"{prefix}lm_head.weight", None)
+
+
+def recall_tied(part: nn.Module, state: dict, prefix: str, *rest: Any) -> None:
+    name = f"{prefix}{tied_to(part)}"
+    if name in state:
+        state.setdefault(f"{prefix}lm_head.weight", state[name])
+
+
+def train(model: nn.Module, mode: bool = True) -> nn.Module:
+    """`model.train(mode)`, with a warning where half-precision weights would not learn."""
+    dtype = next(model.parameters()).dtype
+    if mode and not model.training and dtype.itemsize == 2:
+        warnings.warn(
+            f"weights in {dtype}: AdamW makes float16 NaN and loses small steps in bfloat16. "
+            "Train float32 weights, under torch.autocast for speed",
+            stacklevel=2,
+        )
+    return nn.Module.train(model, mode)
 
 
 def quantize_while_reading(

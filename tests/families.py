@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn as nn
 
-from decoders import fuyu, gpt_neo, openai_gpt, persimmon, phi, phi3
+from decoders import fuyu, gpt_neo, heads, openai_gpt, persimmon, phi, phi3
 from decoders.compare.draw import redraw
 from decoders.formats.config import modern
 from decoders.formats.names import LAYOUTS, as_it_is
@@ -42,9 +42,11 @@ class Family:
         return self.name
 
     def cls(self, head: str = "ForCausalLM") -> type:
-        if not hasattr(self.module, self.class_name(head)):
-            pytest.skip(f"{self.name} has no {self.class_name(head)}")
-        return getattr(self.module, self.class_name(head))
+        name = self.class_name(head)
+        for module in (self.module, heads):
+            if hasattr(module, name):
+                return getattr(module, name)
+        pytest.skip(f"{self.name} has no {name}")
 
     def their_config(self, **changes) -> dict:
         """What Transformers of any version reads as our flat tiny config."""

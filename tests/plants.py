@@ -17,7 +17,7 @@ from decoders.compare import mistakes
 from decoders.compare.formula import Formula
 from decoders.formats.config import FAMILIES
 
-ROOT = Path(mistakes.__file__).parents[1]
+ROOT = Path(__file__).parents[1] / "decoders"
 numbers = itertools.count()
 
 # ---- Edits -------------------------------------------------------------------------------------------------
@@ -50,7 +50,7 @@ def scale(expression: str) -> Plant:
     return Plant((r"attn_mask, (self\.head_dim\*\*-0\.5|1\.0), dropout", f"attn_mask, {expression}, dropout"))
 
 
-MASKED = (r"if mask is None and segment_ids is None and not need_weights\b", "if False")
+MASKED = (r"if mask is None and not need_weights\b", "if False")
 SPELLED = (
     MASKED,
     (r"if not need_weights and attn_mask is None", "if False and attn_mask is None"),
@@ -68,7 +68,7 @@ LAYER_NORM = (r"nn\.LayerNorm\(", "WrongNorm(")
 
 def rms(expression: str) -> tuple[str, str]:
     return (
-        r"self\.weight \* F\.rms_norm\(upcast, x\.shape\[-1:\], eps=self\.eps\)\.to\(x\.dtype\)",
+        r"self\.weight \* F\.rms_norm\(upcast\(x\), x\.shape\[-1:\], eps=self\.eps\)\.to\(x\.dtype\)",
         expression,
     )
 
@@ -213,10 +213,8 @@ def rotation(body: str) -> str:
 
 
 PLACES = r"if position_ids is None:\n            (position_ids = torch\.arange\(past, past \+ T, device=x\.device\))"
-BLOCK = r"x = x \+ (?:self\.resid_dropout\(y\)|y)\n        return x \+ (self\.\w+\(?.*)self\.(ln_2|post_attention_layernorm)\(x\)(.*), weights"
-LOSS = (
-    r"F\.cross_entropy\(logits\[:, :-1\]\.to\(compute_dtype\)\.flatten\(0, 1\), labels\[:, 1:\]\.flatten\(\)"
-)
+BLOCK = r"x = x \+ (?:self\.resid_attn_dropout\(y\)|y)\n        return x \+ (self\.\w+\(?.*)self\.(ln_2|post_attention_layernorm)\(x\)(.*), weights"
+LOSS = r"F\.cross_entropy\(upcast\(logits\[:, :-1\]\)\.flatten\(0, 1\), labels\[:, 1:\]\.flatten\(\)"
 
 # ---- One for each mistake ----------------------------------------------------------------------------------
 
@@ -256,11 +254,11 @@ PLANTS |= {
     "attention: hidden scores are set to 0": Plant(
         *SPELLED, (r"scores if attn_mask is None else scores \+ attn_mask\b", "scores.masked_fill(attn_mask < 0, 0.0)")),
     "attention: hidden weights are set to 0 behind the softmax": Plant(
-        *SPELLED, (r"\(scores if attn_mask is None else scores \+ attn_mask\)\.softmax\(-1\)", "scores.softmax(-1) * (attn_mask == 0)")),
+        *SPELLED, (r"scores if attn_mask is None else scores \+ attn_mask\b", "scores"), (r"scores\.softmax\(-1\)", "scores.softmax(-1) * (attn_mask == 0)")),
     "attention: softmax over the queries": Plant(*SPELLED, (r"\.softmax\(-1\), dropout\)", ".softmax(2).nan_to_num(), dropout)")),
     "attention: padding is not hidden": Plant((r"\(mask != 0\)\[:, None, None\]", "(mask > -1)[:, None, None]")),
     "attention: a row of padding sees nothing and is NaN, which reaches the others as 0 times NaN": Plant(
-        (r"visible = visible \| \(causal\.triu.*", "pass"), *SPELLED),
+        (r"visible = visible \| \(itself.*", "pass"), *SPELLED),
     "attention: attention_mask inverted (1 hides)": Plant((r"\(mask != 0\)\[:, None, None\]", "(mask == 0)[:, None, None]")),
     "attention: the window counts one token too many": Plant(config=lambda d: fields(
         **{k: d[k] + 1 for k in ("window_size", "sliding_window") if d.get(k)})(d)),
@@ -296,22 +294,22 @@ PLANTS |= {
     **{f"norm: epsilon {eps:g}": eps_of(eps) for eps in (1e-3, 1e-4, 1e-6, 1e-12)},
     "norm: variance divided by n - 1": Plant(LAYER_NORM, behind=norm("return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + eps).sqrt() * w + b")),
     "norm: no mean subtracted (RMSNorm)": Plant(LAYER_NORM, behind=norm("return F.rms_norm(x, x.shape[-1:], w, eps) + b")),
-    "norm: mean subtracted (LayerNorm)": Plant(rms("self.weight * F.layer_norm(upcast, x.shape[-1:], eps=self.eps).to(x.dtype)")),
+    "norm: mean subtracted (LayerNorm)": Plant(rms("self.weight * F.layer_norm(upcast(x), x.shape[-1:], eps=self.eps).to(x.dtype)")),
     "norm: sum of squares, not their mean": Plant(rms("self.weight * x * (x.square().sum(-1, keepdim=True) + self.eps).rsqrt()")),
     "norm: weights left out": norms(lambda part, t: torch.ones_like(t) if part.endswith("weight") else t),
     "norm: weights counted from one (1 + weight, as in Gemma)": norms(lambda part, t: t + 1 if part.endswith("weight") else t),
     "norm: biases left out": norms(lambda part, t: t * 0 if part.endswith("bias") else t),
     "norm: a layer's two norms swapped": exchanged("norm_1", "norm_2"),
     "norm: none before the logits": Plant((r"x = self\.(final_layernorm|ln_f|norm)\(x\)", "x = x")),
-    "norm: one before the logits": Plant((r"self\.lm_head\(x\[:, kept\]\), None", "self.lm_head(F.layer_norm(x[:, kept], x.shape[-1:], eps=1e-5)), None")),
+    "norm: one before the logits": Plant((r"self\.lm_head\(x\[:, kept\]\)", "self.lm_head(F.layer_norm(x[:, kept], x.shape[-1:], eps=1e-5))")),
     "layer: attention first, the MLP on its sum": Plant(
         (r"return self\.resid_dropout\(y\) \+ self\.resid_dropout\(self\.mlp\(n\)\) \+ x, weights",
          "x = x + y\n        return x + self.mlp(self.input_layernorm(x)), weights")),
     "layer: attention and MLP side by side": Plant((BLOCK, r"return x + y + \1self.\2(x)\3, weights")),
     "layer: norms before attention and MLP (GPT-2)": Plant(
-        (r"self\.attn\(x, \*attention_inputs\)\n        x = self\.ln_1\(x \+ y\)\n        return self\.ln_2\(x \+ self\.mlp\(x\)\), weights",
+        (r"self\.attn\(x, \*attention_inputs\)\n        x = self\.ln_1\(x \+ y\)  # post-norm\n        return self\.ln_2\(x \+ self\.mlp\(x\)\), weights",
          "self.attn(self.ln_1(x), *attention_inputs)\n        x = x + y\n        return x + self.mlp(self.ln_2(x)), weights")),
-    "layer: attention's input is not added": Plant((r"x = x \+ (y|self\.resid_dropout\(y\))\n|x \+ y\)\n| \+ x, weights", lambda m: {"x = x": "x = y\n", "x + y)": "y)\n"}.get(m[0][:5] if m[0].startswith("x = x") else m[0][:6], ", weights"))),
+    "layer: attention's input is not added": Plant((r"x = x \+ (y|self\.resid_attn_dropout\(y\))\n|x \+ y\)  # post|self\.mlp\(n\)\) \+ x, weights", lambda m: {"x = x": "x = y\n", "x + y)": "y)  # post"}.get(m[0][:5] if m[0].startswith("x = x") else m[0][:6], "self.mlp(n)), weights"))),
     "layer: the last one is missing": Plant(config=lambda d: fields(
         **{k: d[k] - 1 for k in ("num_hidden_layers", "num_layers", "n_layer") if k in d},
         **(kinds_of(layers_of(d)[:-1]) if "attention_types" in d else {}))(d)),
@@ -349,10 +347,10 @@ PLANTS |= {
     **{f"rotary: base {base}": Plant(config=fields(rope_theta=float(base))) for base in (10000, 25000, 500000, 1000000)},
     "longrope: short factors beyond the limit": Plant((r"return lengths > self\.original", "return lengths > 10**9 + self.original")),
     "longrope: long factors below the limit": Plant((r"return lengths > self\.original", "return lengths > 0 * self.original")),
-    "longrope: long factors at the limit already": Plant((r"if not rope_holds\(cache, before, now\):.*", "if False:"), (r"return lengths > self\.original", "return lengths >= self.original")),
+    "longrope: long factors at the limit already": Plant((r"if not same_rope\(cache, expected, rope\):.*", "if False:"), (r"return lengths > self\.original", "return lengths >= self.original")),
     "longrope: long factors one token too late": Plant((r"return lengths > self\.original", "return lengths - 1 > self.original")),
-    "longrope: no factors": Plant((r"torch\.where\(long\[:, None, None, None\], far, short\) \* powers", "powers")),
-    "longrope: frequencies multiplied by the factors": Plant((r"far, short\) \* powers", "1 / far, 1 / short) * powers")),
+    "longrope: no factors": Plant((r"torch\.where\(long\[:, None, None, None\], long_factor, short_factor\) \* powers", "powers")),
+    "longrope: frequencies multiplied by the factors": Plant((r"long_factor, short_factor\) \* powers", "1 / long_factor, 1 / short_factor) * powers")),
     "longrope: cos and sin not scaled": Plant((r"scale = config\.attention_factor", "scale = 1.0")),
     "longrope: scores scaled once, not q and k both": Plant((r"scale = config\.attention_factor", "scale = config.attention_factor**0.5")),
     "longrope: cos and sin scaled as YaRN does": Plant(
@@ -364,13 +362,13 @@ PLANTS |= {
         (r"self\.vision_embed_tokens\(patches\)", "self.vision_embed_tokens(patches.unflatten(-1, (-1, 3)).transpose(-1, -2).flatten(-2))")),
     "pictures: added to the words in their place": Plant((r"\[order\]\.to\(x\.dtype\)", "[order].to(x.dtype) + x")),
     "pictures: left out": Plant((r"if not len\(patches\):", "if True:")),
-    "loss: labels are not shifted": Plant((LOSS, "F.cross_entropy(logits.to(compute_dtype).flatten(0, 1), labels.flatten()"), not_in="persimmon fuyu"),
-    "loss: shifted twice": Plant((LOSS, "F.cross_entropy(logits[:, :-2].to(compute_dtype).flatten(0, 1), labels[:, 2:].flatten()"), not_in="persimmon fuyu"),
+    "loss: labels are not shifted": Plant((LOSS, "F.cross_entropy(upcast(logits).flatten(0, 1), labels.flatten()"), not_in="persimmon fuyu"),
+    "loss: shifted twice": Plant((LOSS, "F.cross_entropy(upcast(logits[:, :-2]).flatten(0, 1), labels[:, 2:].flatten()"), not_in="persimmon fuyu"),
     "loss: summed, not averaged": Plant((rf"({LOSS})", r'\1, reduction="sum"'), not_in="persimmon fuyu"),
     "loss: labels of -100 count in the mean": Plant((rf"({LOSS})\)", r'\1, reduction="sum") / labels[:, 1:].numel()'), not_in="persimmon fuyu"),
-    "half precision: rotary angles are computed in it": Plant((r"(\.to\(compute_dtype\) \* (inv_freq|\(1\.0 / powers\)))", r".to(x.dtype) * \2.to(x.dtype)")),
+    "half precision: rotary angles are computed in it": Plant((r"(\.to\(compute_dtype\) \* (inv_freq))", r".to(x.dtype) * \2.to(x.dtype)")),
     "half precision: the norm is rounded after its weight": Plant(
-        rms("(self.weight * F.rms_norm(upcast, x.shape[-1:], eps=self.eps)).to(x.dtype)")),
+        rms("(self.weight * F.rms_norm(upcast(x), x.shape[-1:], eps=self.eps)).to(x.dtype)")),
 }  # fmt: skip
 
 

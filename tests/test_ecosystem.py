@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from decoders import kernels
+from decoders import kernels, weights
 from tests.families import FAMILIES, inputs
 
 pytestmark = pytest.mark.ecosystem
@@ -163,7 +163,8 @@ def test_trainer_with_default_arguments(family, tmp_path):
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
     torch.manual_seed(0)
-    model = family.cls()(family.config())
+    weights.save(family.cls()(family.config()), tmp_path / "fresh")
+    model = weights.load(family.cls(), tmp_path / "fresh")
     arguments = transformers.TrainingArguments(
         str(tmp_path), report_to=[], disable_tqdm=True, learning_rate=3e-3
     )
@@ -175,7 +176,7 @@ def test_trainer_with_default_arguments(family, tmp_path):
     assert trainer.evaluate()["eval_loss"] < before - 0.5
     assert all({"input_ids", "attention_mask", "labels"} <= names for names in seen)
     saved = next(tmp_path.glob("checkpoint-*"))
-    again = family.cls()(family.config())
+    again = weights.load(family.cls(), tmp_path / "fresh")
     again.load_state_dict(safetensors.torch.load_file(saved / "model.safetensors"))
     for one, other in zip(again.parameters(), model.parameters(), strict=True):
         assert torch.equal(one, other)

@@ -456,7 +456,7 @@ def test_lengths(family):
     ):
         assert decoding.generate(model, ids, eos_token_id=None, **options).shape[1] == LENGTH + n
     long = torch.zeros(1, 60, dtype=torch.long)
-    if model.max_positions is not None:  # 67
+    if hasattr(model, "max_positions"):  # 67
         assert decoding.generate(model, long, eos_token_id=None).shape[1] == 68, (
             "the default takes what room there is"
         )

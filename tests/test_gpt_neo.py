@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from decoders import gpt_neo
+from decoders import gpt_neo, phi3
 from decoders.kernels.attention import attention
 from tests.families import GPT_NEO, inputs, read
 
@@ -17,7 +17,7 @@ def test_head_mask_zero_equals_a_head_without_output():
     masked = model(ids, head_mask=torch.tensor([1.0, 1, 0, 1])).logits
     per_layer = model(ids, head_mask=torch.tensor([[1.0, 1, 0, 1]] * 3)).logits
     for block in model.transformer.h:
-        block.attn["attention"].out_proj.weight.data[:, 24:36] = 0
+        block.attn.attention.out_proj.weight.data[:, 24:36] = 0
     expected = model(ids).logits
     torch.testing.assert_close(masked, expected, atol=2e-5, rtol=0)
     torch.testing.assert_close(per_layer, expected, atol=2e-5, rtol=0)
@@ -65,26 +65,26 @@ def test_a_loaded_models_local_layers_score_no_more_than_two_windows_at_once(T, 
     q, (k, v) = torch.randn(2, 4, T, 12), torch.randn(2, 2, 4, S, 12)
     mask = torch.ones(2, S, dtype=torch.long)
     mask[0, :20] = 1 - padded
-    bias = gpt_neo.local_mask(T, S, 5, mask if padded else None, None, q, False)
+    bias = gpt_neo.local_mask(T, S, 5, mask if padded else None, q, False)
     widest = []
 
     def plain(q, k, v, bias, *rest):
         widest.append((q.shape[2], k.shape[2]))
-        return gpt_neo.attention(q, k, v, bias, *rest)
+        return phi3.grouped_query_attention(q, k, v, bias, *rest)
 
     found, _ = attention(plain, 5, q, k, v, bias, 1.0)
-    torch.testing.assert_close(found, gpt_neo.attention(q, k, v, bias, 1.0)[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, phi3.grouped_query_attention(q, k, v, bias, 1.0)[0], atol=1e-5, rtol=0)
     assert sum(queries for queries, _ in widest) == T and max(widest) <= (5, 9)
     bias[:, :, -1, 0], widest[:] = 0.0, []
     found, _ = attention(plain, 5, q, k, v, bias, 1.0)
-    torch.testing.assert_close(found, gpt_neo.attention(q, k, v, bias, 1.0)[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, phi3.grouped_query_attention(q, k, v, bias, 1.0)[0], atol=1e-5, rtol=0)
     assert widest == [(T, S)]
 
 
 def test_plain_causal_attention_needs_no_mask():
     for T, S, window in ((9, 9, None), (1, 9, None), (9, 9, 9), (1, 5, 5)):
-        assert gpt_neo.local_mask(T, S, window, None, None, torch.zeros(1), False) is None
-    assert gpt_neo.local_mask(1, 300, 5, torch.ones(2, 300), None, torch.zeros(2), False).shape == (
+        assert gpt_neo.local_mask(T, S, window, None, torch.zeros(1), False) is None
+    assert gpt_neo.local_mask(1, 300, 5, torch.ones(2, 300), torch.zeros(2), False).shape == (
         2,
         1,
         1,

@@ -24,7 +24,7 @@ def theirs_from(ours, **changes):
     transformers = pytest.importorskip("transformers")
     config = {k: v for k, v in {**OPENAI_GPT.tiny, **changes}.items() if k != "model_type"}
     theirs = transformers.OpenAIGPTDoubleHeadsModel(transformers.OpenAIGPTConfig(**config))
-    theirs.load_state_dict({**ours.state_dict(), "lm_head.weight": ours.lm_head.weight})
+    theirs.load_state_dict(ours.state_dict())
     return theirs.eval()
 
 
@@ -86,7 +86,7 @@ def test_double_heads_refuse_what_has_no_meaning():
     with pytest.raises(ValueError, match="batch, choices, tokens"):
         OPENAI_GPT.model(DOUBLE)(torch.zeros(2, 3, dtype=torch.long))
     config = OPENAI_GPT.config(num_labels=5)
-    openai_gpt.OpenAIGPTDoubleHeadsModel(config)
+    OPENAI_GPT.cls(DOUBLE)(config)
     assert config.num_labels == 5, "the config is the caller's: Transformers sets it to 1"
 
 

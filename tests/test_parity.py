@@ -211,6 +211,62 @@ def test_stop_ids_and_padding_are_the_same(family):
     assert a.tolist() == b.tolist() and (a == 1).any()
 
 
+# ---- Modules
+
+
+def calls(model, *args, **kwargs) -> dict[str, int]:
+    """How often each module is called in a pass, by name."""
+    counts = dict.fromkeys((name for name, _ in model.named_modules()), 0)
+
+    def count(name):
+        def hook(module, given, output):
+            counts[name] += 1
+
+        return hook
+
+    hooks = [module.register_forward_hook(count(name)) for name, module in model.named_modules()]
+    with torch.no_grad():
+        model(*args, **kwargs)
+    for hook in hooks:
+        hook.remove()
+    return counts
+
+
+def test_modules_are_called_as_often_as_the_documented_ones_of_the_same_name(family):
+    """So that a hook on any of them sees what it sees in Transformers. A Phi block drops out twice by one
+    module; a ModuleList is called by nobody."""
+    ours, theirs = family.pair()
+    ids, mask = inputs(101, padded=True)
+    a, b = calls(ours, ids, attention_mask=mask), calls(theirs, input_ids=ids, attention_mask=mask)
+    if family.name == "fuyu":  # whose modules Transformers 5 calls by other names
+        b = {name.replace("model.language_model.", "language_model.model."): n for name, n in b.items()}
+    common = a.keys() & b.keys()
+    assert {name: a[name] for name in common} == {name: b[name] for name in common}
+    leaves = [name for name in common if ".0." in name and a[name] == 1]
+    assert len(leaves) >= 9, sorted(common)
+    lists = ("h", "layers")
+    idle = {name for name, n in a.items() if n == 0 and not name.endswith(lists)}
+    assert idle <= {"vision_embed_tokens"}, idle
+
+
+def test_zeroing_the_output_of_an_attention_module_changes_the_logits(family):
+    """Of each module between a block and its projections, as a researcher's hook would."""
+    model, (ids, _) = family.model(), inputs(101)
+    plain = model(ids).logits
+    names = [
+        name
+        for name, _ in model.named_modules()
+        if name.endswith((".0.attn", ".0.attn.attention", ".0.self_attn"))
+    ]
+    assert names
+    for name in names:
+        hook = model.get_submodule(name).register_forward_hook(
+            lambda module, given, output: (torch.zeros_like(output[0]), output[1])
+        )
+        assert largest(model(ids).logits, plain) > 1e-2, name
+        hook.remove()
+
+
 # ---- Heads
 
 CLASSES = {"num_labels": 3, "pad_token_id": 7}

@@ -153,7 +153,7 @@ def test_real_configs_have_the_published_size(data, name):
     with torch.device("meta"):
         model = persimmon.PersimmonForCausalLM(config)
     assert sum(p.numel() for p in model.parameters()) == 9_397_175_296
-    assert config.rotary_size == 32 and config.eos_token_id == 71013 and config.rope_theta == 25000.0
+    assert config.rotary_dim == 32 and config.eos_token_id == 71013 and config.rope_theta == 25000.0
     assert len(model.state_dict()) == 36 * 16 + 4
 
 

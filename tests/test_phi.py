@@ -199,7 +199,7 @@ def test_nested_rope_parameters_of_transformers_5():
     tiny = {k: v for k, v in PHI.tiny.items() if k not in ("rope_theta", "partial_rotary_factor")}
     nested = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0, "partial_rotary_factor": 0.34}
     config = read(phi.PhiConfig, {**tiny, "rope_parameters": nested})
-    assert config.rope_theta == 500.0 and config.rotary_size == 4
+    assert config.rope_theta == 500.0 and config.rotary_dim == 4
     assert config.rope_scaling == {"type": "linear", "factor": 2.0}
     transformers = pytest.importorskip("transformers")
     theirs = transformers.PhiConfig(**{k: v for k, v in PHI.tiny.items() if k != "model_type"}).to_dict()
@@ -215,7 +215,7 @@ def test_real_configs_have_the_published_size(data, name, parameters):
     with torch.device("meta"):
         model = phi.PhiForCausalLM(config)
     assert sum(p.numel() for p in model.parameters()) == parameters
-    assert config.rotary_size == 32 and config.eos_token_id in (None, 50256)
+    assert config.rotary_dim == 32 and config.eos_token_id in (None, 50256)
 
 
 @pytest.mark.parametrize("name", ["phi-2", "phi-2.resaved-fp32"])
@@ -321,7 +321,7 @@ def test_both_names_of_the_token_classifier(tmp_path):
     state = {name.replace("score.", "classifier."): t for name, t in model.state_dict().items()}
     folder = folders.write_config(tmp_path, PHI)
     folders.safetensors_whole(folder, state)
-    assert equal(weights.load(phi.PhiForTokenClassification, folder), model)
+    assert equal(weights.load(PHI.cls("ForTokenClassification"), folder), model)
 
 
 # ---- Prompts

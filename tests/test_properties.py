@@ -336,9 +336,9 @@ def test_wrong_options_are_said(family, options, message):
     model = family.model()
     with pytest.raises(ValueError, match=message):
         decoding.generate(model, inputs(101)[0], **{"max_new_tokens": 3, **options})
-    if "repetition_penalty" not in options:
+    if "max_new_tokens" in options:
         with pytest.raises(ValueError, match=message):
-            model.generate(inputs(101)[0], **{"max_new_tokens": 3, **options})
+            model.generate(inputs(101)[0], **options)
 
 
 def test_empty_prompts_are_said(family):
@@ -348,7 +348,7 @@ def test_empty_prompts_are_said(family):
 
 def test_texts_longer_than_the_positions_are_said(family):
     model = family.model()
-    if model.max_positions is None:
+    if not hasattr(model, "max_positions"):
         pytest.skip("no limit in this family")
     full = torch.zeros(1, 67, dtype=torch.long)
     assert model.generate(full, max_new_tokens=1, eos_token_id=None).shape == (1, 68)

@@ -7,10 +7,11 @@ import warnings
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from decoders import kernels
+from decoders import kernels, weights
 from tests.families import inputs
 
 
@@ -48,9 +49,11 @@ def test_fresh_models_start_at_the_loss_of_a_guess(family):
     assert abs(model(ids, labels=ids).loss.item() - math.log(101)) < 0.5
 
 
-def test_training_half_precision_weights_is_warned_of_once(family):
+def test_training_half_precision_weights_is_warned_of_once(family, tmp_path):
+    """Of a loaded model, and of its copies."""
     for dtype, count in ((torch.float16, 1), (torch.bfloat16, 1), (torch.float32, 0)):
-        model = family.model(dtype=dtype)
+        weights.save(family.model(dtype=dtype), tmp_path)
+        model = copy.deepcopy(weights.load(family.cls(), tmp_path))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             model.train().train()
@@ -62,7 +65,8 @@ def test_training_half_precision_weights_is_warned_of_once(family):
 def test_gradient_checkpointing_changes_no_gradient_in_any_family(family):
     none = {key: 0.0 for key in family.config().to_dict() if key.endswith(("_dropout", "_pdrop"))}
     plain, saving = family.model(**none).train(), family.model(**none).train()
-    saving.gradient_checkpointing_enable()
+    for part in saving.modules():
+        part.gradient_checkpointing = True
     ids, _ = inputs(101)
     for model in (plain, saving):
         model(ids, labels=ids).loss.backward()
@@ -199,22 +203,44 @@ def test_copies_and_pickles_are_the_model(family, prepare, tmp_path):
     assert next(model.parameters()).abs().sum() > 0, "a copy shares no memory"
 
 
-def test_a_tied_matrix_has_one_name_in_a_state_dict(family):
+def test_a_tied_matrix_has_one_name_in_the_state_dict_of_a_loaded_model(family, tmp_path):
     """As in the hub's files, and as safetensors wants it; either form is taken back."""
-    changes = {"tie_word_embeddings": True}
-    model, other = family.model(**changes), family.model(**changes, seed=7)
+    weights.save(family.model(tie_word_embeddings=True), tmp_path)
+    model, other = (weights.load(family.cls(), tmp_path) for _ in range(2))
     base = getattr(model, "language_model", model)
     prefix, state = "language_model." if base is not model else "", model.state_dict()
-    assert (
-        base.lm_head.weight is base.get_submodule(base.tied_to).weight
-        and f"{prefix}lm_head.weight" not in state
-    )
-    for given in (state, {**state, f"{prefix}lm_head.weight": base.lm_head.weight}):
+    output = f"{prefix}lm_head.weight"
+    assert base.lm_head.weight is model.get_submodule(family.table).weight and output not in state
+    for given in (state, {**state, output: base.lm_head.weight}):
         other.load_state_dict({name: torch.zeros_like(t) for name, t in state.items()})
         other.load_state_dict(given)
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
     base.lm_head.weight = torch.nn.Parameter(torch.zeros_like(base.lm_head.weight))
-    assert f"{prefix}lm_head.weight" in model.state_dict(), "what is no longer tied is kept"
+    assert output in model.state_dict(), "what is no longer tied is kept"
+    weights.save(model, tmp_path)
+    assert output in load_file(tmp_path / "model.safetensors")
+
+
+def test_a_tied_matrix_is_stored_once_and_loads_under_either_name(family, tmp_path):
+    """Into a model that was made, and not loaded, too: there the output layer may be missing."""
+    model = family.model(tie_word_embeddings=True)
+    embedding, output = f"{family.table}.weight", f"{family.output}.weight"
+    weights.save(model, tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert embedding in stored and output not in stored
+    for names in ((embedding,), (output,), (embedding, output)):
+        given = {**stored, output: stored[embedding].clone()}
+        save_file(
+            {n: t for n, t in given.items() if n not in (embedding, output) or n in names},
+            tmp_path / "model.safetensors",
+        )
+        loaded = weights.load(family.cls(), tmp_path)
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+        assert loaded.get_submodule(family.output).weight is loaded.get_submodule(family.table).weight
+    other = family.model(tie_word_embeddings=True, seed=7)
+    missing, unexpected = other.load_state_dict(stored, strict=False)
+    assert missing == [output] and not unexpected
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
 
 
 def test_attentions_of_bfloat16_have_gradients(family):

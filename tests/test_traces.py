@@ -269,7 +269,7 @@ def test_rotary_angles():
 
 
 def test_longrope_factors_are_told():
-    n = PHI3.model().config.rotary_size // 2
+    n = PHI3.model().config.rotary_dim // 2
     scaling = {
         "type": "longrope",
         "short_factor": [1.0 + i / 8 for i in range(n)],

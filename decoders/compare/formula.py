@@ -142,7 +142,7 @@ class Formula:
         self.act = gelu_tanh if self.family == "openai-gpt" and name == "gelu" else ACTIVATIONS[name]
         self.gated = self.family == "phi3"
         self.qk_layernorm, self.current = get("qk_layernorm", False), 0  # the layer that is computed
-        self.R = getattr(config, "rotary_size", 0)  # 0: positions are a table
+        self.R = getattr(config, "rotary_dim", 0)  # 0: positions are a table
         self.base = get("rope_theta")
         kinds = get("attention_layers") or ["local" if get("sliding_window") else "global"] * len(self.layers)
         window = get("window_size") or get("sliding_window")

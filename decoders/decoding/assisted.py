@@ -181,7 +181,7 @@ class AssistantModel:
 
     def limit(self, most: int) -> int:
         """As many of `most` as the assistant's positions and frequencies allow."""
-        n, positions = self.sequences.ids.shape[1], self.model.max_positions
+        n, positions = self.sequences.ids.shape[1], getattr(self.model, "max_positions", None)
         allowed = tokens_before_rope_switch(self.model, self.sequences.length, self.sequences.mask)
         most = int(min(most, allowed))
         return most if positions is None else min(most, positions - n)

@@ -351,7 +351,7 @@ def described(value: Any) -> str:
 
 def new_tokens_limit(model: Any, s: GenerationConfig, T: int) -> int:
     """How many new ids there may be after T. ValueError for none, or more than the model can read."""
-    positions: int | float = model.max_positions or math.inf
+    positions: int | float = getattr(model, "max_positions", math.inf)
     unread = 0 if s.contrastive else 1  # the last new token is not fed, but by contrastive search
     if s.max_new_tokens is not None:
         limit = s.max_new_tokens

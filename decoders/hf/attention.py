@@ -27,14 +27,14 @@ def eager(
     scale: float,
     dropout: float = 0.0,
     need_weights: bool = False,
-    head_mask: Tensor | None = None,
+    *rest: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """The formula, also where nobody wants to see the weights."""
     T, S = q.shape[2], k.shape[2]
     if attn_mask is None and T > 1:
         nothing = torch.full((T, S), float("-inf"), dtype=q.dtype, device=q.device)
         attn_mask = nothing.triu(S - T + 1)
-    y, weights = attend(q, k, v, attn_mask, scale, dropout, True, head_mask)
+    y, weights = attend(q, k, v, attn_mask, scale, dropout, True, *rest)
     return y, weights if need_weights else None
 
 

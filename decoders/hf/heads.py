@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from decoders import gpt_neo, openai_gpt, persimmon, phi, phi3
+from decoders import heads
 
 from .models import (
     GPTNeoPreTrainedModel,
@@ -33,8 +33,8 @@ __all__ = [
 # ---- Phi ---------------------------------------------------------------------------------------------------
 
 
-class PhiForSequenceClassification(PhiPreTrainedModel, phi.PhiForSequenceClassification):
-    plain_class = phi.PhiForSequenceClassification
+class PhiForSequenceClassification(PhiPreTrainedModel, heads.PhiForSequenceClassification):
+    plain_class = heads.PhiForSequenceClassification
 
     @documented
     def forward(
@@ -54,8 +54,8 @@ class PhiForSequenceClassification(PhiPreTrainedModel, phi.PhiForSequenceClassif
         """Logits (B, num_labels) at each row's last token; `labels` (B,), or (B, num_labels) of floats."""
 
 
-class PhiForTokenClassification(PhiPreTrainedModel, phi.PhiForTokenClassification):
-    plain_class = phi.PhiForTokenClassification
+class PhiForTokenClassification(PhiPreTrainedModel, heads.PhiForTokenClassification):
+    plain_class = heads.PhiForTokenClassification
     hidden_fields = ("past_key_values",)
 
     @documented
@@ -79,8 +79,8 @@ class PhiForTokenClassification(PhiPreTrainedModel, phi.PhiForTokenClassificatio
 # ---- Phi3 --------------------------------------------------------------------------------------------------
 
 
-class Phi3ForSequenceClassification(Phi3PreTrainedModel, phi3.Phi3ForSequenceClassification):
-    plain_class = phi3.Phi3ForSequenceClassification
+class Phi3ForSequenceClassification(Phi3PreTrainedModel, heads.Phi3ForSequenceClassification):
+    plain_class = heads.Phi3ForSequenceClassification
 
     @documented
     def forward(
@@ -101,8 +101,8 @@ class Phi3ForSequenceClassification(Phi3PreTrainedModel, phi3.Phi3ForSequenceCla
         """Logits (B, num_labels) at each row's last token; `labels` (B,), or (B, num_labels) of floats."""
 
 
-class Phi3ForTokenClassification(Phi3PreTrainedModel, phi3.Phi3ForTokenClassification):
-    plain_class = phi3.Phi3ForTokenClassification
+class Phi3ForTokenClassification(Phi3PreTrainedModel, heads.Phi3ForTokenClassification):
+    plain_class = heads.Phi3ForTokenClassification
     hidden_fields = ("past_key_values",)
 
     @documented
@@ -126,10 +126,8 @@ class Phi3ForTokenClassification(Phi3PreTrainedModel, phi3.Phi3ForTokenClassific
 # ---- Persimmon ---------------------------------------------------------------------------------------------
 
 
-class PersimmonForSequenceClassification(
-    PersimmonPreTrainedModel, persimmon.PersimmonForSequenceClassification
-):
-    plain_class = persimmon.PersimmonForSequenceClassification
+class PersimmonForSequenceClassification(PersimmonPreTrainedModel, heads.PersimmonForSequenceClassification):
+    plain_class = heads.PersimmonForSequenceClassification
 
     @documented
     def forward(
@@ -149,8 +147,8 @@ class PersimmonForSequenceClassification(
         """Logits (B, num_labels) at each row's last token; `labels` (B,), or (B, num_labels) of floats."""
 
 
-class PersimmonForTokenClassification(PersimmonPreTrainedModel, persimmon.PersimmonForTokenClassification):
-    plain_class = persimmon.PersimmonForTokenClassification
+class PersimmonForTokenClassification(PersimmonPreTrainedModel, heads.PersimmonForTokenClassification):
+    plain_class = heads.PersimmonForTokenClassification
     hidden_fields = ("past_key_values",)
 
     @documented
@@ -174,8 +172,8 @@ class PersimmonForTokenClassification(PersimmonPreTrainedModel, persimmon.Persim
 # ---- GPTNeo ------------------------------------------------------------------------------------------------
 
 
-class GPTNeoForQuestionAnswering(GPTNeoPreTrainedModel, gpt_neo.GPTNeoForQuestionAnswering):
-    plain_class = gpt_neo.GPTNeoForQuestionAnswering
+class GPTNeoForQuestionAnswering(GPTNeoPreTrainedModel, heads.GPTNeoForQuestionAnswering):
+    plain_class = heads.GPTNeoForQuestionAnswering
 
     @documented
     def forward(
@@ -197,8 +195,8 @@ class GPTNeoForQuestionAnswering(GPTNeoPreTrainedModel, gpt_neo.GPTNeoForQuestio
         past its end do not count in the loss."""
 
 
-class GPTNeoForSequenceClassification(GPTNeoPreTrainedModel, gpt_neo.GPTNeoForSequenceClassification):
-    plain_class = gpt_neo.GPTNeoForSequenceClassification
+class GPTNeoForSequenceClassification(GPTNeoPreTrainedModel, heads.GPTNeoForSequenceClassification):
+    plain_class = heads.GPTNeoForSequenceClassification
 
     @documented
     def forward(
@@ -220,8 +218,8 @@ class GPTNeoForSequenceClassification(GPTNeoPreTrainedModel, gpt_neo.GPTNeoForSe
         """Logits (B, num_labels) at each row's last token; `labels` (B,), or (B, num_labels) of floats."""
 
 
-class GPTNeoForTokenClassification(GPTNeoPreTrainedModel, gpt_neo.GPTNeoForTokenClassification):
-    plain_class = gpt_neo.GPTNeoForTokenClassification
+class GPTNeoForTokenClassification(GPTNeoPreTrainedModel, heads.GPTNeoForTokenClassification):
+    plain_class = heads.GPTNeoForTokenClassification
     hidden_fields = ("past_key_values",)
 
     @documented
@@ -247,10 +245,8 @@ class GPTNeoForTokenClassification(GPTNeoPreTrainedModel, gpt_neo.GPTNeoForToken
 # ---- OpenAIGPT ---------------------------------------------------------------------------------------------
 
 
-class OpenAIGPTForSequenceClassification(
-    OpenAIGPTPreTrainedModel, openai_gpt.OpenAIGPTForSequenceClassification
-):
-    plain_class = openai_gpt.OpenAIGPTForSequenceClassification
+class OpenAIGPTForSequenceClassification(OpenAIGPTPreTrainedModel, heads.OpenAIGPTForSequenceClassification):
+    plain_class = heads.OpenAIGPTForSequenceClassification
 
     @documented
     def forward(
@@ -272,8 +268,8 @@ class OpenAIGPTForSequenceClassification(
         """Logits (B, num_labels) at each row's last token; `labels` (B,), or (B, num_labels) of floats."""
 
 
-class OpenAIGPTDoubleHeadsModel(OpenAIGPTPreTrainedModel, openai_gpt.OpenAIGPTDoubleHeadsModel):
-    plain_class = openai_gpt.OpenAIGPTDoubleHeadsModel
+class OpenAIGPTDoubleHeadsModel(OpenAIGPTPreTrainedModel, heads.OpenAIGPTDoubleHeadsModel):
+    plain_class = heads.OpenAIGPTDoubleHeadsModel
     output_class = OpenAIGPTDoubleHeadsModelOutput
 
     @documented

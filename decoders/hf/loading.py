@@ -192,7 +192,7 @@ class Loading:
             with torch.device("meta"):
                 model = type(self)(self.config)
             model.load_state_dict(state_dict, strict=False, assign=True)
-            model.tie_weights()
+            weights.tie(model)
             model.config_json, model.generation_config = self.config_json, self.generation_config
         if is_main_process:
             weights.save(model, save_directory, max_shard_bytes=bytes_of(max_shard_size))

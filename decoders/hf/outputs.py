@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from decoders import decoding, gpt_neo, openai_gpt, phi
+from decoders import decoding, heads, phi
 
 __all__ = [
     "ModelOutput",
@@ -81,8 +81,8 @@ RETURNED = {
     for part in (
         phi.ModelOutput,
         phi.CausalLMOutput,
-        gpt_neo.QuestionAnsweringOutput,
-        openai_gpt.DoubleHeadsOutput,
+        heads.QuestionAnsweringOutput,
+        heads.DoubleHeadsOutput,
         decoding.GenerateOutput,
     )
     for name in part._fields

@@ -8,7 +8,6 @@ from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch.nn as nn
-from torch import Tensor
 
 from decoders import openai_gpt, weights
 
@@ -159,13 +158,6 @@ class PreTrainedModel(SeenAs, Loading, nn.Module):
 
     # ---- Parts and numbers ----
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Of a tied output layer under both names, as Transformers' own; ours has the embedding's alone."""
-        state, prefix = super().state_dict(*args, **kwargs), kwargs.get("prefix", "")
-        if self.tied_to and self.lm_head.weight is self.get_submodule(self.tied_to).weight:
-            state[f"{prefix}lm_head.weight"] = state[f"{prefix}{self.tied_to}.weight"]
-        return state
-
     device = property(lambda self: next(self.parameters()).device)
     dtype = property(lambda self: next(p.dtype for p in self.parameters() if p.is_floating_point()))
     base_model_prefix = property(lambda self: weights.LAYOUTS[self.config.model_type].prefix)
@@ -187,7 +179,7 @@ class PreTrainedModel(SeenAs, Loading, nn.Module):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.set_submodule(self.embedding_name(), value)
-        self.tie_weights()
+        weights.tie(self)
 
     def get_output_embeddings(self) -> nn.Module | None:
         return next((part.lm_head for part in self.modules() if hasattr(part, "lm_head")), None)
@@ -228,6 +220,14 @@ class PreTrainedModel(SeenAs, Loading, nn.Module):
         """In bytes."""
         buffers = self.buffers() if return_buffers else ()
         return sum(part.nbytes for part in (*self.parameters(), *buffers))
+
+    def train(self, mode: bool = True) -> "PreTrainedModel":
+        return weights.train(self, mode)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
+        """In training keep only what enters a layer, and compute the rest again in the backward pass."""
+        for part in self.modules():
+            part.gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
         for part in self.modules():

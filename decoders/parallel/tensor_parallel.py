@@ -79,7 +79,7 @@ def sizes(config: Any) -> dict[str, tuple[int, int]]:
         return next((v for name in names if (v := getattr(config, name, None)) is not None), None)
 
     C, H = get("hidden_size", "n_embd"), get("num_attention_heads", "num_heads", "n_head")
-    D, K = get("head_width") or C // H, get("num_key_value_heads") or H
+    D, K = get("head_dim") or C // H, get("num_key_value_heads") or H
     return {"q": (H, D), "k": (K, D), "qkv": (H, 3 * D), "mlp": (get("intermediate_size") or 4 * C, 1)}
 
 
@@ -262,13 +262,13 @@ def own_heads(
     scale: float,
     dropout: float = 0.0,
     whole: bool = False,
-    head_mask: Maybe = None,
+    *head_mask: Maybe,
 ) -> tuple:
     """`attend` with what masks say of this process's heads; weights (B, H, T, S) of all of them."""
     own = slice(mesh.get_local_rank() * q.shape[1], (mesh.get_local_rank() + 1) * q.shape[1])
     bias = bias if bias is None or bias.shape[1] == 1 else bias[:, own]
-    head_mask = head_mask if head_mask is None else head_mask[own]
-    y, w = attend(q, k, v, bias, scale, dropout, whole, head_mask)
+    rest = [mask if mask is None else mask[own] for mask in head_mask]
+    y, w = attend(q, k, v, bias, scale, dropout, whole, *rest)
     return y, w if w is None else DTensor.from_local(w, mesh, [Shard(1)], run_check=False).full_tensor()
 
 
