@@ -29,11 +29,13 @@ from decoders.formats import (
     END_OF_WORD,
     GPT2,
     PATTERN_BY_ROWS,
+    TOKENIZER_FILES,
     AddedToken,
     Cutter,
     Files,
     Part,
     Pieces,
+    adapter_base,
     add_tokens,
     added_tokens,
     category,
@@ -41,6 +43,7 @@ from decoders.formats import (
     decomposed,
     gguf_tokenizer_config,
     gguf_vocabulary,
+    is_adapter,
     merge,
     read_files,
     read_json_if_any,
@@ -572,6 +575,8 @@ def load(path_or_id: str | Path, original: bool = False) -> Tokenizer:
 
 def read(folder: Path, original: bool) -> Tokenizer:
     """As `load`, while nobody writes there."""
+    if is_adapter(folder) and not any((folder / name).exists() for name in TOKENIZER_FILES):
+        folder = adapter_base(folder)
     source, is_gguf = folder, folder.suffix == ".gguf"
     if is_gguf:
         (config, model), names = gguf_tokenizer_config(folder), {}

@@ -319,7 +319,7 @@ def fitting(
     """A model without memory for its weights, its layers in 8 or 4 bits where the folder's are, and these."""
     model, found = on_meta(model_class, folder, **overrides), tensors(folder, adapter)
     if found.untied:
-        model = on_meta(model_class, folder, **{"tie_word_embeddings": False, **overrides})
+        model = on_meta(model_class, folder, **{**overrides, "tie_word_embeddings": False})
     prefix = prefix_of(model)
     try:
         kernels.expect_quantized(model, lambda name: f"{prefix}{name}.qweight" in found)

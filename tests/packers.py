@@ -501,3 +501,43 @@ def fits(weight: Tensor, made: Kind) -> bool:
 
 def bits_per_weight(parts: dict[str, Tensor], w: Tensor) -> float:
     return 8 * sum(tensor.nbytes for tensor in parts.values()) / math.prod(w.shape)
+
+
+# ---- A folder that was made from another -------------------------------------------------------------------
+
+
+def rounded_mlx(w: Tensor, bits: int = 4, group: int = 32) -> dict[str, Tensor]:
+    """Of a plain matrix, each number rounded to the nearest that a group of MLX can hold."""
+    groups = w.float().unflatten(1, (-1, group))
+    low, high = groups.amin(-1), groups.amax(-1)
+    scale, bias = ((high - low) / (2**bits - 1)).to(w.dtype), low.to(w.dtype)
+    q = ((groups - bias[..., None].float()) / scale[..., None].float()).round().clamp(0, 2**bits - 1)
+    return {"weight": words(q.long().flatten(1), bits, torch.uint32), "scales": scale, "biases": bias}
+
+
+def rounded_bnb8(w: Tensor) -> dict[str, Tensor]:
+    absmax = w.float().abs().amax(1)
+    q = (w.float() / absmax[:, None] * 127).round().to(torch.int8)
+    return {"weight": q, "SCB": absmax, "weight_format": torch.tensor(0, dtype=torch.uint8)}
+
+
+def pack_folder(
+    plain: Path, folder: Path, pack: Callable[..., dict[str, Tensor]], config: dict, edit=None
+) -> Path:
+    """The checkpoint in `plain` with its layers' matrices packed, and then perhaps edited."""
+    from safetensors.torch import load_file
+
+    stored: dict[str, Tensor] = {}
+    for name, tensor in load_file(plain / "model.safetensors").items():
+        if ".layers." in name and tensor.dim() == 2:
+            parts = pack(tensor)
+            stored |= {f"{name.removesuffix('.weight')}.{part}": t.contiguous() for part, t in parts.items()}
+        else:
+            stored[name] = tensor
+    if edit:
+        edit(stored)
+    folder.mkdir()
+    own = {**json.loads((plain / "config.json").read_text()), **config}
+    (folder / "config.json").write_text(json.dumps(own))
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder

@@ -49,6 +49,12 @@ def add_sampling(option: Callable[..., Any], new_tokens: int) -> None:
     option("--seed", type=int, help="makes sampling repeatable")
     option("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as stored")
     option("--quantize", choices=("int8", "int8-weights", "int4"), help="less memory, faster, less exact")
+    option(
+        "--adapter",
+        action="append",
+        metavar="FOLDER[=WEIGHT]",
+        help="merge a LoRA, as peft saves it; may be given several times",
+    )
     option("--device", default="cpu", help="cpu, cuda, mps ... (default: cpu)")
 
 

@@ -102,7 +102,8 @@ def add_compare(commands: Any) -> None:
     about = """Where does a port differ, by how much more than rounding, and what is the mistake?
         --make KIT FAMILY writes a kit; KIT PORT compares a file of values (.safetensors, .npz), a function
         (module:function, file.py:function) or the installed "transformers" with it; FOLDER FOLDER two
-        checkpoints; FOLDER transformers --prompt TEXT a checkpoint here and there. Exit status 0: equal
+        checkpoints, also packed ones, with --prompt TEXT their perplexity too; FOLDER transformers --prompt
+        TEXT a checkpoint here and there. Exit status 0: equal
         within noise, 1: different, 2: unusable. docs/porting.md tells a whole story."""
     compare = commands.add_parser("compare", help="find out where a port differs, and why", description=about)
     option = compare.add_argument
@@ -114,7 +115,8 @@ def add_compare(commands: Any) -> None:
     option("--layers", type=int, metavar="N", help="of a kit (default: 2)")
     option("--format", choices=("safetensors", "npz"), default="safetensors", help="of a kit's files")
     option("--dtype", choices=("float64", "float32", "bfloat16", "float16"), help="what the port computes in")
-    option("--prompt", metavar="TEXT", help="of a checkpoint here and in Transformers")
+    option("--prompt", metavar="TEXT", help="of a checkpoint here and in Transformers, or of two")
+    option("--tolerance", type=float, metavar="T", help="relative error of tensors that are the same")
     option("--sequential", action="store_true", help="only one of the two models in memory")
     option("--json", action="store_true", help="one JSON object instead of a table")
     option("--html", metavar="PAGE", help="write the table as a page, coloured")

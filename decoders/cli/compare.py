@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,13 @@ def make(args: argparse.Namespace, cases: list[str] | None) -> int:
 
 
 def report_of(args: argparse.Namespace, cases: list[str] | None) -> Any:
+    second = Path(args.second)
+    if second.is_dir() or (second.suffix == ".gguf" and second.exists()):
+        return two_checkpoints(args)
+    if args.tolerance is not None:
+        raise ValueError("--tolerance is for two checkpoints: of a port the noise is known")
     if args.prompt is not None:
         return on_prompt(args)
-    if Path(args.second).is_dir():
-        return compare.apart(args.first, args.second)
     if not (Path(args.first) / "kit.json").exists():
         raise ValueError(
             f"{args.first} is no kit: {program_name()} compare --make {args.first} FAMILY "
@@ -67,6 +71,21 @@ def report_of(args: argparse.Namespace, cases: list[str] | None) -> Any:
         )
     with output_to_stderr():
         return compare.run(args.first, args.second, dtype=args.dtype, cases=cases)
+
+
+def two_checkpoints(args: argparse.Namespace) -> compare.Twins:
+    """Tensor by tensor, and with a text its perplexity in both."""
+    if args.tolerance is not None and not 0 <= args.tolerance < math.inf:
+        raise ValueError(f"--tolerance must be a relative error such as 0.01, not {args.tolerance}")
+    twins = compare.apart(args.first, args.second, args.tolerance)
+    if args.prompt is not None:
+        _, tokenizer = open_checkpoint(args.first)
+        ids = tokenizer.encode(standard_input() if args.prompt == "-" else args.prompt)
+        if len(ids) < 2:
+            raise ValueError("the prompt is too short: a perplexity takes two tokens at least")
+        first, second = (compare.perplexity(path, ids) for path in (args.first, args.second))
+        twins.perplexity = first, second
+    return twins
 
 
 def on_prompt(args: argparse.Namespace) -> Any:

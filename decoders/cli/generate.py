@@ -202,7 +202,7 @@ def load_assistant(args: argparse.Namespace, tokenizer: Any) -> Any:
     sample = "Once upon a time, 1 2 3."
     if other.encode(sample) != tokenizer.encode(sample):
         raise ValueError(f"--assistant {args.assistant} has another vocabulary than the model")
-    return load_model(folder, args)
+    return load_model(folder, args, with_adapters=False)
 
 
 def one_of(lines: list[str], tokenizer: Any, ids: list[int], eos: list[int] | None) -> Callable:

@@ -3,10 +3,12 @@
 import argparse
 import json
 import math
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from decoders import family, find, kernels, model_class, read_config, weights
-from decoders.formats import cache_shape, grouped, no_number
+from decoders.formats import Packed, cache_shape, grouped, no_number, packaging_name
 
 from .output import EXIT_DIFFERENT, escaped, human_bytes, print_result
 
@@ -18,6 +20,7 @@ def run(args: argparse.Namespace) -> int:
     matched = weights.match(model, tensors)
     facts = {"folder": str(folder), "family": family(config), **facts_of(model, matched, folder)}
     facts["context"] = getattr(model, "max_positions", None) or config.get("max_position_embeddings")
+    facts |= packing_facts(folder, config, tensors)
     facts |= {"new": matched.new, "unused": matched.unused, "problems": matched.problems}
     if args.json:
         facts["tensors"] = [
@@ -27,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
                 "file": tensors.origin[name][0].name,
                 "stored": tensors.origin[name][1],
             }
-            for name, tensor in tensors.items()
+            for name, tensor in tensors.stored.items()
         ]
         print_result(json.dumps(facts, ensure_ascii=False) + "\n")
     else:
@@ -53,12 +56,29 @@ def facts_of(model: Any, matched: Any, folder: Any) -> dict[str, Any]:
     return facts
 
 
+def packing_facts(folder: Path, config: dict[str, Any], tensors: weights.Tensors) -> dict[str, Any]:
+    """Of packed weights: by what, types by their share of the weights, bits per weight with scales."""
+    stored = tensors.stored.values()
+    if not any(isinstance(tensor, Packed) for tensor in stored):
+        return {}
+    total, sizes = sum(tensor.shape.numel() for tensor in stored), Counter[str]()
+    for tensor in stored:
+        kind = tensor.kind if isinstance(tensor, Packed) else str(tensor.dtype).removeprefix("torch.")
+        sizes[kind] += tensor.shape.numel()
+    types = {kind: round(size / total, 4) for kind, size in sizes.most_common()}
+    bits = 8 * sum(tensor.nbytes for tensor in stored) / total
+    name = packaging_name(folder, config)
+    return {"packaging": name, "types": types, "bits per weight": round(bits, 2)}
+
+
 def as_table(facts: dict[str, Any], tensors: Any) -> str:
     shown = {key: value for key, value in facts.items() if not isinstance(value, list)}
     shown["parameters"] = f"{facts['parameters']:,}"
     shown["memory"] = f"{human_bytes(facts['memory'])} for the weights"
     shown["cache per token"] = human_bytes(facts["cache per token"])
     shown["context"] = f"{facts['context']} tokens" if facts["context"] else "-"
+    if "types" in facts:
+        shown["types"] = ", ".join(f"{kind} {share:.1%}" for kind, share in facts["types"].items())
     lines = [f"{key:<16} {value}" for key, value in shown.items()]
     lines += ["", "tensors (as stored -> parameter; layers grouped)", *tensor_lines(tensors)]
     lines += [f"  not in the checkpoint, would be drawn anew: {name}" for name in facts["new"]]
@@ -71,9 +91,9 @@ def as_table(facts: dict[str, Any], tensors: Any) -> str:
 def tensor_lines(tensors: Any) -> list[str]:
     """A line for all tensors that differ in the layer's number only."""
     groups: dict[tuple, list[tuple[str, str]]] = {}
-    for name, tensor in tensors.items():
+    for name, tensor in tensors.stored.items():
         stored = tensors.origin[name][1]
-        dtype = str(tensor.dtype).removeprefix("torch.")
+        dtype = tensor.kind if isinstance(tensor, Packed) else str(tensor.dtype).removeprefix("torch.")
         key = (no_number(stored), no_number(name), tuple(tensor.shape), dtype)
         groups.setdefault(key, []).append((stored, name))
     lines = []

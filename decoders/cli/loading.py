@@ -19,19 +19,35 @@ def open_checkpoint(path_or_id: str) -> tuple[Path, Any]:
     return folder, tokenize.load(folder)
 
 
-def load_model(folder: Path, args: argparse.Namespace) -> Any:
-    """The model that generates text, with a bar on a terminal if it takes more than a second."""
+def load_model(folder: Path, args: argparse.Namespace, with_adapters: bool = True) -> Any:
+    """The model that generates text, with a bar on a terminal if it takes more than a second; with what
+    `--adapter` says."""
     device = usable_device(args.device)
     dtype = getattr(torch, args.dtype) if args.dtype else None
     kind = family(read_config(folder))
     text_class = model_class({"model_type": kind, "architectures": [FAMILIES[kind][1]]})
     set_seed(args.seed)
+    adapter = [weighted(text) for text in args.adapter] if args.adapter and with_adapters else None
     if mesh := getattr(args, "mesh", None):
-        return parallel.load(text_class, folder, mesh, dtype=dtype)
-    progress = sys.stderr.isatty()
+        return parallel.load(text_class, folder, mesh, dtype=dtype, adapter=adapter)
     return weights.load(
-        text_class, folder, dtype=dtype, device=device, quantize=args.quantize, progress=progress
+        text_class,
+        folder,
+        dtype=dtype,
+        device=device,
+        quantize=args.quantize,
+        progress=sys.stderr.isatty(),
+        adapter=adapter,
     )
+
+
+def weighted(text: str) -> str | tuple[str, float]:
+    """FOLDER, or FOLDER=WEIGHT. A folder may have a = in its name."""
+    folder, _, weight = text.rpartition("=")
+    try:
+        return (folder, float(weight)) if folder else text
+    except ValueError:
+        return text
 
 
 def set_seed(seed: int | None) -> None:

@@ -10,6 +10,7 @@ from .heat import page
 from .kit import Kit, make
 from .measure import run
 from .on_prompt import on_prompt
+from .packings import perplexity
 from .ports import PortError
 from .report import Finding, Report, Row
 
@@ -24,5 +25,6 @@ __all__ = [
     "make",
     "on_prompt",
     "page",
+    "perplexity",
     "run",
 ]

@@ -12,23 +12,27 @@ from torch import Tensor
 from decoders import model_class, weights
 from decoders.formats import family, find, grouped, modern, read_config
 
+from . import packings
 from .formula import Formula
+from .packings import Rounding
 
 
 class Pair(NamedTuple):
     name: str
     relation: str  # "" if equal; what the second is of the first
-    same: bool  # the same numbers, in another precision or place
+    same: bool  # the same numbers, in another precision or place, or made from them
+    rounding: Rounding | None = None  # what a packaging of fewer bits has cost
 
 
 @dataclass
 class Twins:
-    """What two checkpoints have in common. `equal`: the same model, if perhaps rounded."""
+    """What two checkpoints have in common. `equal`: the same model, if perhaps rounded, or packed."""
 
     first: str
     second: str
     pairs: list[Pair]
     fields: list[str] = field(default_factory=list)  # of config.json
+    perplexity: tuple[float, float] | None = None  # on a text, of each
 
     @property
     def equal(self) -> bool:
@@ -44,14 +48,24 @@ class Twins:
         message = (
             [counted([pair for pair in other if not pair.same])] if any(not p.same for p in other) else []
         )
+        if witness := next((pair for pair in other if not pair.same), None):
+            message.append(f"{witness.name} says so")
         return f"{self.second} is not {self.first}: {'; '.join(self.fields + message)}."
+
+    @property
+    def roundings(self) -> dict[str, Rounding]:
+        return {pair.name: pair.rounding for pair in self.pairs if pair.rounding is not None}
 
     def as_json(self) -> dict:
         return {
             "equal": self.equal,
             "sentence": self.sentence,
             "config": self.fields,
-            "tensors": [pair._asdict() for pair in self.pairs],
+            "tensors": [
+                {**pair._asdict(), "rounding": pair.rounding and pair.rounding.as_json()}
+                for pair in self.pairs
+            ],
+            "perplexity": self.perplexity,
         }
 
     def __str__(self) -> str:
@@ -63,6 +77,10 @@ class Twins:
             lines.append(f"{len(names):5} {relation}")
             if relation != "equal":
                 lines.append(f"      {grouped(names)}")
+        if roundings := self.roundings:
+            lines += ["", *packings.table(roundings), "", *packings.by_layer(roundings)]
+        if self.perplexity:
+            lines += ["", "perplexity {:.4f} of the first, {:.4f} of the second".format(*self.perplexity)]
         return "\n".join(lines)
 
 
@@ -74,9 +92,13 @@ def counted(pairs: list[Pair]) -> str:
     return ", ".join(f"{n} tensor{'s are' if n > 1 else ' is'} {what}" for what, n in found.items())
 
 
-def apart(first: str | Path, second: str | Path) -> Twins:
-    """How the second checkpoint differs from the first, tensor by tensor. ValueError where they are not of
-    one family, or one is broken."""
+def apart(first: str | Path, second: str | Path, tolerance: float | None = None) -> Twins:
+    """How the second checkpoint differs from the first, tensor by tensor.
+
+    A matrix that one of the two packs into fewer bits is the same if it can have been made from the other's:
+    see `packings.py`. With a `tolerance` any tensor is that differs by no more of its size (root mean
+    squares). ValueError where they are not of one family, or one is broken.
+    """
     folders = [find(first), find(second)]
     configs = [modern(read_config(folder)) for folder in folders]
     kinds = [family(config) for config in configs]
@@ -89,7 +111,7 @@ def apart(first: str | Path, second: str | Path) -> Twins:
     tied = {f"{f.parts['head']}.weight": f"{f.parts['embedding']}.weight"}
     for name in a:
         if name in b:
-            pairs.append(Pair(name, *relation(a[name], b[name], f, name)))
+            pairs.append(pair_of(name, a, b, f, tolerance))
         elif name in tied and tied[name] in b and torch.equal(a[name], b[tied[name]].to(a[name].dtype)):
             pairs.append(Pair(name, "stored once, tied to the token table", True))
         elif (joint := rejoined(name, b, f)) is not None:
@@ -106,6 +128,23 @@ def apart(first: str | Path, second: str | Path) -> Twins:
             else:
                 pairs.append(Pair(name, "in the second only", False))
     return Twins(str(first), str(second), pairs, other_fields(*configs, config))
+
+
+def pair_of(name: str, a: weights.Tensors, b: weights.Tensors, f: Formula, tolerance: float | None) -> Pair:
+    """Of a tensor that both have. What people do to tensors is looked for before what a format does."""
+    x, y = a[name], b[name]
+    message, same = relation(x, y, f, name)
+    if same or x.shape != y.shape:
+        return Pair(name, message, same)
+    finite = bool(x.isfinite().all() and y.isfinite().all())
+    lost = packings.rounding(x, y, a.stored[name], b.stored[name]) if finite else None
+    if tolerance is not None:
+        fits = packings.relative_error(x, y) <= tolerance
+        told = f"{lost or 'another'}, {'within' if fits else 'beyond'} a tolerance of {tolerance:.2%}"
+        return Pair(name, told, fits, lost)
+    if lost is None or not message.startswith("another"):
+        return Pair(name, message, same)
+    return Pair(name, str(lost), lost.made_from, lost)
 
 
 STORAGE = ("text_config", "tie_word_embeddings")  # what the tensors themselves say

@@ -26,9 +26,11 @@ from .folder import (
     RELEASE,
     SMALL_FILES,
     WEIGHT_FILES,
+    adapter_base,
     check_file,
     find,
     first_line,
+    is_adapter,
     read_json,
     read_json_if_any,
     read_settled,
@@ -39,7 +41,7 @@ from .gguf_hub import write_gguf_tokenizer
 from .gguf_vocab import gguf_tokenizer_config, gguf_vocabulary
 from .gguf_writer import write_gguf
 from .names import HEADS, LAYOUTS, NEW_HEADS, TWINS, as_it_is, grouped, modern_fuyu, no_number
-from .packagings import packaging, stored_tensors
+from .packagings import packaging, packaging_name, stored_tensors
 from .packed import Packed, as_dtype, named_parts, unpacked
 from .pictures import preprocessor
 from .pieces import Cutter, merge
@@ -64,6 +66,8 @@ from .writing import check_writable, write_file
 
 __all__ = [
     "Adapters",
+    "adapter_base",
+    "is_adapter",
     "find_adapters",
     "merge_adapters",
     "BYTE_PIECE",
@@ -116,6 +120,7 @@ __all__ = [
     "named_parts",
     "no_number",
     "packaging",
+    "packaging_name",
     "preprocessor",
     "read_config",
     "read_files",

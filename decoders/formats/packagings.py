@@ -70,6 +70,16 @@ def packaging(folder: Path, config: dict) -> Packaging | None:
     return found[0] if found else None
 
 
+def packaging_name(folder: Path, config: dict) -> str:
+    """For people: "GPTQ"; "adapter" where the weights are plain, and a LoRA is all that changes them."""
+    module = packaging(folder, config)
+    if module is None:
+        return "adapter"
+    stated = config.get("quantization_config") or config.get("compression_config")
+    method = str(stated.get("quant_method")) if isinstance(stated, dict) else ""
+    return method.upper() if method in ("gptq", "awq") else method if " or " in module.NAME else module.NAME
+
+
 def stored_tensors(folder: Path, config: dict) -> Iterator[tuple[Path, str, Tensor | Packed]]:
     """(file, name, tensor) of everything that a checkpoint of any packaging holds."""
     module = packaging(folder, config)

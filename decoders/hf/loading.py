@@ -54,7 +54,8 @@ HEADS = ("score", "classifier", "qa_outputs")  # whose rows are labels
 def stored_labels(folder: Path) -> int | None:
     """How many labels the checkpoint's own head has."""
     names = {f"{head}.weight" for head in HEADS}
-    return next((len(tensor) for name, tensor in weights.tensors(folder).items() if name in names), None)
+    stored = weights.tensors(folder).stored
+    return next((tensor.shape[0] for name, tensor in stored.items() if name in names), None)
 
 
 def new_labels(model: nn.Module, n: int) -> list[str]:
@@ -145,7 +146,9 @@ class Loading:
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             model = weights.load(cls, folder, dtype=dtype, device=device, **own)
-        vars(model.config).update({key: value for key, value in vars(config).items() if key != "text_config"})
+        as_loaded = ("text_config", "tie_word_embeddings")  # an adapter may have untied them
+        changes = {key: value for key, value in vars(config).items() if key not in as_loaded}
+        vars(model.config).update(changes)
         model.name_or_path, model.config.torch_dtype = config._name_or_path, model.dtype
         changed = new_labels(model, config.num_labels) if mismatched else []
         set_attention(model, config._attn_implementation)
