@@ -25,7 +25,6 @@ import tiktoken
 
 from decoders.formats import (
     BYTE_PIECE,
-    CHAT_FORMATS,
     END_OF_WORD,
     GPT2,
     PATTERN_BY_ROWS,
@@ -39,6 +38,7 @@ from decoders.formats import (
     add_tokens,
     added_tokens,
     category,
+    chat_format,
     chat_template,
     decomposed,
     gguf_tokenizer_config,
@@ -185,6 +185,11 @@ class Tokenizer:
                 ids += self._encode_ordinary(piece)
         return ids
 
+    def control_tokens(self, text: str) -> set[str]:
+        """The control tokens that `text` contains: added ones, but those of blanks alone."""
+        finder = splitter(content for content in self.added if not content.isspace())
+        return {token[0] for token in finder.finditer(text)} if finder else set()
+
     def _split(self, text: str, splitter: re.Pattern | None) -> Iterator[str | AddedToken]:
         """Added tokens and the text between them: the leftmost first, of several the longest."""
         done = 0
@@ -223,8 +228,8 @@ class Tokenizer:
     def chat(self, messages: list[dict[str, str]]) -> list[int]:
         """Ids of a conversation up to where the answer begins: `[{"role": "user", "content": "Hello"}, ...]`.
 
-        They are those of the checkpoint's own template, which leaves out roles that it does not know; only
-        control tokens written in a message stay text. ValueError where there is no chat format.
+        They are those of the checkpoint's own template, rendered in a sandbox; only control tokens written in
+        a message stay text. ValueError where there is no chat format, or it refuses the conversation.
         """
         if self.chat_format is None:
             raise ValueError("this checkpoint has no chat format: it continues plain text")
@@ -232,6 +237,32 @@ class Tokenizer:
             if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
                 raise ValueError(f"a message has a role and a content, both text, and this is {message!r}")
         return [*self.chat_prefix_ids, *self.encode_parts(self.chat_format(messages))]
+
+    def chat_ends(self) -> tuple[list[int], tuple[str, ...]]:
+        """What ends an answer in a conversation: the ids of control tokens, and texts.
+
+        They are what the chat format writes after an answer (`<|end|>`, `<|im_end|>`), and the tokenizer's
+        eos.
+        """
+        ids = [] if self.eos_token_id is None else [self.eos_token_id]
+        after = self._after_an_answer()
+        token = self.splitter.match(after) if self.splitter else None
+        if token:
+            return [self.added[token[0]].id, *ids], self.chat_stops
+        tag = re.match(r"<\|?/?\w+\|?>", after)  # of which a fine-tune made no token
+        return ids, (*self.chat_stops, tag[0]) if tag else self.chat_stops
+
+    def _after_an_answer(self) -> str:
+        """What the chat format writes behind an answer, without blanks before it; "" where it has none."""
+        turns = [("user", "?"), ("assistant", "Answer."), ("user", "?")]
+        try:
+            parts = (self.chat_format or (lambda messages: []))(
+                [{"role": role, "content": content} for role, content in turns]
+            )
+        except (ValueError, ImportError):
+            return ""
+        text = "".join(part for part, _ in parts)
+        return text.partition("Answer.")[2].lstrip(WHITE_SPACE)
 
 
 class Stream:
@@ -352,6 +383,7 @@ class ByteLevelTokenizer(Tokenizer):
 
 # ---- Sentencepiece: Phi-3, Persimmon, Fuyu -----------------------------------------------------------------
 
+ROLES = ("bos", "eos", "unk", "pad")
 END_OF_TEXT = "|ENDOFTEXT|"  # Adept's, which begins texts too
 BREAK = "\ud800"  # between pieces; no text has it, lone surrogates are replaced before
 
@@ -425,11 +457,18 @@ class PieceTokenizer(Tokenizer):
         self.defined = {name for name in defined if not name.strip("▁").isalnum()}
         self.cut = Cutter(vocab, pieces.scores, merges).cut
 
-    def _defused(self, text: str) -> str:
+    def control_tokens(self, text: str) -> set[str]:
+        """Also those that are pieces of the vocabulary."""
+        return super().control_tokens(text) | self._control_pieces(text)
+
+    def _control_pieces(self, text: str) -> set[str]:
         tokens = {piece for piece in self.cut(marked(text)) if piece in self.defined}
         if self.control:
             tokens |= {token[0] for token in self.control.finditer(text)}
-        finder = splitter(tokens)
+        return tokens
+
+    def _defused(self, text: str) -> str:
+        finder = splitter(self._control_pieces(text))
         return finder.sub(lambda token: token[0][0] + BREAK + token[0][1:], text) if finder else text
 
     def _encode_ordinary(self, text: str) -> list[int]:
@@ -598,8 +637,12 @@ def read(folder: Path, original: bool) -> Tokenizer:
     if isinstance(tokenizer, PieceTokenizer) and config.get("add_bos_token", True):
         tokenizer.prefix_ids = (tokenizer.bos_token_id,) if tokenizer.bos_token_id is not None else ()
     kind = model.get("model_type", "persimmon" if source.name == "adept_vocab.model" else None)
-    if isinstance(kind, str) and kind in CHAT_FORMATS:
-        tokenizer.chat_format = CHAT_FORMATS[kind](tokenizer, chat_template(folder, config))
+    contents = {}
+    for role in (f"{role}_token" for role in ROLES):
+        content = token_content(config.get(role) or names.get(role))
+        if isinstance(content, str):
+            contents[role] = content
+    tokenizer.chat_format = chat_format(tokenizer, kind, chat_template(folder, config), contents)
     tokenizer.folder = folder
     return tokenizer
 

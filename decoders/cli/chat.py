@@ -107,7 +107,8 @@ class Conversation:
                 pieces.append(text)
                 print_result(text)
 
-        stream = self.tokenizer.stream(show, skip_special_tokens=True, stops=self.tokenizer.chat_stops)
+        stops = self.tokenizer.chat_ends()[1]
+        stream = self.tokenizer.stream(show, skip_special_tokens=True, stops=stops)
         progress = Progress("", show, stream)
         with Interrupt() as interrupt:
             result = decoding.generate(
@@ -116,7 +117,7 @@ class Conversation:
                 streamer=progress,
                 past_key_values=self.cache,
                 stopping_criteria=[lambda ids, logits: stream.stopped or interrupt.pressed],
-                **settings(self.args, self.model, self.tokenizer, len(ids)),
+                **settings(self.args, self.model, self.tokenizer, len(ids), is_chat=True),
             )
         print_result("\n")
         self.cached_ids = result[0].tolist()

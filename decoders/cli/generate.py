@@ -54,7 +54,7 @@ class Request:
             raise ValueError("the prompt is empty: this model needs at least one token to continue")
         start = time.perf_counter()
         self.model = load_model(folder, args)
-        self.settings = settings(args, self.model, self.tokenizer, len(self.ids))
+        self.settings = settings(args, self.model, self.tokenizer, len(self.ids), args.chat)
         self.settings |= strategy(args, self.tokenizer, self.ids, self.settings["eos_token_id"])
         self.seconds_to_load = time.perf_counter() - start
         self.is_answer = args.chat or self.image is not None  # then only the answer is shown
@@ -94,7 +94,7 @@ def generate_one(request: Request) -> int:
         if not args.json:
             print_result(text)
 
-    stops = tokenizer.chat_stops if args.chat else ()
+    stops = tokenizer.chat_ends()[1] if args.chat else ()
     stream = tokenizer.stream(show, skip_special_tokens=True, stops=stops)
     if image:
         image.show = show

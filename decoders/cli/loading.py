@@ -74,7 +74,9 @@ def prompt_ids(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
     return tokenizer.encode(prompt)
 
 
-def settings(args: argparse.Namespace, model: Any, tokenizer: Any, prompt_tokens: int) -> dict[str, Any]:
+def settings(
+    args: argparse.Namespace, model: Any, tokenizer: Any, prompt_tokens: int, is_chat: bool
+) -> dict[str, Any]:
     """The arguments of `decoding.generate` that the options ask for, after a prompt of so many tokens."""
     filters = (args.temperature, args.top_k, args.top_p, getattr(args, "min_p", None))
     samples = any(option is not None for option in filters)
@@ -85,7 +87,7 @@ def settings(args: argparse.Namespace, model: Any, tokenizer: Any, prompt_tokens
         "top_k": args.top_k,
         "top_p": args.top_p,
         "repetition_penalty": args.repetition_penalty,
-        "eos_token_id": stop_ids(model, tokenizer),
+        "eos_token_id": stop_ids(model, tokenizer, is_chat),
     }
 
 
@@ -101,9 +103,12 @@ def new_tokens(asked: int, model: Any, prompt_tokens: int) -> int:
     return fitting
 
 
-def stop_ids(model: Any, tokenizer: Any) -> list[int] | None:
-    """The checkpoint's own, or the tokenizer's where no config names any, as with phi-1 and phi-1.5."""
+def stop_ids(model: Any, tokenizer: Any, is_chat: bool = False) -> list[int] | None:
+    """The checkpoint's own, or the tokenizer's where no config names any, as with phi-1 and phi-1.5; in a
+    conversation also what ends a turn."""
     own = model.special_ids("checkpoint", None)[0].tolist()
+    if is_chat:
+        own = list(dict.fromkeys([*own, *tokenizer.chat_ends()[0]]))
     if own or tokenizer is None or tokenizer.eos_token_id is None:
         return own or None
     return [tokenizer.eos_token_id]

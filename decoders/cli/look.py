@@ -50,7 +50,7 @@ def run_of(args: argparse.Namespace, path_or_id: str, prompt: str, previous: Any
     sequences: Any = decoding.generate(
         model,
         torch.tensor([ids], device=args.device),
-        **settings(args, model, tokenizer, len(ids)),
+        **settings(args, model, tokenizer, len(ids), args.chat),
         **patches,
     )
     picture, names = seen(image, sequences, len(ids), model) if image else (None, {})

@@ -7,7 +7,7 @@ tensors, files of weights and vocabularies, chat formats, folders that change al
 
 from .adapters import Adapters, find_adapters, merge_adapters
 from .characters import category, decomposed
-from .chat import CHAT_FORMATS, Part, chat_template
+from .chat import Part, chat_format, chat_template
 from .checks import check_ids
 from .config import (
     FAMILIES,
@@ -71,7 +71,6 @@ __all__ = [
     "find_adapters",
     "merge_adapters",
     "BYTE_PIECE",
-    "CHAT_FORMATS",
     "END_OF_WORD",
     "FAMILIES",
     "GPT2",
@@ -99,6 +98,7 @@ __all__ = [
     "as_it_is",
     "cache_shape",
     "category",
+    "chat_format",
     "chat_template",
     "check_file",
     "check_ids",

@@ -1,6 +1,7 @@
 """Each checkpoint's chat format: a conversation -> parts of text, and whether somebody typed them.
 
-They are those of the checkpoint's own template, which is looked at, never run.
+A folder's own template is rendered (templates.py); the formats here serve where a folder has none, as phi-2's
+and Adept's, and where Jinja2 is missing.
 """
 
 from collections.abc import Callable
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from .folder import read_text
+from .templates import ROLES, Part, can_render, is_built_in, template_format
 
-Part = tuple[str, bool]  # a piece of text, and whether somebody typed it: then control tokens in it stay text
+Format = Callable[[list], list[Part]]
 
 
 def turns(begin: str, around: dict[str, tuple[str, str]], answer: str, messages: list) -> list[Part]:
@@ -66,7 +68,8 @@ def phi4_mini_parts(reasoning: bool, messages: list) -> list[Part]:
         parts = [(name, False), *system, ("<|end|>", False)]
         messages = [m for m in messages if m["role"] != "system"]
     for message in messages:
-        parts += [(f"<|{message['role']}|>", False), (message["content"], True)]
+        role = message["role"]
+        parts += [(f"<|{role}|>", role not in ROLES), (message["content"], True)]
         if message["role"] == "system" and message.get("tools") is not None:
             parts += [("<|tool|>", False), (message["tools"], True), ("<|/tool|>", False)]
         parts.append(("<|end|>", False))
@@ -96,8 +99,22 @@ CHAT_FORMATS = {
 }
 
 
+def chat_format(tokenizer: Any, kind: Any, template: str, names: dict[str, str]) -> Format | None:
+    """The folder's own template, else the format of this model_type; None where there is neither."""
+    is_known = isinstance(kind, str) and kind in CHAT_FORMATS
+    if template and can_render():
+        return template_format(tokenizer.control_tokens, template, names)
+    if template and not (is_known and is_built_in(template)):
+        return needs_jinja
+    return CHAT_FORMATS[kind](tokenizer, template) if is_known else None
+
+
+def needs_jinja(messages: list) -> list[Part]:
+    raise ImportError("this folder's chat template needs one more package: pip install jinja2")
+
+
 def chat_template(folder: Path, config: dict) -> str:
-    """The folder's own, "" if it has none. It is looked at, never run."""
+    """The folder's own, "" if it has none."""
     file = folder / "chat_template.jinja"
     template = read_text(file) if file.exists() else config.get("chat_template") or ""
     try:

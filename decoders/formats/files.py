@@ -69,7 +69,7 @@ def shards(index: Path) -> dict[Path, set[str]]:
     files: dict[Path, set[str]] = {}
     for name, file in weight_map.items():
         if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
-            raise ValueError(f"{index} places {name} at {file!r}: shards must lie in the same folder")
+            raise ValueError(f"{index} places {name!r} at {file!r}: shards must lie in the same folder")
         files.setdefault(index.parent / file, set()).add(name)
     if absent := [file.name for file in files if not file.exists()]:
         raise FileNotFoundError(f"{index.parent} lacks {', '.join(absent)}, named in {index.name}")

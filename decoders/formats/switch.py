@@ -9,9 +9,10 @@ the new ones.
 import fcntl
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -57,7 +58,11 @@ def sync(path: Path) -> None:
 @contextmanager
 def switched(folder: Path, stale: Callable[[], set[str]] = set) -> Iterator[Path]:
     """A folder to write into. On leaving, its files are those of `folder`, and those that `stale` names and
-    that were not written are gone. An OSError names the folder, and leaves all as it was."""
+    that were not written are gone. An OSError, as of a full disk, names the folder, and leaves all as it was.
+
+    Files get the permissions of the umask. A link among the old files is replaced, what it leads to stays:
+    it may be the hub's cache. Pipes and devices in a file's place are refused.
+    """
     aside = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,11 +74,14 @@ def switched(folder: Path, stale: Callable[[], set[str]] = set) -> Iterator[Path
                 locks.enter_context(locked(aside))
             yield aside
             names = {file.name for file in aside.iterdir()}
+            check_regular(folder, names)
             for name in names:
                 sync(aside / name)
             with locked(folder):
                 move(folder)  # what another writer, killed meanwhile, has decided
                 (aside / STALE).write_text(json.dumps(sorted(stale() - names)))
+                for name in names:  # safetensors lets the owner alone read what it writes
+                    shutil.copymode(aside / STALE, aside / name)
                 sync(aside / STALE)
                 sync(aside)
                 aside = aside.rename(folder / aside.name.replace(".saving-", ".saved-"))
@@ -84,9 +92,23 @@ def switched(folder: Path, stale: Callable[[], set[str]] = set) -> Iterator[Path
             raise
         cause = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
         raise OSError(error.errno, f"{folder} cannot be written: {cause}") from error
+    except Exception as error:  # the system's errors come through safetensors as its own kind
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        cause = os.strerror(int(number[1]))
+        raise OSError(int(number[1]), f"{folder} cannot be written: {cause}") from error
     finally:
         if aside is not None and aside.name.startswith(".saving-"):
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_regular(folder: Path, names: Iterable[str]) -> None:
+    """OSError where something else than a file or a link stands in the place of one that is to be written."""
+    for name in names:
+        file = folder / name
+        if file.exists() and not file.is_file():
+            raise OSError(f"{file} is no regular file: it is not replaced")
 
 
 def clean(folder: Path) -> None:
