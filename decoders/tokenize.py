@@ -70,7 +70,7 @@ class Tokenizer:
 
     decoder: type  # of (bytes_of, hidden ids); feed(ids) gives text as it is complete, flush() the rest
     prefix_ids: tuple[int, ...] = ()  # which encode puts before a text
-    normalized: frozenset[str] = frozenset()  # added tokens for which _encode_ordinary looks
+    normalizes = False  # whether `_encode_ordinary` looks for added tokens that are `normalized`
 
     def __init__(self, bytes_of: dict[int, bytes], vocab_size: int, added: Iterable[AddedToken]):
         self.bytes_of, self.vocab_size = bytes_of, vocab_size
@@ -93,8 +93,10 @@ class Tokenizer:
         for token in tokens:
             self.added[token.content] = token
             self.bytes_of[token.id] = token.content.encode()
-        self.splitter = splitter(content for content in self.added if content not in self.normalized)
-        self.plain_splitter = splitter(content for content in self.added if content.isspace())
+        literal = [token for token in self.added.values() if not (token.normalized and self.normalizes)]
+        self.splitter = splitter(literal)
+        self.ordinary_splitter = splitter(token for token in literal if not token.special)
+        self.plain_splitter = splitter(token for token in self.added.values() if token.content.isspace())
 
     def add_special_tokens(self, contents: Iterable[str]) -> int:
         """Give new tokens the next free ids, and make known ones special. Returns how many are new.
@@ -104,19 +106,28 @@ class Tokenizer:
         """
         if isinstance(contents, str | dict):
             raise TypeError(f"give add_special_tokens a list of texts, such as ['[CLS]'], not {contents!r}")
-        return sum(self.add_token(content, special=True) for content in contents)
+        known = {*self.added}
+        for content in contents:
+            self.add_token(content, special=True)
+        return len({*self.added} - known)
 
-    def add_token(self, content: str, special: bool = False, **swallows: bool) -> bool:
-        """One token, which may swallow blanks on its sides (lstrip, rstrip). Whether it is new."""
+    def add_token(self, content: str, special: bool = False, **flags: bool) -> bool:
+        """One token, which may swallow blanks on its sides (lstrip, rstrip), stand for whole words only
+        (single_word), or be looked for in what normalization leaves of the text (normalized). Whether it was
+        no added token before, or one of other flags: a piece of the vocabulary keeps its id."""
         if not isinstance(content, str) or not content:
             raise ValueError(f"an added token is a text that is not empty, not {content!r}")
-        known = self.added.get(content) or self._known(content)
-        token = known or AddedToken(max(self.bytes_of) + 1, content, **swallows)
-        if known is None or special:
-            token = token._replace(special=special or token.special)
-            self._add([token])
-            self.changed[token.id] = token
-        return known is None
+        known = self.added.get(content)
+        if known is not None and not flags:
+            flags = {name: getattr(known, name) for name in ("lstrip", "rstrip", "single_word", "normalized")}
+        token_id = self._vocabulary_id(content) if known is None else known.id
+        token_id = max(self.bytes_of) + 1 if token_id is None else token_id
+        token = AddedToken(token_id, content, special=special, **flags)
+        kept = token._replace(special=special or (known is not None and known.special))
+        if kept != known:
+            self._add([kept])
+            self.changed[token_id] = kept
+        return token != known
 
     def save(self, folder: str | Path) -> None:
         """Write the files that this was loaded from into `folder`, with what was added, for Transformers
@@ -134,15 +145,18 @@ class Tokenizer:
         else:
             write_files(self.folder, folder, self.changed.values())
 
-    def _known(self, content: str) -> AddedToken | None:
-        id = self.token_id(content)
-        return None if id is None else AddedToken(id, content)
+    def _vocabulary_id(self, content: str) -> int | None:
+        """Id of what the vocabulary's file writes so."""
+        return self.token_id(content)
 
     def token_id(self, content: str) -> int | None:
         """Id of the token that is written exactly so, added or not. None if there is none."""
+        return self.ids_of_bytes().get(content.encode())
+
+    def ids_of_bytes(self) -> dict[bytes, int]:
         if len(self.ids_of) != len(self.bytes_of):
             self.ids_of = {text: id for id, text in reversed(self.bytes_of.items())}  # of several the first
-        return self.ids_of.get(content.encode())
+        return self.ids_of
 
     def encode(
         self, text: str, add_special_tokens: bool = True, split_special_tokens: bool = False
@@ -189,6 +203,28 @@ class Tokenizer:
         """The control tokens that `text` contains: added ones, but those of blanks alone."""
         finder = splitter(content for content in self.added if not content.isspace())
         return {token[0] for token in finder.finditer(text)} if finder else set()
+
+    def segments(
+        self, text: str, split_special_tokens: bool = False
+    ) -> Iterator[tuple[int, str, list[int], bool]]:
+        """Where each added token and each text between two begins, what it is, its ids, and whether it is an
+        added token: then blanks that it swallows belong to it. `split_special_tokens` takes special ones for
+        text, as Transformers' argument of this name does."""
+        pieces = self._split(text, self.ordinary_splitter if split_special_tokens else self.splitter)
+        row: list[str | AddedToken] = [piece for piece in pieces if piece]
+        begin, taken = 0, 0  # where the piece stands, and what earlier tokens have swallowed
+        for before, piece, after in zip(["", *row], row, [*row[1:], ""], strict=False):
+            if isinstance(piece, AddedToken):
+                start = max(taken, begin - len(swallowed_before(piece, before)))
+                begin += len(piece.content)
+                taken = begin + len(swallowed_after(piece, after))
+                yield start, text[start:taken], [piece.id], True
+                continue
+            left = len(swallowed_after(before, piece))
+            right = len(piece) - len(swallowed_before(after, piece[left:]))
+            if inner := piece[left:right]:
+                yield begin + left, inner, self._encode_ordinary(inner), False
+            begin += len(piece)
 
     def _split(self, text: str, splitter: re.Pattern | None) -> Iterator[str | AddedToken]:
         """Added tokens and the text between them: the leftmost first, of several the longest."""
@@ -309,10 +345,34 @@ class Stream:
         return text.removesuffix(self.pending)
 
 
-def splitter(contents: Iterable[str]) -> re.Pattern | None:
+def splitter(tokens: Iterable[AddedToken | str]) -> re.Pattern | None:
     """What finds these added tokens, of several the longest."""
-    longest_first = sorted(contents, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+    longest_first = sorted(tokens, key=lambda token: len(token_text(token)), reverse=True)
+    return re.compile("|".join(map(finder_of, longest_first))) if longest_first else None
+
+
+def token_text(token: AddedToken | str) -> str:
+    return token if isinstance(token, str) else token.content
+
+
+def finder_of(token: AddedToken | str) -> str:
+    pattern = re.escape(token_text(token))
+    alone = isinstance(token, AddedToken) and token.single_word
+    return rf"(?<!\w){pattern}(?!\w)" if alone else pattern
+
+
+def swallowed_before(token: AddedToken | str, text: str | AddedToken) -> str:
+    """The blanks at the end of `text` that belong to the token after it."""
+    if not isinstance(token, AddedToken) or not token.lstrip or not isinstance(text, str):
+        return ""
+    return text[len(text.rstrip(WHITE_SPACE)) :]
+
+
+def swallowed_after(token: AddedToken | str, text: str | AddedToken) -> str:
+    """The blanks at the beginning of `text` that belong to the token before it."""
+    if not isinstance(token, AddedToken) or not token.rstrip or not isinstance(text, str):
+        return ""
+    return text[: len(text) - len(text.lstrip(WHITE_SPACE))]
 
 
 # ---- Byte-level BPE: GPT-Neo, Phi, Phi-4 -------------------------------------------------------------------
@@ -365,6 +425,12 @@ class ByteLevelTokenizer(Tokenizer):
             if word not in contents
         }
         super().__init__(bytes_of, len(vocab), added)
+
+    def _vocabulary_id(self, content: str) -> int | None:
+        letters = byte_letters()  # as vocab.json writes: a space is 'Ġ', and no token has ' '
+        if not letters.keys() >= set(content):
+            return None
+        return self.ids_of_bytes().get(bytes(letters[letter] for letter in content))
 
     def _encode_ordinary(self, text: str) -> list[int]:
         if not LONG_RUN.search(text):
@@ -436,6 +502,7 @@ class PieceTokenizer(Tokenizer):
     """
 
     decoder = PieceDecoder
+    normalizes = True  # a word is found with its `▁`
 
     def __init__(
         self,
@@ -446,16 +513,21 @@ class PieceTokenizer(Tokenizer):
     ):
         added = list(added)
         self.vocab, self.pieces = vocab, pieces
-        self.normalized = frozenset(token.content for token in added if token.normalized)
-        super().__init__({id: name.encode() for name, id in vocab.items()}, len(vocab), added)
-        self.normalized_ids = {marked(content): self.added[content].id for content in self.normalized}
-        self.finder = splitter(self.normalized_ids)
         self.unigram = unigram = merges is None
-        self.control = splitter([*(pieces.control if unigram else ()), *self.normalized])
+        super().__init__({id: name.encode() for name, id in vocab.items()}, len(vocab), added)
         # what the vocabulary's makers defined, such as |SPEAKER|; numbers and words among it are harmless
         defined = [name for name, score in pieces.scores.items() if unigram and score == 0]
         self.defined = {name for name in defined if not name.strip("▁").isalnum()}
         self.cut = Cutter(vocab, pieces.scores, merges).cut
+
+    def _add(self, tokens: Iterable[AddedToken]) -> None:
+        super()._add(tokens)
+        normalized = [token for token in self.added.values() if token.normalized]
+        self.normalized = {token.content for token in normalized}
+        self.normalized_ids = {marked(token.content): token.id for token in normalized}
+        self.finder = splitter(token._replace(content=marked(token.content)) for token in normalized)
+        control = self.pieces.control if self.unigram else ()
+        self.control = splitter([*control, *(token.content for token in normalized)])
 
     def control_tokens(self, text: str) -> set[str]:
         """Also those that are pieces of the vocabulary."""
@@ -478,6 +550,24 @@ class PieceTokenizer(Tokenizer):
             ids.append(self.normalized_ids[token[0]])
             done = token.end()
         return ids + self._spelled(text[done:])
+
+    def pieces_with_sizes(self, text: str) -> Iterator[tuple[int, int]]:
+        """(how many characters of the marked text, how many tokens they become), of each piece in its order.
+        Unigram spells a run of unknown characters as one, merges each by itself."""
+        text, done = marked(text), 0
+        for token in self.finder.finditer(text) if self.finder else ():
+            yield from self._sizes(text[done : token.start()])
+            yield len(token[0]), 1
+            done = token.end()
+        yield from self._sizes(text[done:])
+
+    def _sizes(self, text: str) -> Iterator[tuple[int, int]]:
+        for known, row in groupby(self.cut(text), self.is_known):
+            pieces = list(row)
+            if not known:
+                together = self.unigram or len(self.unknown_ids("".join(pieces))) == 1
+                pieces = ["".join(pieces)] if together else [*"".join(pieces)]
+            yield from ((len(piece), 1 if known else len(self.unknown_ids(piece))) for piece in pieces)
 
     def _spelled(self, text: str) -> list[int]:
         ids: list[int] = []
@@ -510,6 +600,15 @@ CJK = re.compile(
 def is_punctuation(char: str) -> bool:
     """ASCII's marks all count, also those that Unicode calls symbols: $ + < = > ^ ` | ~"""
     return category(char)[0] == "P" or char in "$+<=>^`|~"
+
+
+def plain_text(text: str) -> str:
+    """What `AutoTokenizer` makes of a text before it splits words: no control characters or accents, lower
+    case, a blank for each of any kind."""
+    text = WORD_BREAKS.sub(lambda blanks: " " * len(blanks[0]), text)
+    text = "".join(c for c in text if category(c) not in ("Cc", "Cf", "Co", "Cs") and c != "\ufffd")
+    text = decomposed(CJK.sub(r" \1 ", text))
+    return "".join(c.lower() for c in text if category(c) != "Mn")
 
 
 def plain_words(text: str) -> list[str]:
@@ -560,6 +659,7 @@ class WordTokenizer(Tokenizer):
             raise ValueError("the vocabulary lacks <unk>")
         if original:  # where <unk> is text like any other
             added = [token for token in added if token.content != "<unk>"]
+        self.normalizes = not original
         super().__init__({id: word.encode() for word, id in vocab.items()}, len(vocab), added)
         self.vocab, self.ranks = vocab, {pair: rank for rank, pair in enumerate(merges)}
         self.word_ids = lru_cache(2**16)(self._word_ids)
@@ -569,6 +669,22 @@ class WordTokenizer(Tokenizer):
     def _encode_ordinary(self, text: str) -> list[int]:
         if self.standardise is not None:
             return [id for word in self.standardise(text) for id in self.word_ids(word)]
+        ids, done = [], 0
+        if self.finder:
+            text = plain_text(text)
+        for token in self.finder.finditer(text) if self.finder else ():
+            ids += self.ids_of_words(text[done : token.start()])
+            ids.append(self.normalized_ids[token[0]])
+            done = token.end()
+        return ids + self.ids_of_words(text[done:])
+
+    def _add(self, tokens: Iterable[AddedToken]) -> None:
+        super()._add(tokens)
+        normalized = [t for t in self.added.values() if t.normalized and self.normalizes]
+        self.normalized_ids = {plain_text(token.content): token.id for token in normalized}
+        self.finder = splitter(token._replace(content=plain_text(token.content)) for token in normalized)
+
+    def ids_of_words(self, text: str) -> list[int]:
         return [id for chunk in WORD_BREAKS.split(text) for id in self.plain_ids(chunk)]
 
     def _plain_ids(self, chunk: str) -> list[int]:

@@ -47,6 +47,19 @@ WORDS = [
     "ﬁ",
     "",
 ]
+CONTROL = [
+    "<|user|>\n",
+    "<|end|>",
+    "<|im_start|>",
+    "<|endoftext|>",
+    "<unk>",
+    "<UNK>",
+    "<s>",
+    "</s>",
+    "|ENDOFTEXT|",
+    "<0x0A>",
+    "  <|assistant|>  ",
+]
 
 
 def folder_of(name: str) -> Path:
@@ -68,8 +81,9 @@ def pair(request):
 
 
 def a_text(rng: random.Random) -> str:
+    words = WORDS if rng.random() < 0.7 else [*WORDS, *CONTROL * 2]
     return rng.choice(["", " "]).join(
-        rng.choice(WORDS) + rng.choice(["", " "]) for _ in range(rng.randint(0, 9))
+        rng.choice(words) + rng.choice(["", " "]) for _ in range(rng.randint(0, 9))
     )
 
 
@@ -128,6 +142,47 @@ def test_a_call_gives_what_transformers_gives(pair):
     for _ in range(720):
         args, options = a_call(rng, offsets=True)
         assert called(ours, args, options) == called(theirs, args, options), (args, options)
+
+
+ADDED = ["zzqq", "Zork", "the", "foo", " foo", "é", "New York", "<call>", "▁owl", "own", "日本"]
+
+
+@pytest.mark.parametrize("name", FOLDERS + TINY)
+def test_added_tokens_give_what_transformers_gives(name):
+    """Words are found in normalized text, a piece of the vocabulary keeps its id and counts."""
+    for seed in range(8):
+        rng = random.Random(seed)
+        theirs = transformers.AutoTokenizer.from_pretrained(folder_of(name))
+        ours = hf.AutoTokenizer.from_pretrained(folder_of(name))
+        for _ in range(rng.randint(1, 4)):
+            content, special = rng.choice(ADDED), rng.random() < 0.4
+            flags = {flag: rng.random() < 0.3 for flag in ("lstrip", "rstrip", "single_word")}
+            flags["normalized"] = rng.random() < 0.5
+            as_text = rng.random() < 0.6
+            counts = [
+                tokenizer.add_tokens([content if as_text else kind(content, **flags)], special_tokens=special)
+                for tokenizer, kind in ((ours, hf.AddedToken), (theirs, transformers.AddedToken))
+            ]
+            assert counts[0] == counts[1] and len(ours) == len(theirs), (content, special, flags, as_text)
+        for _ in range(8):
+            words = [rng.choice([*ADDED, *WORDS]) for _ in range(rng.randint(1, 7))]
+            text = rng.choice(["", " "]).join(words)
+            options = {"return_offsets_mapping": True}
+            assert called(ours, (text,), options) == called(theirs, (text,), options), (seed, text, ours)
+
+
+@pytest.mark.parametrize("name", FOLDERS + TINY)
+def test_split_special_tokens_gives_what_transformers_gives(name):
+    rng = random.Random(1)
+    for at_load in (True, False):
+        load = {"split_special_tokens": True} if at_load else {}
+        call = {} if at_load else {"split_special_tokens": True}
+        theirs = transformers.AutoTokenizer.from_pretrained(folder_of(name), **load)
+        ours = hf.AutoTokenizer.from_pretrained(folder_of(name), **load)
+        for _ in range(60):
+            text = "".join(rng.choice([*CONTROL, *WORDS]) for _ in range(5))
+            options = {"return_offsets_mapping": True, **call}
+            assert called(ours, (text,), options) == called(theirs, (text,), options), text
 
 
 def test_decoding_gives_what_transformers_gives(pair):

@@ -47,6 +47,7 @@ class AddedToken(NamedTuple):
     rstrip: bool = False  # and after it
     special: bool = False  # left out by decode(skip_special_tokens=True)
     normalized: bool = False  # looked for where sentencepiece has put its `▁` already
+    single_word: bool = False  # not inside of a word
 
 
 class Files(NamedTuple):
@@ -228,9 +229,8 @@ def added_tokens(
 
 
 def flagged(id: int, token: dict) -> AddedToken:
-    if token.get("single_word"):
-        raise ValueError(f"added token {token['content']!r} has single_word, which is not supported")
-    flags = (bool(token.get(flag)) for flag in ("lstrip", "rstrip", "special", "normalized"))
+    names = ("lstrip", "rstrip", "special", "normalized", "single_word")
+    flags = (bool(token.get(name)) for name in names)
     return AddedToken(id, token["content"], *flags)
 
 
@@ -265,8 +265,8 @@ def write_files(source: Path, target: Path, changed: Iterable[AddedToken]) -> No
 
 def token_entry(token: AddedToken) -> dict[str, Any]:
     """An added token as tokenizer.json and tokenizer_config.json have it, without its id."""
-    flags = {"lstrip": token.lstrip, "normalized": token.normalized, "rstrip": token.rstrip}
-    return {"content": token.content, **flags, "single_word": False, "special": token.special}
+    names = ("lstrip", "normalized", "rstrip", "single_word", "special")
+    return {"content": token.content, **{name: getattr(token, name) for name in names}}
 
 
 def add_tokens(target: Path, changed: Iterable[AddedToken]) -> None:

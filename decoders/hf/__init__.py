@@ -11,6 +11,7 @@ from typing import Any
 
 from .attention import *  # noqa: F403
 from .auto import *  # noqa: F403
+from .caches import *  # noqa: F403
 from .configs import *  # noqa: F403
 from .decoding import *  # noqa: F403
 from .encodings import *  # noqa: F403

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from decoders.formats.config import family, read_config
-from decoders.formats.folder import find
+from decoders.formats import family, find, read_config
 
 from . import heads, models
 from .arguments import hub_options

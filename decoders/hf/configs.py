@@ -8,9 +8,7 @@ from typing import Any
 import torch
 
 from decoders import fuyu, gpt_neo, openai_gpt, persimmon, phi, phi3
-from decoders.formats.config import modern, read_config
-from decoders.formats.folder import find
-from decoders.formats.switch import switched
+from decoders.formats import find, modern, read_config, switched
 
 from .arguments import hub_options, nearest, unexpected
 

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from decoders import decoding
 from decoders.decoding import logits_processors as processors
-from decoders.formats.folder import find, read_json_if_any
-from decoders.formats.switch import switched
+from decoders.formats import find, read_json_if_any, switched
 
 from .arguments import hub_options, nearest
 from .tokenizer_base import PreTrainedTokenizerBase

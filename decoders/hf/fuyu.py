@@ -13,9 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from decoders import fuyu
-from decoders.formats.config import family, read_config
-from decoders.formats.folder import find, read_json_if_any
-from decoders.formats.switch import switched
+from decoders.formats import family, find, read_config, read_json_if_any, switched
 
 from .arguments import hub_options, unexpected
 from .encodings import BatchEncoding

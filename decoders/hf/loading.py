@@ -10,7 +10,7 @@ import torch
 import torch.nn as nn
 
 from decoders import weights
-from decoders.formats.folder import find
+from decoders.formats import find
 
 from .arguments import hub_options, no_effect
 from .attention import set_attention

@@ -1,39 +1,68 @@
 """Where in the text each token stands."""
 
-from itertools import groupby
 from typing import Any
 
 from decoders import tokenize
 
 
-def offsets_of(tokenizer: Any, text: str, ids: list[int]) -> list[tuple[int, int]]:
-    """(begin, end) of each token in the text, blanks before it included. A character of several tokens
-    belongs to each of them."""
-    if isinstance(tokenizer.plain, tokenize.WordTokenizer):
-        units = [i for i, char in enumerate(text) for _ in "".join(tokenize.plain_words(char))]
-        sizes = [
-            1 if id == tokenizer.unk_token_id else len(tokenizer.token_of(id).removesuffix("</w>"))
-            for id in ids
-        ]
-    else:
-        pieces = isinstance(tokenizer.plain, tokenize.PieceTokenizer)
-        marks = len("▁".encode()) if pieces else 1
-        lengths = [marks if char == " " else len(char.encode()) for char in text]
-        units = [i for i, length in enumerate(lengths) for _ in range(length)]
-        units = [0] * marks + units if pieces else units
-        sizes = [1 if pieces and is_byte(tokenizer, id) else len(tokenizer.plain.bytes_of[id]) for id in ids]
-    found, at = [], 0
+def located(plain: Any, text: str, split_special_tokens: bool) -> list[tuple[int, tuple[int, int]]]:
+    """(id, (begin, end) in the text) of each token. Blanks that an added token swallows are its own."""
+    tokens = []
+    for start, part, ids, is_added in plain.segments(text, split_special_tokens):
+        spans = [(0, len(part))] if is_added else offsets_of(plain, part, ids)
+        tokens += [(id, (start + begin, start + end)) for id, (begin, end) in zip(ids, spans, strict=True)]
+    return tokens
+
+
+def offsets_of(plain: Any, text: str, ids: list[int]) -> list[tuple[int, int]]:
+    """(begin, end) of each token of a text without added tokens, blanks before it included. A character of
+    several tokens belongs to each of them."""
+    if isinstance(plain, tokenize.PieceTokenizer):
+        return spans_of_pieces(plain, text)
+    if isinstance(plain, tokenize.WordTokenizer):
+        return spans_of_words(plain, text)
+    places = [i for i, char in enumerate(text) for _ in char.encode()]
+    return spans_of_sizes(text, places, [len(plain.bytes_of[id]) for id in ids])
+
+
+def spans_of_sizes(text: str, places: list[int], sizes: list[int]) -> list[tuple[int, int]]:
+    """`places` in the text of what the tokenizer reads, of which each token has so many."""
+    spans, done = [], 0
     for size in sizes:
-        mine = units[at : at + size]
-        at += size
-        found.append((mine[0], mine[-1] + 1) if mine else (len(text), len(text)))
-    if getattr(tokenizer.plain, "unigram", False):  # what it does not know is one piece, spelled in bytes
-        for _, run in groupby(range(len(ids)), lambda i: is_byte(tokenizer, ids[i])):
-            first, *_, last = (*(run := list(run)), run[-1])
-            if is_byte(tokenizer, ids[first]):
-                found[first : last + 1] = [(found[first][0], found[last][1])] * len(run)
-    return found
+        mine = places[done : done + size]
+        done += size
+        spans.append((mine[0], mine[-1] + 1) if mine else (len(text), len(text)))
+    return spans
 
 
-def is_byte(tokenizer: Any, token_id: int) -> bool:
-    return bool(tokenize.BYTE_PIECE.fullmatch(tokenizer.token_of(token_id)))
+def spans_of_words(plain: Any, text: str) -> list[tuple[int, int]]:
+    """Of GPT-1, with added tokens that are found in normalized text."""
+    if not plain.finder:
+        return spans_of_letters(plain, text, 0)
+    letters = [(letter, i) for i, char in enumerate(text) for letter in tokenize.plain_text(char)]
+    places = [*(i for _, i in letters), len(text)]
+    spans, done = [], 0
+    for token in plain.finder.finditer("".join(letter for letter, _ in letters)):
+        begin, end = places[token.start()], places[token.end() - 1] + 1
+        spans += [*spans_of_letters(plain, text[done:begin], done), (begin, end)]
+        done = end
+    return spans + spans_of_letters(plain, text[done:], done)
+
+
+def spans_of_letters(plain: Any, text: str, start: int) -> list[tuple[int, int]]:
+    places = [i for i, char in enumerate(text) for _ in "".join(tokenize.plain_words(char))]
+    ids, unknown = plain.ids_of_words(text), plain.vocab["<unk>"]
+    names = {id: plain.bytes_of[id].decode().removesuffix("</w>") for id in {*ids}}
+    sizes = [1 if id == unknown else len(names[id]) for id in ids]
+    return [(start + begin, start + end) for begin, end in spans_of_sizes(text, places, sizes)]
+
+
+def spans_of_pieces(plain: Any, text: str) -> list[tuple[int, int]]:
+    """Of sentencepiece, which puts a mark before the text: that belongs to the first letter."""
+    places = [0, *range(len(text))]
+    spans, done = [], 0
+    for size, tokens in plain.pieces_with_sizes(text):
+        mine = places[done : done + size]
+        spans += [(mine[0], mine[-1] + 1)] * tokens
+        done += size
+    return spans

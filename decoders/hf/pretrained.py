@@ -1,21 +1,23 @@
 """The manners that the documentation gives every model, over a class of a readable file."""
 
-import importlib
 import inspect
 import sys
+import threading
 from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch.nn as nn
+from torch import Tensor
 
 from decoders import openai_gpt, weights
 
 from .arguments import no_effect, unexpected
 from .attention import prune, set_attention
+from .caches import cache_class, documented_cache, plain_cache
 from .configs import PretrainedConfig
 from .loading import Loading
-from .outputs import Cache, DynamicCache, ModelOutput, branched
+from .outputs import ModelOutput
 
 __all__ = ["Conv1D", "PreTrainedModel"]
 
@@ -46,6 +48,7 @@ class Conv1D(SeenAs, openai_gpt.Conv1D):
 
 # ---- A documented forward ----------------------------------------------------------------------------------
 
+inside = threading.local()  # a_model: the pass of a documented model, whose parts give plain tuples
 P, R = ParamSpec("P"), TypeVar("R")
 
 
@@ -57,6 +60,7 @@ def documented(forward: Callable[P, R]) -> Callable[P, R]:
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         return self.documented_forward(names, args, kwargs)
 
+    run.is_documented = True
     return run
 
 
@@ -65,6 +69,8 @@ def argument_names(kind: type) -> tuple[str, ...]:
     """The documented arguments of `forward`, in their order."""
     return tuple(inspect.signature(kind.forward).parameters)[1:-1]
 
+
+DOCUMENTED: dict[type, type] = {}  # a class of a readable file -> the one with the documented manners
 
 # ---- The model ---------------------------------------------------------------------------------------------
 
@@ -88,12 +94,19 @@ class PreTrainedModel(SeenAs, Loading, nn.Module):
             raise TypeError(f"{type(self).__name__} takes a {wanted}, not {given}")
         super().__init__(config)
         self.name_or_path = config._name_or_path
-        for part in self.modules():
+        for part in [*self.modules()][1:]:
             if type(part) is openai_gpt.Conv1D:
                 part.__class__ = Conv1D
+            elif type(part) in DOCUMENTED:
+                part.__class__ = DOCUMENTED[type(part)]
         for layer, heads in (getattr(config, "pruned_heads", None) or {}).items():
             prune(self, int(layer), heads)
         set_attention(self, config._attn_implementation)
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if "plain_class" in vars(cls):
+            DOCUMENTED[cls.plain_class] = cls
 
     @property
     def takes(self) -> tuple[str, ...]:
@@ -110,40 +123,55 @@ class PreTrainedModel(SeenAs, Loading, nn.Module):
         """The model of the readable file: the same parameters, and its own `forward` and `generate`."""
         view = self.plain_class.__new__(self.plain_class)
         vars(view).update(vars(self))
-        vars(view).pop("forward", None)  # somebody's hook, which knows the documented output
-        if type(self).forward is not self.own_class().forward:  # a subclass has another pass
-            view.forward = self.overridden
+        for name in ("forward", "prepare_inputs_for_generation"):  # somebody's, for the documented output
+            vars(view).pop(name, None)
+        vars(view)["_modules"] = {
+            name: part.plain if isinstance(part, PreTrainedModel) else part
+            for name, part in self._modules.items()
+        }
         return view
-
-    def overridden(self, **given: Any) -> Any:
-        """A subclass's pass, as `generate` takes ours."""
-        output = self.forward(**given, return_dict=True)
-        kind = importlib.import_module(self.plain_class.__module__).CausalLMOutput
-        plain = kind(*(output.get(name) for name in kind._fields))
-        past = plain.past_key_values
-        return plain._replace(past_key_values=past.plain) if isinstance(past, Cache) else plain
 
     # ---- A pass ----
 
     def documented_forward(self, names: tuple[str, ...], args: tuple, kwargs: dict) -> ModelOutput | tuple:
         """What `plain_class.forward` gives, by documented names. TypeError for unknown arguments."""
-        if len(args) > len(names):
-            raise TypeError(f"forward takes {len(names)} arguments, not {len(args)}")
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        if unknown := given.keys() - {*names}:
-            unexpected(f"{type(self).__name__}.forward", unknown, names)
-        return_dict = given.pop("return_dict", None)
-        past = given.pop("past_key_values", None)
+        if getattr(inside, "a_model", False):  # of which this one is a part
+            return self.plain_class.forward(self, *args, **kwargs)
+        given = self.named(names, args, kwargs)
+        return_dict, past = given.pop("return_dict", None), given.pop("past_key_values", None)
+        items = given.pop("num_items_in_batch", None)
         inputs = self.with_defaults(given)
         if past is not None:
-            inputs["past_key_values"] = branched(past)
-        output = self.plain_class.forward(self, **inputs)._asdict()
-        if (cache := output.get("past_key_values")) is not None:
-            output["past_key_values"] = kept_by(past, Cache.of(cache))
+            inputs["past_key_values"] = plain_cache(past, cache_class(self))
+        inside.a_model = True
+        try:
+            output = self.plain_class.forward(self, **inputs)._asdict()
+        finally:
+            inside.a_model = False
+        if "past_key_values" in output:
+            output["past_key_values"] = documented_cache(past, output["past_key_values"])
+        if items is not None and output.get("loss") is not None:
+            output["loss"] = self.loss_of_items(output["loss"], inputs["labels"], items)
         shown = {name: value for name, value in output.items() if name not in self.hidden_fields}
         output = self.output_class(**shown)
         return_dict = self.config.use_return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
+
+    def named(self, names: tuple[str, ...], args: tuple, kwargs: dict) -> dict[str, Any]:
+        """All arguments by name. `cache` is what Transformers 5.24 calls `past_key_values`, and wins."""
+        if len(args) > len(names):
+            raise TypeError(f"forward takes {len(names)} arguments, not {len(args)}")
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        if "past_key_values" in names and (newer := given.pop("cache", None)) is not None:
+            given["past_key_values"] = newer
+        if unknown := given.keys() - {*names, "num_items_in_batch"}:
+            unexpected(f"{type(self).__name__}.forward", unknown, names)
+        return given
+
+    def loss_of_items(self, loss: Tensor, labels: Tensor, items: int | Tensor) -> Tensor:
+        """Of a mean over the labels that count: their sum, divided by `items`, those of several batches."""
+        shifted = labels[..., 1:] if self.can_generate() else labels
+        return loss * (shifted != -100).sum() / items
 
     def with_defaults(self, given: dict) -> dict:
         """Where nothing was said the config's settings count."""
@@ -258,11 +286,3 @@ class PreTrainedModel(SeenAs, Loading, nn.Module):
 
     def add_model_tags(self, tags: list[str] | str) -> None:
         """Tags of a model card, which is not written here."""
-
-
-def kept_by(past: Any, new: Cache) -> Any:
-    """The cache that comes back: the caller's own, if that grows in place."""
-    if not isinstance(past, DynamicCache):
-        return new
-    past.past = new
-    return past

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from decoders import tokenize
-from decoders.formats.folder import find, read_json_if_any, read_text
-from decoders.formats.switch import switched
-from decoders.formats.vocab import TOKENIZER_FILES
+from decoders.formats import TOKENIZER_FILES, find, read_json_if_any, read_text, switched
 
 from .arguments import hub_options, nearest, no_effect, unexpected
 from .batching import VERY_LARGE, Batching
 from .chat import ChatTemplates
 from .encodings import AddedToken, BatchEncoding, content_of, rows_of, tensor_of
-from .offsets import offsets_of
+from .offsets import located
 
 __all__ = ["PreTrainedTokenizer", "PreTrainedTokenizerBase", "PreTrainedTokenizerFast"]
 
@@ -86,7 +84,7 @@ class PreTrainedTokenizerBase(Batching, ChatTemplates):
         self.more_special = [content_of(token) for token in config.get("additional_special_tokens") or ()]
         asked = [self.special[role] for role in ROLES if kwargs.get(f"{role}_token") is not None]
         asked += self.more_special if kwargs.get("additional_special_tokens") else []
-        plain.add_special_tokens(token for token in asked if plain.token_id(token) is None)
+        plain.add_special_tokens(token for token in asked if token not in plain.added)
         own_left = isinstance(plain, tokenize.PieceTokenizer) and "padding_side" not in config
         self.padding_side = config.get("padding_side") or ("left" if own_left else "right")
         self.truncation_side = config.get("truncation_side") or "right"
@@ -94,6 +92,7 @@ class PreTrainedTokenizerBase(Batching, ChatTemplates):
         words = isinstance(plain, tokenize.WordTokenizer)
         self.clean_up_tokenization_spaces = bool(config.get("clean_up_tokenization_spaces", words))
         self.add_prefix_space = bool(config.get("add_prefix_space"))
+        self.split_special_tokens = bool(config.get("split_special_tokens"))
         self.name_or_path = str(kwargs.get("name_or_path", plain.folder))
         self.chat_template = kwargs.get("chat_template") or self.stored_template(config)
         self.init_kwargs = config
@@ -181,7 +180,7 @@ class PreTrainedTokenizerBase(Batching, ChatTemplates):
     added_tokens_encoder = property(lambda self: {t.content: t.id for t in self.plain.added.values()})
     added_tokens_decoder = property(
         lambda self: {
-            t.id: AddedToken(t.content, False, t.lstrip, t.rstrip, t.normalized, t.special)
+            t.id: AddedToken(t.content, t.single_word, t.lstrip, t.rstrip, t.normalized, t.special)
             for t in sorted(self.plain.added.values())
         }
     )
@@ -254,49 +253,57 @@ class PreTrainedTokenizerBase(Batching, ChatTemplates):
         return new
 
     def add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
-        tokens = [new_tokens] if isinstance(new_tokens, str | AddedToken) else list(new_tokens)
-        flags = ("lstrip", "rstrip")
-        return sum(
-            self.plain.add_token(
-                content_of(token),
-                special_tokens or getattr(token, "special", False),
-                **{flag: getattr(token, flag, False) is True for flag in flags},
-            )
-            for token in tokens
-        )
+        """How many were no added tokens before; a piece of the vocabulary keeps its id. Plain words are found
+        in normalized text, special ones in the text as it is, an AddedToken as it says."""
+        tokens = [new_tokens] if isinstance(new_tokens, str) or hasattr(new_tokens, "content") else new_tokens
+        return sum(self.add_one(token, special_tokens) for token in tokens)
+
+    def add_one(self, token: Any, special: bool) -> bool:
+        special = special or getattr(token, "special", False) is True
+        if isinstance(token, str):
+            return bool(token) and self.plain.add_token(token, special, normalized=not special)
+        names = ("lstrip", "rstrip", "single_word", "normalized")
+        flags = {name: getattr(token, name, False) is True for name in names}
+        return self.plain.add_token(token.content, special, **flags)
 
     # ---- Texts to ids ----
 
     def encode(self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **kwargs: Any) -> Any:
         return self(text, text_pair, add_special_tokens=add_special_tokens, **kwargs)["input_ids"]
 
-    def ids_of(self, text: Any, words: bool) -> list[int]:
-        """Of one text, of one in words, or ids as they are."""
+    def tokens_of(
+        self, text: Any, words: bool, places: bool, split: bool
+    ) -> list[tuple[int, tuple[int, int], int]]:
+        """(id, (begin, end) in the text, 0) of each token of a text, of one in words, or of ids as they are;
+        places only where they are asked for."""
         if words:
-            prefix = ""
-            if isinstance(self.plain, tokenize.ByteLevelTokenizer):
-                if not self.add_prefix_space:
-                    told = "words need the space before them"
-                    raise ValueError(f"{told}: load the tokenizer with add_prefix_space=True")
-                prefix = " "
-            return [id for word in text for id in self.plain.encode(prefix + word, add_special_tokens=False)]
+            return [token for word in self.spaced(text) for token in self.of_word(*word, places, split)]
         if isinstance(text, list | tuple):
-            return [id if isinstance(id, int) else self.convert_tokens_to_ids(id) for id in text]
-        if self.add_prefix_space and text and not text[0].isspace():
-            text = " " + text
-        return self.plain.encode(text, add_special_tokens=False)
-
-    def tokens_of(self, text: Any, words: bool, places: bool) -> list[tuple[int, tuple[int, int], int]]:
-        """(id, (begin, end) in the text, 0) of each token; places only where they are asked for."""
-        ids = self.ids_of(text, words)
-        spans = [(0, 0)] * len(ids)
-        if places and words:
-            spans = [span for word in text for span in offsets_of(self, word, self.ids_of([word], True))]
-        elif places:
-            if not isinstance(text, str):
+            if places:
                 raise ValueError("return_offsets_mapping needs texts: ids have no place in one")
-            spans = offsets_of(self, text, ids)
-        return [(id, span, 0) for id, span in zip(ids, spans, strict=True)]
+            ids = [id if isinstance(id, int) else self.convert_tokens_to_ids(id) for id in text]
+            return [(id, (0, 0), 0) for id in ids]
+        add = self.add_prefix_space and text and not text[0].isspace()
+        return self.of_word(" " + text if add else text, int(bool(add)), places, split)
+
+    def spaced(self, words: Sequence[str]) -> list[tuple[str, int]]:
+        """Each word as it is encoded, and how many letters were put before it."""
+        if not isinstance(self.plain, tokenize.ByteLevelTokenizer):
+            return [(word, 0) for word in words]
+        if not self.add_prefix_space:
+            raise ValueError(
+                "words need the space before them: load the tokenizer with add_prefix_space=True"
+            )
+        return [(" " + word, 0) for word in words]
+
+    def of_word(
+        self, text: str, before: int, places: bool, split: bool
+    ) -> list[tuple[int, tuple[int, int], int]]:
+        """Tokens of one text; places count from after the `before` letters that were put there."""
+        if not places and not split:
+            return [(id, (0, 0), 0) for id in self.plain.encode(text, add_special_tokens=False)]
+        tokens = located(self.plain, text, split)
+        return [(id, (max(0, begin - before), max(0, end - before)), 0) for id, (begin, end) in tokens]
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
@@ -347,6 +354,8 @@ class PreTrainedTokenizerBase(Batching, ChatTemplates):
         """`input_ids` and `attention_mask` of a text, of a list of them, of pairs. As lists, or with
         `return_tensors` "pt" or "np" as (B, T). With `return_overflowing_tokens` what was cut off comes as
         further rows, which begin with the last `stride` tokens of the row before."""
+        split = kwargs.pop("split_special_tokens", None)
+        split = self.split_special_tokens if split is None else bool(split)
         self.check_call(kwargs)
         rows, batched = rows_of(text, text_pair, is_split_into_words)
         limit, padded = self.limit_of(truncation, max_length, padding), padding not in (False, "do_not_pad")
@@ -357,7 +366,9 @@ class PreTrainedTokenizerBase(Batching, ChatTemplates):
         begin = [(id, (0, 0), 1) for id in self.plain.prefix_ids] if add_special_tokens else []
         for i, row in enumerate(rows):
             a, b = (
-                None if one is None else self.tokens_of(one, is_split_into_words, return_offsets_mapping)
+                None
+                if one is None
+                else self.tokens_of(one, is_split_into_words, return_offsets_mapping, split)
                 for one in row
             )
             pieces = [(a, b)]
@@ -392,10 +403,6 @@ class PreTrainedTokenizerBase(Batching, ChatTemplates):
             if kwargs.pop(name, None) is not None:
                 told = "is for models with an encoder"
                 raise ValueError(f"{name} {told}: give the target to another call as text")
-        split = kwargs.pop("split_special_tokens", False)
-        if split:
-            told = "use tokenizer.plain.encode(text, split_special_tokens=True)"
-            raise ValueError(f"split_special_tokens: {told}")
         unexpected(f"{type(self).__name__}()", kwargs, inspect.signature(type(self).__call__).parameters)
 
     batch_encode_plus = encode_plus = lambda self, *args, **kwargs: self(*args, **kwargs)

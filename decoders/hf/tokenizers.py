@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from decoders import tokenize
-from decoders.formats.folder import find, read_json_if_any
+from decoders.formats import find, read_json_if_any
 
 from .arguments import hub_options
 from .tokenizer_base import PreTrainedTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
