@@ -1,14 +1,16 @@
 """GGUF: tensors bit for bit those of the `gguf` package, configs and tokenizers those of the hub's folder."""
 
 import json
+import shutil
+import struct
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from decoders import model_class, read_config, tokenize, weights
+from decoders import formats, model_class, read_config, tokenize, weights
 from decoders.formats import gguf as headers
-from decoders.formats import gguf_blocks, modern, read_generation_config
+from decoders.formats import gguf_blocks, gguf_export, gguf_writer, modern, read_generation_config
 from decoders.phi3 import Phi3ForCausalLM
 from tests.conftest import ROOT
 from tests.families import FAMILIES
@@ -234,3 +236,161 @@ def test_an_answer_ends_where_the_hubs_does(tmp_path, data):
     for name, stops in lists.items():
         file = gguf_files.write_vocabulary(tmp_path / f"{name}.gguf", data / "hub" / name, HUB[name][0])
         assert read_generation_config(file) == {"eos_token_id": stops}
+
+
+# ---- Broken files ------------------------------------------------------------------------------------------
+
+
+class Parts:
+    """A small file, part by part, each of which a test may replace."""
+
+    def __init__(self):
+        model = PHI["phi3"].model()
+        self.config = config_of(PHI["phi3"])
+        self.tensors = {gguf_files.gguf_name(n): p.detach().numpy() for n, p in model.named_parameters()}
+        self.metadata = gguf_export.model_metadata(self.config, "Model", "F32")
+        self.counts: tuple | None = None  # tensors, pairs
+        self.start = b"GGUF" + struct.pack("<I", 3)
+        self.raw: dict[str, bytes] = {}  # a pair's type and value, or a tensor's dimensions, type and offset
+        self.end = b""
+
+    def write(self, file):
+        n_tensors, n_pairs = self.counts or (len(self.tensors), len(self.metadata))
+        out = self.start + struct.pack("<QQ", n_tensors, n_pairs)
+        for key, value in self.metadata.items():
+            out += gguf_writer.text(key) + self.raw.get(key, None or gguf_writer.typed(value))
+        offset = 0
+        for name, array in self.tensors.items():
+            plain = struct.pack(f"<I{array.ndim}QIQ", array.ndim, *reversed(array.shape), 0, offset)
+            out += gguf_writer.text(name) + self.raw.get(name, plain)
+            offset += -(-array.nbytes // 32) * 32
+        out += bytes(-len(out) % 32)
+        for array in self.tensors.values():
+            out += array.tobytes() + bytes(-array.nbytes % 32)
+        file.write_bytes(out[: len(out) - len(self.end)] if self.end else out)
+        return file
+
+
+def info(*dimensions, kind=0, offset=0) -> bytes:
+    return struct.pack(f"<I{len(dimensions)}QIQ", len(dimensions), *dimensions, kind, offset)
+
+
+HUGE = 2**62
+BROKEN = {  # what is done to the parts -> the sentence
+    "it does not begin with GGUF": lambda p: setattr(p, "start", b"GGML" + struct.pack("<I", 3)),
+    "version 1 is none of": lambda p: setattr(p, "start", b"GGUF" + struct.pack("<I", 1)),
+    "it is big-endian": lambda p: setattr(p, "start", b"GGUF" + struct.pack(">I", 3)),
+    f"{HUGE} tensors do not fit": lambda p: setattr(p, "counts", (HUGE, 1)),
+    f"{HUGE} metadata pairs and": lambda p: setattr(p, "counts", (1, HUGE)),
+    "general.name needs 4611686018427387904 bytes": lambda p: p.raw.update({"general.name": struct.pack("<IQ", 8, HUGE)}),
+    "general.name is not UTF-8": lambda p: p.raw.update({"general.name": struct.pack("<IQ", 8, 2) + b"\xff\xfe"}),
+    "general.name has the unknown value type 99": lambda p: p.raw.update({"general.name": struct.pack("<I", 99)}),
+    "general.name has 4611686018427387904 entries": lambda p: p.raw.update({"general.name": struct.pack("<IIQ", 9, 8, HUGE)}),
+    "general.name needs 134217728 bytes": lambda p: p.raw.update({"general.name": struct.pack("<IIQ", 9, 8, 2**24)}),
+    "general.name needs 67108864 bytes": lambda p: p.raw.update({"general.name": struct.pack("<IIQ", 9, 6, 2**24)}),
+    "general.name has the unknown value type 9": lambda p: p.raw.update({"general.name": struct.pack("<IIQ", 9, 9, 1)}),
+    "general.name is neither true nor false": lambda p: p.raw.update({"general.name": struct.pack("<IB", 7, 2)}),
+    "general.alignment must be a power of two": lambda p: p.metadata.update({"general.alignment": 24}),
+    "general.architecture is 'llama', and of GGUF only phi2 and phi3": lambda p: p.metadata.update({"general.architecture": "llama"}),
+    "tensor [0-9]+ is called": lambda p: rename(p, "\x1b[2J"),
+    "output_norm.weight has 0 dimensions": lambda p: p.raw.update({"output_norm.weight": info()}),
+    "output_norm.weight has 9 dimensions": lambda p: p.raw.update({"output_norm.weight": info(*[1] * 9)}),
+    "output_norm.weight has the dimensions": lambda p: p.raw.update({"output_norm.weight": info(HUGE, HUGE)}),
+    "output_norm.weight has type 77, which is none of": lambda p: p.raw.update({"output_norm.weight": info(48, kind=77)}),
+    "output_norm.weight has type IQ2_XXS": lambda p: p.raw.update({"output_norm.weight": info(256, kind=16)}),
+    "rows of 48 numbers, which blocks of 256 do not divide": lambda p: p.raw.update({"output_norm.weight": info(48, kind=12)}),
+    "output_norm.weight begins at 7, no multiple of 32": lambda p: p.raw.update({"output_norm.weight": info(48, offset=7)}),
+    "is it cut off": lambda p: p.raw.update({"output_norm.weight": info(48, offset=HUGE)}),
+    "bytes from .* is it cut off": lambda p: setattr(p, "end", b"x" * 60),
+    "overlap": lambda p: p.raw.update({"output_norm.weight": info(48)}),
+    "holds the tensor attn_norm.weight, which no phi3 has": lambda p: rename(p, "attn_norm.weight"),
+    "holds the tensor blk.0.ffn_gate.weight, which no phi3": lambda p: rename(p, "blk.0.ffn_gate.weight"),
+    "block_count must be the number of layers": lambda p: p.metadata.update({"phi3.block_count": 2**31 - 1}),
+    "head_count must be a whole number from 1": lambda p: p.metadata.update({"phi3.attention.head_count": 0}),
+    "head_count must be a divisor": lambda p: p.metadata.update({"phi3.attention.head_count": 7}),
+    "rope.dimension_count must be at most": lambda p: p.metadata.update({"phi3.rope.dimension_count": 1000}),
+    "phi3.rope.freq_base must be a positive number, and is 'missing'": lambda p: p.metadata.pop("phi3.rope.freq_base"),
+    "freq_base must be a positive number, and is nan": lambda p: p.metadata.update({"phi3.rope.freq_base": float("nan")}),
+    "phi3.expert_count is not supported": lambda p: p.metadata.update({"phi3.expert_count": 4}),
+    "holds rope_factors_long.weight": lambda p: p.tensors.update({"rope_factors_long.weight": np.ones(4, np.float32)}),
+    "rope_factors_long.weight must be a few numbers in F32": lambda p: p.tensors.update({"rope_factors_long.weight": np.ones((300, 300), np.float32), "rope_factors_short.weight": np.ones(4, np.float32)}),
+    "short_factor must be a list of": lambda p: p.tensors.update({f"rope_factors_{k}.weight": np.ones(40, np.float32) for k in ("long", "short")}),
+    "does not fit Phi3ForCausalLM: missing": lambda p: p.tensors.pop("output_norm.weight"),
+    "is one of several shards": lambda p: p.metadata.update({"split.count": 3}),
+}  # fmt: skip
+
+
+def rename(parts, name):
+    parts.tensors = {name if n == "output_norm.weight" else n: array for n, array in parts.tensors.items()}
+
+
+@pytest.mark.parametrize("message", BROKEN)
+def test_a_broken_file_is_one_sentence(tmp_path, message):
+    """That names the file; nothing is allocated before it is known to fit."""
+    parts = Parts()
+    BROKEN[message](parts)
+    file = parts.write(tmp_path / "model.gguf")
+    with pytest.raises(ValueError, match=message) as raised:
+        weights.load(Phi3ForCausalLM, file)
+    assert (
+        str(file) in str(raised.value) and "\n" not in str(raised.value) and "\x1b" not in str(raised.value)
+    )
+
+
+def test_the_parts_of_a_sound_file_are_sound(tmp_path):
+    assert weights.load(Phi3ForCausalLM, Parts().write(tmp_path / "model.gguf"))
+
+
+def test_every_cut_is_noticed(tmp_path):
+    file = Parts().write(tmp_path / "model.gguf")
+    content = file.read_bytes()
+    for length in [*range(0, 1500, 7), *range(1500, len(content) - 32, 997)]:
+        file.write_bytes(content[:length])
+        with pytest.raises(ValueError, match=str(file)):
+            weights.load(Phi3ForCausalLM, file)
+
+
+def test_one_packaging_in_a_folder(tmp_path):
+    file, _ = written(tmp_path, PHI["phi3"])
+    shutil.copy(file, tmp_path / "other.gguf")
+    with pytest.raises(ValueError, match="holds several GGUF models: give one of model.gguf, other.gguf"):
+        weights.tensors(tmp_path)
+    assert weights.tensors(tmp_path / "other.gguf")
+    (tmp_path / "other.gguf").unlink()
+    assert weights.tensors(tmp_path)
+    shutil.copy(TINY / "tiny-phi3" / "model.safetensors", tmp_path)
+    with pytest.raises(
+        ValueError, match=r"holds two packagings, model.safetensors and model.gguf: give the .gguf"
+    ):
+        weights.tensors(tmp_path)
+    with pytest.raises(NotADirectoryError, match="a .gguf file"):
+        weights.tensors(tmp_path / "model.safetensors")
+
+
+VOCABULARY = {
+    "ggml.tokens must be a list of texts": {"tokens": [1, 2]},
+    "ggml.token_type must be 3 numbers, one for each token, not 1": {"token_type": [1]},
+    "ggml.model must be gpt2 or llama": {"model": "bert"},
+    "ggml.pre must be one of .*, not 'qwen2'": {"pre": "qwen2"},
+    "ggml.merges must be pairs": {"merges": ["a b c"]},
+    "ggml.tokens must be distinct": {"tokens": ["a", "a", "b"]},
+    "the vocabulary lacks 254 of the 256 bytes": {},
+    "ggml.eos_token_id must be a token id below 3": {"eos_token_id": 9},
+}
+
+
+@pytest.mark.parametrize("message", VOCABULARY)
+def test_a_broken_vocabulary_is_one_sentence(tmp_path, message):
+    plain = {
+        "model": "gpt2",
+        "pre": "gpt-4o",
+        "tokens": ["a", "b", "c"],
+        "token_type": [1, 1, 3],
+        "merges": [],
+    }
+    found = {f"tokenizer.ggml.{key}": value for key, value in {**plain, **VOCABULARY[message]}.items()}
+    file = tmp_path / "model.gguf"
+    formats.write_gguf(file, {"general.architecture": "phi3", **found}, [])
+    with pytest.raises(ValueError, match=message) as raised:
+        tokenize.load(file)
+    assert str(file) in str(raised.value)

@@ -74,7 +74,7 @@ class Metadata:
         """A key that is not known here could change the numbers."""
         own = [key for key in self.values if key.startswith(f"{self.kind}.")]
         if unknown := [key for key in own if key.removeprefix(f"{self.kind}.") not in KNOWN]:
-            raise ValueError(f"{self.header.file}: {ascii(unknown[0])[1:81]} is not supported")
+            raise ValueError(f"{self.header.file}: {ascii(unknown[0])[1:-1]:.80} is not supported")
 
 
 def shortest(value: float) -> float:
@@ -109,7 +109,7 @@ def gguf_config(path: Path) -> dict[str, Any]:
 def sizes(data: Metadata, tensors: dict[str, Placed]) -> dict[str, Any]:
     V, C = shape_of(data, tensors, "token_embd.weight")
     layers = {int(found[1]) for name in tensors if (found := re.match(r"blk\.(\d{1,9})\.", name))}
-    if layers != set(range(data.whole("block_count"))):
+    if len(layers) != data.whole("block_count") or layers != set(range(len(layers))):
         raise data.wrong(f"{data.kind}.block_count", f"the number of layers, {len(layers)}")
     H, K, D = heads(data, tensors)
     R = data.whole("rope.dimension_count")

@@ -9,6 +9,7 @@ import argparse
 import functools
 import io
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from pathlib import Path
 import torch
 
 from decoders import model_class, read_config, weights
+from decoders.cli import convert
 from tests import folders as layouts
 from tests.fuzz.folders import CHECKPOINTS, link, outcome
 
@@ -28,6 +30,10 @@ LAYOUTS: dict[str, Callable | None] = {
     "safetensors": None, "safetensors in shards": layouts.safetensors_shards, "pickle": layouts.pickle_whole,
     "old pickle": layouts.pickle_old, "pickle in shards": layouts.pickle_shards,
 }  # fmt: skip
+GGUF = {"GGUF": "F16", "GGUF of 4 bits": "Q4_0"}  # of the families that have one
+KEYS = re.compile(
+    rb"(general|tokenizer|phi[23])\.|blk\.|output|token_embd"
+)  # where a GGUF header's fields begin
 Edit = tuple[str, int, int, bytes]  # file, from where, how many bytes go, what comes
 
 
@@ -35,6 +41,9 @@ Edit = tuple[str, int, int, bytes]  # file, from where, how many bytes go, what 
 def prepared(name: str, layout: str) -> Path:
     """The checkpoint in that layout."""
     folder = Path(tempfile.mkdtemp(prefix="decoders-fuzz-")) / "sound"
+    if layout in GGUF:
+        convert.to_gguf(CHECKPOINTS / name, folder / "model.gguf", GGUF[layout], None)
+        return folder
     shutil.copytree(
         CHECKPOINTS / name, folder, ignore=shutil.ignore_patterns("*.safetensors" if LAYOUTS[layout] else "")
     )
@@ -84,7 +93,7 @@ def edits_of(rng: random.Random, folder: Path) -> list[Edit]:
     files = sorted(
         file.name
         for file in folder.iterdir()
-        if file.suffix in (".json", ".safetensors", ".bin", ".model", ".txt")
+        if file.suffix in (".json", ".safetensors", ".bin", ".model", ".txt", ".gguf")
     )
     files = [file for file in files if file not in ("training.json", "training.png")]
     file = rng.choice(files)
@@ -99,8 +108,10 @@ def edits_of(rng: random.Random, folder: Path) -> list[Edit]:
         return [(file, rng.randrange(size), size, b"")]
     edits = []
     near = rng.choice((8, 64, 2000, size))  # headers are where it matters
+    places = [0, *(key.start() for key in KEYS.finditer(content))] if file.endswith(".gguf") else [0]
     for _ in range(rng.choice((1, 1, 2, 8))):
-        start = rng.randrange(min(near, size))
+        place = rng.choice(places)
+        start = place + rng.randrange(min(near, size - place))
         new = rng.choice(
             (
                 rng.randbytes(1),
@@ -116,7 +127,9 @@ def edits_of(rng: random.Random, folder: Path) -> list[Edit]:
 
 def cases(rng: random.Random) -> Iterator[tuple[str, str, list[Edit]]]:
     while True:
-        name, layout = rng.choice(NAMES), rng.choice(list(LAYOUTS))
+        name, layout = rng.choice(NAMES), rng.choice([*LAYOUTS, *GGUF])
+        if layout in GGUF:
+            name = rng.choice(("tiny-phi", "tiny-phi3"))
         yield name, layout, edits_of(rng, prepared(name, layout))
 
 
