@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 import torch
 
-from decoders.formats import read_json, read_json_if_any
+from decoders.formats import read_json, read_json_if_any, write_file, write_gguf
 
 PRE = {"phi-2": "phi-2", "phi-4": "dbrx", "phi-4-mini": "gpt-4o", "tiny-phi": "phi-2"}
 
@@ -78,6 +78,11 @@ def write_vocabulary(file: Path, folder: Path, kind: str, name: str = "Model") -
     writer.add_name(name)
     add_vocabulary(writer, folder, read_json(folder / "config.json")["vocab_size"])
     return finish(writer, file)
+
+
+def write(file: Path, metadata: dict, entries: list) -> Path:
+    """With our own writer."""
+    return write_file(file, lambda out: write_gguf(out, metadata, entries))
 
 
 def finish(writer: gguf.GGUFWriter, file: Path) -> Path:

@@ -8,6 +8,7 @@ import torch
 
 from decoders import formats, model_class, read_config, tokenize, weights
 from decoders.cli import convert
+from decoders.cli.commands import GGUF_TYPES, main
 from decoders.formats import gguf_writer
 from tests import folders
 from tests.conftest import ROOT
@@ -31,6 +32,7 @@ TEXTS = [
 
 
 def converted(model, output, **options):
+    """`decoders convert MODEL OUTPUT` with these options; what is refused is raised."""
     given = {"dtype": None, "packaging": "safetensors", "type": None, **options}
     assert convert.run(argparse.Namespace(model=str(model), output=str(output), **given)) == 0
     return output
@@ -51,7 +53,7 @@ def test_blocks_are_those_of_llama_cpp(kind, scale):
     assert torch.equal(ours, torch.from_numpy(theirs))
 
 
-@pytest.mark.parametrize("kind", convert.TYPES)
+@pytest.mark.parametrize("kind", GGUF_TYPES)
 @pytest.mark.parametrize("name", ["tiny-phi", "tiny-phi3"])
 def test_the_gguf_package_reads_every_tensor_back(tmp_path, name, kind):
     """Bit for bit, whatever type each has."""
@@ -85,7 +87,7 @@ def test_metadata_is_what_llama_cpps_converter_writes(tmp_path):
     metadata = formats.gguf_export.model_metadata(config, "Model", "F32")
     shapes = {name: p.shape for name, p in model.named_parameters()}
     entries = formats.gguf_entries(config, shapes, "F32", lambda name: model.get_parameter(name).detach())
-    formats.write_gguf(tmp_path / "ours.gguf", metadata, entries)
+    gguf_files.write(tmp_path / "ours.gguf", metadata, entries)
     writer = gguf_files.new_writer(tmp_path / "theirs.gguf", config)
     for name, p in model.named_parameters():
         gguf_files.add_tensor(writer, gguf_files.gguf_name(name), p.detach(), "F32")
@@ -117,7 +119,7 @@ def test_real_vocabularies_come_back(tmp_path, data, name):
     kind = {"phi": "phi2", "phi3": "phi3"}[config["model_type"]]
     known = {**convert.vocabulary(folder), "rows": config["vocab_size"]}
     metadata = {"general.architecture": kind, **formats.gguf_export.vocabulary_metadata(**known)}
-    formats.write_gguf(tmp_path / "model.gguf", metadata, [])
+    gguf_files.write(tmp_path / "model.gguf", metadata, [])
     rows = json.loads((data / "vectors" / f"{VECTORS.get(name, name)}.json").read_text())["rows"]
     ours = tokenize.load(tmp_path / "model.gguf")
     ours.save(tmp_path / "hub")
@@ -151,7 +153,7 @@ def test_what_gguf_has_no_place_for_is_refused(tmp_path):
     too_large = torch.full((1, 32), 70000.0)
     entry = gguf_writer.Entry("x", (1, 32), gguf_writer.kind_named("F16"), lambda: too_large)
     with pytest.raises(ValueError, match="x holds numbers that F16 cannot hold"):
-        formats.write_gguf(tmp_path / "model.gguf", {}, [entry])
+        gguf_files.write(tmp_path / "model.gguf", {}, [entry])
     assert not list(tmp_path.iterdir())
 
 
@@ -177,6 +179,19 @@ def test_there_and_back_is_the_same_checkpoint(tmp_path, name):
     ids = torch.tensor([hubs.encode("Once upon a time")])
     plain = weights.load(model_class(read_config(folder)), TINY / name, dtype=torch.float32)
     torch.testing.assert_close(model(ids).logits, plain(ids).logits, atol=2e-5, rtol=0)
+
+
+def test_the_command_line(tmp_path, capsys):
+    file, folder = str(tmp_path / "m.gguf"), str(tmp_path / "plain")
+    assert main(["convert", str(TINY / "tiny-phi3"), file, "--packaging", "gguf", "--type", "Q8_0"]) == 0
+    assert main(["convert", file, folder, "--dtype", "bfloat16"]) == 0
+    assert main(["generate", folder, "Once upon", "--max-new-tokens", "5"]) == 0
+    plain = capsys.readouterr().out
+    assert main(["generate", file, "Once upon", "--max-new-tokens", "5", "--dtype", "bfloat16"]) == 0
+    assert plain and capsys.readouterr().out == plain
+    assert main(["convert", file, folder, "--type", "Q8_0"]) == 2
+    assert main(["convert", str(TINY / "tiny-gpt-neo"), file, "--packaging", "gguf"]) == 2
+    assert "GGUF has no gpt_neo" in capsys.readouterr().err
 
 
 def test_an_old_layout_becomes_a_plain_one(tmp_path):

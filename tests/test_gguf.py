@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from decoders import formats, model_class, read_config, tokenize, weights
+from decoders import model_class, read_config, tokenize, weights
 from decoders.formats import gguf as headers
 from decoders.formats import gguf_blocks, gguf_export, gguf_writer, modern, read_generation_config
 from decoders.phi3 import Phi3ForCausalLM
@@ -390,7 +390,7 @@ def test_a_broken_vocabulary_is_one_sentence(tmp_path, message):
     }
     found = {f"tokenizer.ggml.{key}": value for key, value in {**plain, **VOCABULARY[message]}.items()}
     file = tmp_path / "model.gguf"
-    formats.write_gguf(file, {"general.architecture": "phi3", **found}, [])
+    gguf_files.write(file, {"general.architecture": "phi3", **found}, [])
     with pytest.raises(ValueError, match=message) as raised:
         tokenize.load(file)
     assert str(file) in str(raised.value)

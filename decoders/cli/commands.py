@@ -23,11 +23,13 @@ from .output import (
     print_note,
 )
 
+GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
 COMMANDS = {  # command -> the module with its `run`, which imports torch
     "generate": ".generate",
     "chat": ".chat",
     "inspect": ".inspect_checkpoint",
     "compare": ".compare",
+    "convert": ".convert",
     "look": ".look",
 }
 
@@ -65,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     add_chat(commands)
     add_inspect(commands)
     add_compare(commands)
+    add_convert(commands)
     add_look(commands)
     return parser
 
@@ -121,6 +124,25 @@ def add_compare(commands: Any) -> None:
     option("--json", action="store_true", help="one JSON object instead of a table")
     option("--html", metavar="PAGE", help="write the table as a page, coloured")
     option("--all", action="store_true", help="every stage of every case, not of those that differ alone")
+
+
+def add_convert(commands: Any) -> None:
+    about = """A checkpoint of any era and packaging (GGUF, bitsandbytes, GPTQ ...) as a plain one of today,
+        which Transformers loads: dequantised, with config and tokenizer. Or, of Phi and Phi-3, as a GGUF
+        file for llama.cpp."""
+    convert = commands.add_parser(
+        "convert", help="a checkpoint as a plain one, or as GGUF", description=about
+    )
+    option = convert.add_argument
+    option("model", help="checkpoint folder, .gguf file or hub id")
+    option("output", metavar="OUT", help="a folder; with --packaging gguf also a .gguf file")
+    option(
+        "--packaging", choices=("safetensors", "gguf"), default="safetensors", help="(default: safetensors)"
+    )
+    option(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of plain tensors (default: as stored)"
+    )
+    option("--type", choices=GGUF_TYPES, help="of a GGUF file's matrices (default: the dtype's)")
 
 
 def add_look(commands: Any) -> None:

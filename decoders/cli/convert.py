@@ -1,7 +1,6 @@
 """decoders convert: a checkpoint of any packaging as a plain one of today, or as a GGUF file."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,8 @@ import torch
 
 from decoders import find, formats, model_class, read_config, tokenize, weights
 
-TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
+from .output import human_bytes, print_note
+
 OF_DTYPE = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 SHARD = 2_000_000_000  # bytes of a safetensors file, which is what memory must hold
 
@@ -19,12 +19,12 @@ def run(args: argparse.Namespace) -> int:
     dtype = getattr(torch, args.dtype) if args.dtype else None
     if args.packaging == "gguf":
         file = to_gguf(source, Path(args.output), args.type, dtype)
-        print(f"{file}: {file.stat().st_size / 1e6:,.1f} MB", file=sys.stderr)
+        print_note(f"{file}: {human_bytes(file.stat().st_size)}")
         return 0
     if args.type is not None:
         raise ValueError("--type is for --packaging gguf: plain tensors have a --dtype")
     to_plain(source, Path(args.output), dtype)
-    print(f"{args.output} holds the plain checkpoint", file=sys.stderr)
+    print_note(f"{args.output} holds the plain checkpoint")
     return 0
 
 
@@ -49,7 +49,7 @@ def to_plain(source: Path, folder: Path, dtype: torch.dtype | None) -> None:
         tokenizer = tokenize.load(source)
     except FileNotFoundError:
         tokenizer = None
-        print(f"note: {source} holds no tokenizer, so {folder} gets none", file=sys.stderr)
+        print_note(f"note: {source} holds no tokenizer, so {folder} gets none")
     stored = weights.stored_dtype(source, state.values())
     weights.write_checkpoint(model, stored, state, folder, tokenizer, SHARD)
 
@@ -68,7 +68,7 @@ def to_gguf(source: Path, output: Path, kind: str | None, dtype: torch.dtype | N
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
     file.parent.mkdir(parents=True, exist_ok=True)
-    formats.write_gguf(file, metadata, entries)
+    formats.write_file(file, lambda out: formats.write_gguf(out, metadata, entries))
     return file
 
 

@@ -1,16 +1,13 @@
 """Writing a GGUF file: header, then tensor after tensor, each made when its turn comes.
 
-    write_gguf(file, metadata, [(name, shape, kind, numbers), ...])
+    write_file(path, lambda out: write_gguf(out, metadata, entries))
 
 Q8_0 and Q4_0 are made as llama.cpp makes them, bit for bit.
 """
 
-import os
-import secrets
 import struct
 from collections.abc import Callable
 from math import prod
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import torch
@@ -40,23 +37,13 @@ def kind_named(name: str) -> Kind:
     return next(kind for kind in KINDS.values() if kind.name == name)
 
 
-def write_gguf(file: Path, metadata: dict[str, Any], entries: list[Entry]) -> None:
-    """The whole file at once, or none. Beside what is written memory never holds more than one matrix.
-    OSError where it cannot be written, ValueError for numbers that a type cannot hold."""
-    aside = file.with_name(f".writing-{secrets.token_hex(6)}")
-    try:
-        with aside.open("xb") as out:
-            write_header(out, metadata, entries)
-            for entry in entries:
-                write_numbers(out, entry)
-                out.write(bytes(padded(entry.nbytes) - entry.nbytes))
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(aside, file)
-    except OSError as error:
-        raise OSError(error.errno, f"{file} cannot be written: {error.strerror or error}") from None
-    finally:
-        aside.unlink(missing_ok=True)
+def write_gguf(out: BinaryIO, metadata: dict[str, Any], entries: list[Entry]) -> None:
+    """The whole file. Beside what is written memory never holds more than one matrix. ValueError for numbers
+    that a type cannot hold."""
+    write_header(out, metadata, entries)
+    for entry in entries:
+        write_numbers(out, entry)
+        out.write(bytes(padded(entry.nbytes) - entry.nbytes))
 
 
 def write_header(out: BinaryIO, metadata: dict[str, Any], entries: list[Entry]) -> None:
