@@ -673,17 +673,20 @@ class PersimmonForCausalLM(CausalLM):
 
 def check_patches(image_patches: Tensor | Sequence[Tensor], indices: Tensor, T: int) -> None:
     """ValueError unless each row has as many patches as places, which count them from 0."""
-    counts, one = (indices >= 0).sum(1).tolist(), isinstance(image_patches, Tensor)
-    sizes = [len(row.flatten(0, -2)) for row in ([image_patches] if one else image_patches)]
+    counts = (indices >= 0).sum(1).tolist()
     if (indices[:, T:] >= 0).any():
         raise ValueError(f"image_patches_indices has patches beyond the {T} tokens of input_ids")
-    if one and sizes[0] != sum(counts):
-        raise ValueError(f"{sizes[0]} patches for {sum(counts)} places in input_ids")
-    if not one and len(sizes) != len(counts):
-        raise ValueError(f"image_patches has {len(sizes)} rows, input_ids {len(counts)}")
-    for i, (size, count) in enumerate(() if one else zip(sizes, counts, strict=True)):
-        if size != count:
-            raise ValueError(f"row {i} has {size} patches for {count} places in input_ids")
+    if isinstance(image_patches, Tensor):
+        size = len(image_patches.flatten(0, -2))
+        if size != sum(counts):
+            raise ValueError(f"{size} patches for {sum(counts)} places in input_ids")
+    else:
+        sizes = [len(row.flatten(0, -2)) for row in image_patches]
+        if len(sizes) != len(counts):
+            raise ValueError(f"image_patches has {len(sizes)} rows, input_ids {len(counts)}")
+        for i, (size, count) in enumerate(zip(sizes, counts, strict=True)):
+            if size != count:
+                raise ValueError(f"row {i} has {size} patches for {count} places in input_ids")
     if (indices >= (indices >= 0).sum(1, keepdim=True)).any():
         raise ValueError("image_patches_indices must count the patches of its row from 0")
 
@@ -740,7 +743,7 @@ class FuyuForCausalLM(CausalLM):
             logits_to_keep,
         )
 
-    def with_patches(self, input_ids: Tensor, image_patches: Any, indices: Tensor | None) -> Tensor:
+    def with_patches(self, input_ids: Any, image_patches: Any, indices: Tensor | None) -> Tensor:
         """(B, T, C): words, and patches where they belong."""
         x = embed(self.language_model.model.embed_tokens, input_ids, None)
         T = x.shape[1]
@@ -793,8 +796,8 @@ class FuyuImageProcessor:
 
     def preprocess(self, images: Any) -> FuyuImages:
         """One picture, a list, or a list of lists of at most one. ValueError for what is no picture."""
-        done = [[self.prepared(image) for image in row] for row in rows_of(images)]
-        columns = [[[one[i] for one in row] for row in done] for i in range(4)]
+        rows = [[self.prepared(image) for image in row] for row in rows_of(images)]
+        columns: list[Any] = [[[one[i] for one in row] for row in rows] for i in range(4)]
         return FuyuImages(*columns)
 
     def prepared(self, image: Any) -> tuple[Tensor, int, int, float]:
@@ -846,26 +849,28 @@ class FuyuImageProcessor:
             "image_patch_indices_per_batch",
             "image_patch_indices_per_subsequence",
         )
-        found: dict[str, list] = {name: [] for name in names}
+        result: dict[str, list] = {name: [] for name in names}
         for b, row in enumerate(image_input):
-            ids, patches, of_row, of_picture, before = [], [], [], [], 0
+            ids, patches, row_indices, picture_indices, n = [], [], [], [], 0
             for i, image in enumerate(row):
                 present = bool(torch.as_tensor(image_present[b][i]).any())
                 if present and variable_sized:
                     image = self.cropped(image, int(image_unpadded_h[b][i]), int(image_unpadded_w[b][i]))
                 if present:
                     patches.append(self.patchify_image(image))
-                    found["images"].append([image])
+                    result["images"].append([image])
                 rows, columns = (n // self.patch_size * present for n in image.shape[1:])
                 lines = torch.full((rows, columns), image_placeholder_id)
                 lines = F.pad(lines, (0, 1), value=image_newline_id) if variable_sized else lines
                 ids.append(lines.flatten())
-                of_picture.append(counted(ids[-1] == image_placeholder_id))
-                of_row.append(torch.where(of_picture[-1] >= 0, of_picture[-1] + before, -1))
-                before += int((of_picture[-1] >= 0).sum())
-            for name, value in zip(names[1:], (ids, patches, of_row, of_picture), strict=True):
-                found[name].append(value)
-        return found
+                indices = counted(ids[-1] == image_placeholder_id)
+                picture_indices.append(indices)
+                row_indices.append(torch.where(indices >= 0, indices + n, -1))
+                n += int((indices >= 0).sum())
+            columns_of_row = (ids, patches, row_indices, picture_indices)
+            for name, value in zip(names[1:], columns_of_row, strict=True):
+                result[name].append(value)
+        return result
 
     def cropped(self, image: Tensor, height: int, width: int) -> Tensor:
         """To the whole patches that hold anything of the picture."""
@@ -1002,12 +1007,12 @@ class FuyuProcessor:
             raise ValueError("truncation would cut a picture or its question: shorten the text instead")
         if text is None and images is None:
             raise ValueError("give text, images, or both")
+        texts = [text] if isinstance(text, str) else list(text or ())
         if images is None:
-            texts = [text] if isinstance(text, str) else list(text)
-            return padded([self.tokenizer.encode(text, split_special_tokens=True) for text in texts])
+            return padded([self.tokenizer.encode(one, split_special_tokens=True) for one in texts])
         pictures = self.image_processor.preprocess(images)
         n = len(pictures.images)
-        texts = [""] * n if text is None else [text] if isinstance(text, str) else list(text)
+        texts = [""] * n if text is None else texts
         if len(texts) != n:
             raise ValueError(f"{len(texts)} texts and {n} pictures: give [] for a text without a picture")
         present = [[1] * len(row) for row in pictures.images]
@@ -1034,15 +1039,14 @@ class FuyuProcessor:
     def prompt_ids(self, prompt: str, scale: float) -> list[int]:
         """Ids of a text with `<box>` and `<point>`, each piece of text encoded by itself. How many numbers
         there are decides between box and point, and an open tag needs no end."""
-        ids, after = [], ""
+        ids: list[int] = []
+        after = ""
         for part in re.split("(" + "|".join(TAGS) + ")", prompt):
             if part and part not in TAGS:
-                is_place = after in ("<box>", "<point>")
-                ids += (
-                    self.place_ids(part, scale)
-                    if is_place
-                    else self.tokenizer.encode(part, add_special_tokens=False, split_special_tokens=True)
-                )
+                if after in ("<box>", "<point>"):
+                    ids += self.place_ids(part, scale)
+                else:
+                    ids += self.tokenizer.encode(part, add_special_tokens=False, split_special_tokens=True)
             after = part
         return ids
 
@@ -1078,11 +1082,13 @@ class FuyuProcessor:
             raise ValueError(f"{len(outputs)} texts and {len(sizes)} target_sizes: give one for each")
         return [self.located(torch.as_tensor(row), size) for row, size in zip(outputs, sizes, strict=True)]
 
-    def located(self, row: Tensor, size: Any) -> Located:
+    def located(self, output: Tensor, size: Any) -> Located:
         limit, scale = self.image_processor.size, 1.0
         if size is not None and (size[0] > limit["height"] or size[1] > limit["width"]):
             scale = min(limit["height"] / float(size[0]), limit["width"] / float(size[1]))
-        ids, places, i, row = [], [], 0, row.tolist()
+        row, i = output.tolist(), 0
+        ids: list[int] = []
+        places: list[Box | Point] = []
         while i < len(row):
             place, n = self.place_at(row, i, scale)
             if place is None:
@@ -1108,10 +1114,10 @@ class FuyuProcessor:
         return None, 1
 
 
-def padded(rows: list[list[int]], filler: int = 0) -> dict[str, Tensor]:
+def padded(rows: list[list[int]], pad_id: int = 0) -> dict[str, Tensor]:
     """`input_ids` and `attention_mask` (B, T), shorter rows padded on the left."""
     T = max(map(len, rows))
     return {
-        "input_ids": torch.tensor([[filler] * (T - len(row)) + row for row in rows]),
+        "input_ids": torch.tensor([[pad_id] * (T - len(row)) + row for row in rows]),
         "attention_mask": torch.tensor([[0] * (T - len(row)) + [1] * len(row) for row in rows]),
     }

@@ -277,8 +277,9 @@ class GPTNeoAttention(nn.Module):
 class GPTNeoMLP(nn.Module):
     def __init__(self, config: GPTNeoConfig):
         super().__init__()
-        self.c_fc = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.c_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        C, inner = config.hidden_size, config.intermediate_size or 4 * config.hidden_size
+        self.c_fc = nn.Linear(C, inner)
+        self.c_proj = nn.Linear(inner, C)
         self.act = ACTIVATIONS[config.activation_function]
         self.dropout = nn.Dropout(config.resid_dropout)
 

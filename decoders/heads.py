@@ -397,7 +397,8 @@ class DoubleHeadsOutput(NamedTuple):
     attentions: tuple[Tensor, ...] | None = None  # (B * M, H, T, S) per layer
 
 
-SUMMARY_ACTIVATIONS = {**AFN, "sigmoid": torch.sigmoid, "tanh": torch.tanh, None: nn.Identity()}
+SUMMARY_ACTIVATIONS: dict[Any, Any] = {**AFN, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
+SUMMARY_ACTIVATIONS[None] = nn.Identity()
 
 
 class OpenAIGPTSummary(nn.Module):

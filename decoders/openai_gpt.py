@@ -33,7 +33,8 @@ from torch.utils.checkpoint import checkpoint
 # ---- Config ----
 
 gelu_tanh = partial(F.gelu, approximate="tanh")  # one kernel; in half precision more exact than step by step
-AFN = {"gelu": gelu_tanh, "gelu_new": gelu_tanh, "relu": F.relu, "silu": F.silu, "swish": F.silu}
+AFN: dict[str, Any] = {"gelu": gelu_tanh, "gelu_new": gelu_tanh, "relu": F.relu}
+AFN |= {"silu": F.silu, "swish": F.silu}
 
 
 @dataclass

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from decoders import fuyu, look, model_class, read_config, tokenize, weights
+from decoders import fuyu, gpt_neo, look, model_class, phi, read_config, tokenize, weights
 from decoders.compare.arithmetic import gelu_erf, gelu_tanh
 from decoders.compare.formula import Formula
 from decoders.look import traces
@@ -372,6 +372,121 @@ def way() -> None:
     labels = ["embeddings", *(f"layer {i}" for i in range(len(columns[0]) - 1))]
     print(f'"{PROMPT}"\n')
     table(zip(labels, *columns, strict=True), "after", *names)
+
+
+# ---- Mask, padding, positions ----
+
+SIX = ("gpt-neo", "openai-gpt", "phi", "phi3", "persimmon", "fuyu")
+
+
+def grid(attn_mask: torch.Tensor) -> list[str]:
+    """A row for each query: 1 where it sees a key."""
+    return [" ".join("1" if value == 0 else "." for value in row) for row in attn_mask[0, 0].tolist()]
+
+
+@experiment("mask")
+def mask() -> None:
+    """What does each token see, of five of which the first two are padding?"""
+    x, given = torch.zeros(1, 5), torch.tensor([[0, 0, 1, 1, 1]])
+    plain = phi.causal_mask(5, 5, None, x, True)
+    padded = phi.causal_mask(5, 5, given, x, True)
+    local = gpt_neo.local_mask(5, 5, 2, given, x, True)
+    columns = [grid(one) for one in (plain, padded, local)]
+    table(zip(range(5), *columns, strict=True), "query", "causal", "with padding", "a window of 2")
+
+
+@torch.no_grad()
+def padded_error(name: str, **changes: Any) -> float:
+    """Largest difference of logits between a sequence behind five tokens of padding and the same alone."""
+    model, tokenizer = checkpoint(name)
+    ids = torch.tensor([tokenizer.encode(PROMPT)])
+    padded, mask = F.pad(ids, (5, 0)), F.pad(torch.ones_like(ids), (5, 0))
+    inputs = model.prepare_inputs(padded, mask, None) | changes
+    return (model(**inputs).logits[:, 5:] - model(ids).logits).abs().max().item()
+
+
+@experiment("padding")
+def padding() -> None:
+    """Five tokens of padding on the left: what if positions count them, or no mask hides them?"""
+    rows = []
+    for name in SIX:
+        right = padded_error(name)
+        counted = padded_error(name, position_ids=None)
+        bare = padded_error(name, position_ids=None, attention_mask=None)
+        rows.append((f"tiny-{name}", right, counted, bare))
+    table(rows, "logits differ by", "as generate does", "padding has positions", "and no mask")
+
+
+# ---- The cache and generate ----
+
+
+@experiment("cache")
+def cache_sizes() -> None:
+    """How many tokens does each pass read, how long is the cache, and how much memory does it have?"""
+    model, tokenizer = checkpoint("phi")
+    ids = torch.tensor([tokenizer.encode(PROMPT)])
+    cache, rows = phi.KVCache(), []
+
+    def note(module: torch.nn.Module, inputs: tuple, output: Any) -> None:
+        rows.append((len(rows), inputs[0].shape[1], len(cache), cache.buffers[0][0].shape[2]))
+
+    hook = model.model.register_forward_hook(note)
+    new = model.generate(ids, max_new_tokens=16, eos_token_id=None, past_key_values=cache)
+    hook.remove()
+    table((row for row in rows if row[0] < 3 or row[0] > 12), "pass", "tokens read", "in the cache", "room")
+    print(
+        f"{ids.shape[1]} tokens of prompt, {new.shape[1] - ids.shape[1]} new ones, {len(cache)} in the cache"
+    )
+
+
+@experiment("cache-cost")
+def cache_cost() -> None:
+    """How many tokens go through the layers for 40 new ones, with the cache and without?"""
+    rows = []
+    for name in SIX:
+        model, tokenizer = checkpoint(name)
+        ids, counts = torch.tensor([tokenizer.encode(PROMPT)]), []
+        for use_cache in (True, False):
+            read: list[int] = []
+            embedding = next(m for m in model.modules() if isinstance(m, torch.nn.Embedding))
+            hook = embedding.register_forward_hook(
+                lambda m, given, out, read=read: read.append(given[0].numel())
+            )
+            model.generate(ids, max_new_tokens=40, eos_token_id=None, use_cache=use_cache)
+            hook.remove()
+            counts.append(sum(read))
+        rows.append((f"tiny-{name}", ids.shape[1], *counts))
+    table(rows, "model", "prompt", "with the cache", "without")
+
+
+@experiment("top-p")
+@torch.no_grad()
+def top_p() -> None:
+    """How many tokens may be drawn after the same beginning, at which top_p?"""
+    shares, rows = (0.5, 0.9, 0.99, 0.999), []
+    for name in SIX:
+        model, tokenizer = checkpoint(name)
+        ids = torch.tensor([tokenizer.encode("Once upon a time there was a")])
+        likely = model(ids).logits[0, -1].softmax(-1).sort(descending=True).values
+        kept = [int((likely.cumsum(0) < share).sum()) + 1 for share in shares]
+        rows.append((f"tiny-{name}", len(likely), *kept))
+    table(rows, "tokens of", "all", *(f"top_p {share}" for share in shares))
+
+
+@experiment("ends-first")
+def ends_first() -> None:
+    """A batch of two, of which one sequence ends first: what does it hold while the other goes on?"""
+    model, tokenizer = checkpoint("phi3")
+    texts = [PROMPT, "Once upon a time there was an owl. The owl was"]
+    rows = [tokenizer.encode(text) for text in texts]
+    T = max(map(len, rows))
+    ids = torch.tensor([[0] * (T - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (T - len(row)) + [1] * len(row) for row in rows])
+    free = model.generate(ids, mask, max_new_tokens=8, eos_token_id=None)[:, T:]
+    stop = int(free[0, 3])
+    new = model.generate(ids, mask, max_new_tokens=8, eos_token_id=stop, pad_token_id=0)[:, T:]
+    print(f"without an end: {free.tolist()}")
+    print(f"{stop} ends, 0 pads: {new.tolist()}")
 
 
 def main() -> int:

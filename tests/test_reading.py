@@ -47,6 +47,8 @@ def test_every_model_has_a_page_and_every_experiment_a_place():
         "phi3",
         "persimmon",
         "fuyu",
+        "masks",
+        "cache",
     }
     assert sorted(EXPERIMENTS) == QUESTIONS
     assert (
