@@ -52,7 +52,7 @@ def converted(folder: Path, begin: str | None = None) -> tokenizers.Tokenizer:
     """The fast tokenizer that Transformers makes of a unigram tokenizer.model."""
     import sentencepiece
 
-    from examples.train_tiny import whole_sentencepiece
+    from examples.vocabularies import whole_sentencepiece
 
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     vocab = [(pieces.id_to_piece(id), pieces.get_score(id)) for id in range(len(pieces))]

@@ -1,0 +1,244 @@
+"""Train any of the six small, on your own text: from nothing or from a checkpoint, whole or by LoRA.
+
+    python -m examples.train phi --text mine.txt --minutes 5                  # into out/phi
+    python -m examples.train gpt_neo --text novels/ --steps 2000 --out out/novels
+    python -m examples.train phi3 --text mine.txt --start checkpoints/tiny-phi3 --lora 8 --out out/mine
+    torchrun --nproc-per-node 2 -m examples.train phi --text mine.txt         # data parallel
+
+OUT is a folder in the hub's layout, which `python -m decoders generate` and Transformers read, with a loss
+curve and `training.pt`, from which the same command goes on after Ctrl-C or kill -9. Needs `.[train]`.
+"""
+
+import argparse
+import csv
+import itertools
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from decoders import FAMILIES, find, model_class, read_config, tokenize, weights
+from examples.curve import draw
+from examples.lora import add_lora, merged
+from examples.vocabularies import byte_level_bpe
+
+CHUNK = 512  # positions whose logits exist at a time
+Batch = tuple[Tensor, Tensor, dict]  # ids, labels (B, T), -100 where nothing is learnt; other inputs
+
+# ---- A step ----
+
+
+class Loss(nn.Module):
+    """Mean cross entropy of the next tokens. The logits of CHUNK positions exist at a time, and are computed
+    again for the gradient: all of them, with float32 copies, can take more memory than the model."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self.head = next(m for name, m in model.named_modules() if name.endswith("lm_head"))
+
+    def chunk_loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.head(x).float(), labels, reduction="sum")
+
+    def forward(self, ids: Tensor, labels: Tensor, **inputs: Any) -> Tensor:
+        output = self.model(ids, output_hidden_states=True, use_cache=False, logits_to_keep=1, **inputs)
+        x, labels = output.hidden_states[-1][:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        chunks = zip(x.split(CHUNK), labels.split(CHUNK), strict=True)
+        losses = [checkpoint(self.chunk_loss, *chunk, use_reentrant=False) for chunk in chunks]
+        return torch.stack(losses).sum() / (labels != -100).sum().clamp(min=1)
+
+
+def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW moves every weight by about the rate, so that Fuyu's sums of 2,700 pixels would move 20 times as
+    far as others: they have a twentieth of it."""
+    learnt = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    seeing = [p for name, p in learnt.items() if "vision_" in name]
+    others = [p for name, p in learnt.items() if "vision_" not in name]
+    groups = [{"params": others, "share": 1.0}, {"params": seeing, "share": 0.05}]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.05)
+
+
+def train_step(
+    loss_of: nn.Module,
+    batches: Iterable[Batch],
+    optimizer: torch.optim.Optimizer,
+    learning_rate: float,
+    progress: float,
+    warmup: float = 0.05,
+    autocast: bool = False,
+) -> float:
+    """One step over some batches; their mean loss. Over `progress`, 0 to 1: warm-up, cosine to a tenth."""
+    rate = learning_rate * min((progress + 1e-3) / warmup, 0.55 + 0.45 * math.cos(math.pi * progress))
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["share"]
+    batches, device, total = list(batches), next(loss_of.parameters()).device, 0.0
+    for ids, labels, inputs in batches:
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            loss = loss_of(ids.to(device), labels.to(device), **inputs) / len(batches)
+        loss.backward()
+        total += loss.item()
+    torch.nn.utils.clip_grad_norm_(loss_of.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return total
+
+
+# ---- Text and model ----
+
+
+def read_texts(path: Path) -> list[str]:
+    """The file, or every .txt and .md file below the folder. ValueError where there is no text."""
+    files = sorted(f for f in path.rglob("*") if f.suffix in (".txt", ".md")) if path.is_dir() else [path]
+    texts = [file.read_text("utf-8", errors="replace") for file in files]
+    if not any(text.strip() for text in texts):
+        raise ValueError(f"{path} holds no text: name a text file, or a folder with .txt or .md files")
+    return texts
+
+
+def crops(ids: Tensor, B: int, T: int, generator: torch.Generator) -> Iterator[Batch]:
+    """(B, T) ids from anywhere in the text, without end."""
+    while True:
+        starts = torch.randint(len(ids) - T + 1, (B,), generator=generator).tolist()
+        rows = torch.stack([ids[start : start + T] for start in starts])
+        yield rows, rows, {}
+
+
+def new_model(family: str, tokenizer: Any, a: argparse.Namespace) -> nn.Module:
+    """Of the asked width, layers and heads; all other fields are the documented defaults."""
+    kinds = [[["global", "local"], a.layers // 2], [["global"], a.layers % 2]]  # GPT-Neo's, in turn
+    end, no_dropout = tokenizer.eos_token_id, dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    sizes = {"vocab_size": len(tokenizer), "bos_token_id": end, "eos_token_id": end, "pad_token_id": None}
+    sizes |= {"hidden_size": a.width, "intermediate_size": 4 * a.width, "attention_types": kinds}
+    sizes |= dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer"), a.layers)
+    sizes |= dict.fromkeys(("num_attention_heads", "num_heads", "n_head"), a.heads)
+    sizes |= dict.fromkeys(("max_position_embeddings", "n_positions"), a.context) | {"n_embd": a.width}
+    cls = model_class({"model_type": family})
+    return cls(cls.config_class.from_dict({**sizes, **no_dropout, "text_config": sizes}))
+
+
+def begin(a: argparse.Namespace, texts: list[str]) -> tuple[Any, nn.Module]:
+    """Tokenizer and model: of --start, or new ones for this text. The first process writes the tokenizer."""
+    torch.manual_seed(a.seed)
+    if not a.start and not (a.out / "config.json").exists() and a.rank == 0:
+        byte_level_bpe(texts, a.out, a.vocab)
+        (a.out / "config.json").write_text(f'{{"model_type": "{a.family}"}}')  # until `save`
+    if a.world > 1:
+        dist.barrier()
+    tokenizer = tokenize.load(a.start or a.out)
+    if a.start:
+        model = weights.load(model_class(read_config(find(a.start))), a.start, dtype=torch.float32)
+        model.requires_grad_(True)
+    else:
+        model = new_model(a.family, tokenizer, a)
+        model.generation_config = {"eos_token_id": tokenizer.eos_token_id}
+    if a.lora:
+        add_lora(model, a.lora)
+    return tokenizer, model
+
+
+# ---- The training ----
+
+
+def main() -> None:
+    a = arguments()
+    if a.world > 1:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    a.out.mkdir(parents=True, exist_ok=True)
+    texts, state_file = read_texts(a.text), a.out / "training.pt"
+    tokenizer, model = begin(a, texts)
+    ids = torch.tensor([id for text in texts for id in [*tokenizer.encode(text), tokenizer.eos_token_id]])
+    cut = max(a.context, len(ids) // 20)  # the last twentieth is held out
+    if len(ids) < 2 * cut:
+        raise ValueError(f"{a.text} has {len(ids)} tokens, too few for --context {a.context}")
+    learnt, held_out = ids[:-cut], ids[-cut:][: 8 * a.context]
+    module = Loss(model.to("cuda" if torch.cuda.is_available() else "cpu")).train()
+    optimizer, losses = optimizer_of(model), []  # (step, seconds, loss)
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        losses = state["losses"]
+    loss_of = nn.parallel.DistributedDataParallel(module) if a.world > 1 else module
+    loss_of = torch.compile(loss_of) if a.compile else loss_of
+    seed = a.seed + a.rank + 1000 * len(losses)  # a training that goes on sees other crops
+    batches = crops(learnt, a.batch_size, a.context, torch.Generator().manual_seed(seed))
+    start = saved = time.monotonic() - (losses[-1][1] if losses else 0)
+    while (share := progress(a, len(losses), time.monotonic() - start)) < 1:
+        group = itertools.islice(batches, a.accumulate)
+        loss = train_step(loss_of, group, optimizer, a.learning_rate, share, autocast=a.autocast)
+        losses.append((len(losses) + 1, time.monotonic() - start, loss))
+        if a.rank == 0 and time.monotonic() - max(saved, start) > 60:
+            report(a, module, tokenizer, optimizer, losses, held_out)
+            saved = time.monotonic()
+    if a.rank == 0:
+        report(a, module, tokenizer, optimizer, losses, held_out)
+
+
+def progress(a: argparse.Namespace, steps: int, seconds: float) -> float:
+    """From 0 to 1; the first process decides, so that all stop together."""
+    share = torch.tensor(steps / a.steps if a.steps else seconds / 60 / a.minutes)
+    if a.world > 1:
+        dist.broadcast(share, 0)
+    return share.item()
+
+
+def report(
+    a: argparse.Namespace, module: Loss, tokenizer: Any, optimizer: Any, losses: list, held_out: Tensor
+) -> None:
+    """Held-out loss and a sample to standard error; folder, curve and state, each replaced as a whole."""
+    model, device = module.model.eval(), module.head.weight.device
+    rows = held_out.to(device).unfold(0, a.context, a.context)
+    with torch.no_grad():
+        held = sum(module(row[None], row[None]).item() for row in rows) / len(rows)
+    ids = torch.tensor([tokenizer.encode(a.prompt)], device=device)
+    new = model.generate(ids, max_new_tokens=min(60, a.context - ids.shape[1]), do_sample=True)
+    text = tokenizer.decode(new[0].tolist())
+    print(f"step {len(losses)}: loss {losses[-1][2]:.3f}, held out {held:.3f}: {text!r}", file=sys.stderr)
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "losses": losses}
+    torch.save(state, a.out / "training.pt.new")
+    os.replace(a.out / "training.pt.new", a.out / "training.pt")
+    weights.save(merged(model), a.out, tokenizer)
+    with open(a.out / "loss.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("step", "seconds", "loss"), *losses])
+    draw([loss for _, _, loss in losses], held, a.out / "loss.png")
+    module.train()
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("family", choices=FAMILIES, type=lambda s: {"openai_gpt": "openai-gpt"}.get(s, s))
+    parser.add_argument("--text", type=Path, required=True, help="a file, or a folder of .txt and .md files")
+    parser.add_argument("--out", type=Path, help="default: out/FAMILY")
+    parser.add_argument("--start", type=Path, help="a checkpoint folder to begin with, and its tokenizer")
+    parser.add_argument("--minutes", type=float, default=5.0)
+    numbers = {"steps": 0, "lora": 0, "width": 192, "layers": 6, "heads": 6, "context": 256, "vocab": 4000}
+    numbers |= {"batch-size": 16, "accumulate": 1, "seed": 0}
+    for name, default in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--prompt", default="The", help="of the samples")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--autocast", action="store_true", help="products in bfloat16")
+    a = parser.parse_args()
+    a.out = a.out or Path("out") / a.family
+    a.rank, a.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    return a
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(print(f"error: {error}", file=sys.stderr) or 2)
