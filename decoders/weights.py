@@ -194,6 +194,7 @@ def load(
     device: str | torch.device = "cpu",
     quantize: str | None = None,
     skip: Iterable[str] = (),
+    packed: bool = False,
     progress: bool = False,
     adapter: Adapters | None = None,
     **overrides: Any,
@@ -203,11 +204,13 @@ def load(
 
     The weights stay in the files, mapped into memory; changes to them never reach the files. `quantize`
     ("int8", "int8-weights", "int4", see `kernels.quantize`, and `skip` there) makes 8 or 4 bits of a layer at
-    a time, while reading: there is never more in memory than these and one layer. `overrides` replace fields
-    of `config.json`. `progress` shows a bar and reads every page now rather than at first use. `adapter` is
-    the folder or hub id of a LoRA as peft saves it, or several, each alone or with its weight: `[("a", 0.5),
-    "b"]`. They are merged as peft merges them, also over a packed base; one that lies in the checkpoint's own
-    folder is applied first, unless `adapter` is `[]`.
+    a time, while reading: there is never more in memory than these and one layer. `packed` keeps the 4 and 8
+    bits that a packaging has, where a layer of `kernels` can hold them: no dequantised copy of these exists,
+    and no weight is rounded to the packaging's dtype. `overrides` replace fields of `config.json`. `progress`
+    shows a bar and reads every page now rather than at first use. `adapter` is the folder or hub id of a LoRA
+    as peft saves it, or several, each alone or with its weight: `[("a", 0.5), "b"]`. They are merged as peft
+    merges them, also over a packed base; one that lies in the checkpoint's own folder is applied first,
+    unless `adapter` is `[]`.
     ValueError lists all that is missing, unexpected or misshapen at once. A head that the checkpoint does not
     have (classification on a base model) is drawn anew, with a warning.
     """
@@ -224,6 +227,8 @@ def load(
             quantize_while_reading(model, quantize, skip, matched, device)
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from None
+    elif packed:
+        keep_bits(model, matched, device)
     bar = tqdm(
         matched.tensors.items(), "loading", unit=" tensors", leave=False, disable=not progress, delay=1
     )
@@ -303,6 +308,30 @@ def quantize_while_reading(
                 del matched.tensors[found]
             forget(tensor)
     kernels.mark_quantized(model, kind)
+
+
+def keep_bits(model: nn.Module, matched: Match, device: str | torch.device) -> None:
+    """Layers of the very bits that are stored, in place of those on the meta device. All are of one kind,
+    which is what `save` can say: another's matrices are dequantised, as those that no layer can hold."""
+    if kernels.is_quantized(model):
+        return
+    stored = {id(model.get_parameter(name)): name for name in matched.tensors}
+    kinds = set()
+    for name, layer in kernels.linear_layers(model, "int4").items():
+        tensor = matched.tensors.get(stored.get(id(layer.weight), ""))
+        if (
+            not isinstance(tensor, Packed)
+            or tensor.bits is None
+            or stored[id(layer.weight)] != f"{name}.weight"
+        ):
+            continue
+        own = kernels.Quantized.from_bits(layer, *tensor.bits(), device=device)
+        if own is not None and kinds <= {own.kind}:
+            kinds.add(own.kind)
+            kernels.replace_module(model, name, own)
+            del matched.tensors[f"{name}.weight"]
+    for kind in kinds:
+        kernels.mark_quantized(model, kind)
 
 
 class Undrawn(TorchFunctionMode):

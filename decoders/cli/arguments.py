@@ -50,6 +50,12 @@ def add_sampling(option: Callable[..., Any], new_tokens: int) -> None:
     option("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as stored")
     option("--quantize", choices=("int8", "int8-weights", "int4"), help="less memory, faster, less exact")
     option(
+        "--packed",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compute with the 4 and 8 bits of a packed checkpoint where that is possible",
+    )
+    option(
         "--adapter",
         action="append",
         metavar="FOLDER[=WEIGHT]",

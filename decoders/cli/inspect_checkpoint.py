@@ -67,8 +67,13 @@ def packing_facts(folder: Path, config: dict[str, Any], tensors: weights.Tensors
         sizes[kind] += tensor.shape.numel()
     types = {kind: round(size / total, 4) for kind, size in sizes.most_common()}
     bits = 8 * sum(tensor.nbytes for tensor in stored) / total
-    name = packaging_name(folder, config)
-    return {"packaging": name, "types": types, "bits per weight": round(bits, 2)}
+    kept = sum(t.shape.numel() for t in stored if isinstance(t, Packed) and t.bits is not None)
+    return {
+        "packaging": packaging_name(folder, config),
+        "types": types,
+        "bits per weight": round(bits, 2),
+        "runs packed": round(kept / total, 4),
+    }
 
 
 def as_table(facts: dict[str, Any], tensors: Any) -> str:
@@ -79,6 +84,7 @@ def as_table(facts: dict[str, Any], tensors: Any) -> str:
     shown["context"] = f"{facts['context']} tokens" if facts["context"] else "-"
     if "types" in facts:
         shown["types"] = ", ".join(f"{kind} {share:.1%}" for kind, share in facts["types"].items())
+        shown["runs packed"] = f"{facts['runs packed']:.1%} of the weights, the others dequantised"
     lines = [f"{key:<16} {value}" for key, value in shown.items()]
     lines += ["", "tensors (as stored -> parameter; layers grouped)", *tensor_lines(tensors)]
     lines += [f"  not in the checkpoint, would be drawn anew: {name}" for name in facts["new"]]

@@ -36,6 +36,7 @@ def load_model(folder: Path, args: argparse.Namespace, with_adapters: bool = Tru
         dtype=dtype,
         device=device,
         quantize=args.quantize,
+        packed=args.packed and device.type == "cpu",
         progress=sys.stderr.isatty(),
         adapter=adapter,
     )

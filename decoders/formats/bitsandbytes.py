@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .config import family
 from .files import stored_tensors
-from .packed import Packed
+from .packed import Bits, Packed
 from .parts import Parts, Stored, read_parts
 
 NAME = "bitsandbytes"
@@ -57,7 +57,7 @@ def transposed(matrix: Packed) -> Packed:
         return matrix.dequantize(dtype).t().contiguous()
 
     shape = torch.Size(reversed(matrix.shape))
-    return Packed(shape, matrix.dtype, matrix.kind, matrix.nbytes, read)
+    return Packed(shape, matrix.dtype, matrix.kind, matrix.nbytes, read, matrix.bits)
 
 
 # ---- 4 bits ------------------------------------------------------------------------------------------------
@@ -143,4 +143,7 @@ def eight_bits(parts: Parts) -> Packed:
     def read() -> Tensor:
         return q.float().mul_(absmax.float()[:, None]).mul_(ONE_127TH)
 
-    return parts.packed(tuple(q.shape), torch.float32, "bitsandbytes int8", read)
+    def whole() -> Bits:
+        return Bits(q, absmax.float()[:, None] * ONE_127TH, None)
+
+    return parts.packed(tuple(q.shape), torch.float32, "bitsandbytes int8", read, whole)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .checks import abridged
 from .files import stored_tensors
-from .packed import Packed
+from .packed import Bits, Packed
 from .parts import Parts, Stored, read_parts, unpack
 
 NAME = "compressed-tensors or fp8"
@@ -119,8 +119,13 @@ def packed_matrix(groups: list[tuple[list[str], dict]], parts: Parts) -> Packed:
     def read() -> Tensor:
         return dequantize(q, scale, zero, block, group_index(parts, scale, q.shape[1]))
 
+    def whole() -> Bits:
+        return Bits(q, scale.view(-1, 1).expand(len(q), 1), None)
+
     kind = "int8" if q.dtype == torch.int8 else "float8 (e4m3)"
-    return parts.packed(tuple(q.shape), scale.dtype, f"compressed-tensors {kind}", read)
+    by_rows = q.dtype == torch.int8 and zero is None and scale.numel() in (1, len(q))
+    bits = whole if by_rows else None
+    return parts.packed(tuple(q.shape), scale.dtype, f"compressed-tensors {kind}", read, bits)
 
 
 def block_of(scheme: dict) -> tuple[int, int] | None:
@@ -178,9 +183,15 @@ def whole_numbers(parts: Parts, scheme: dict) -> Packed:
         zeros = None if zero is None else signed(zero.t(), bits, len(scale)).t()
         return dequantize(q, scale, zeros, None, group_index(parts, scale, shape[1]))
 
+    def whole() -> Bits:
+        q = signed(words, bits, shape[1])
+        zeros = torch.zeros(scale.shape) if zero is None else signed(zero.t(), bits, len(scale)).t()
+        return Bits((q + 8).to(torch.uint8), scale, (zeros + 8).to(torch.uint8))
+
     groups = scale.shape[-1] if scale.dim() == 2 else 1
     kind = f"compressed-tensors int{bits} by groups of {shape[1] // groups}"
-    return parts.packed(shape, scale.dtype, kind, read)
+    plain = bits == 4 and scale.dim() == 2 and len(scale) == shape[0] and "weight_g_idx" not in parts
+    return parts.packed(shape, scale.dtype, kind, read, whole if plain else None)
 
 
 def widths(count: int, bits: int) -> tuple[int, int]:

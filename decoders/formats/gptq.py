@@ -19,7 +19,7 @@ from torch import Tensor
 from .config import family
 from .files import stored_tensors
 from .folder import read_json_if_any
-from .packed import Packed
+from .packed import Bits, Packed
 from .parts import Parts, Stored, joined_gate_up, read_parts, unpack
 
 NAME = "GPTQ or AWQ"
@@ -90,8 +90,21 @@ def gptq_matrix(parts: Parts, first_version: bool) -> Packed:
         index = group_of_inputs(parts, inputs, groups)
         return dequantize_gptq(parts["qweight"], parts["qzeros"], parts["scales"], index, bits, first_version)
 
+    def whole() -> Bits:
+        zeros = gptq_zeros(parts["qzeros"], bits, first_version)
+        return Bits(unpack(parts["qweight"].t(), bits), parts["scales"].t(), zeros.t())
+
     kind = f"GPTQ int{bits} by groups of {-(-inputs // groups)}"
-    return parts.packed((outputs, inputs), parts["scales"].dtype, kind, read)
+    plain = bits == 4 and is_in_order(parts, inputs, groups)
+    return parts.packed((outputs, inputs), parts["scales"].dtype, kind, read, whole if plain else None)
+
+
+def is_in_order(parts: Parts, inputs: int, groups: int) -> bool:
+    """Whether the inputs of a group lie side by side."""
+    if inputs % groups:
+        return False
+    own = parts.get("g_idx")
+    return own is None or torch.equal(own.long(), torch.arange(groups).repeat_interleave(inputs // groups))
 
 
 def group_of_inputs(parts: Parts, inputs: int, groups: int) -> Tensor:
@@ -138,8 +151,12 @@ def awq_matrix(parts: Parts) -> Packed:
     def read() -> Tensor:
         return dequantize_awq(parts["qweight"], parts["qzeros"], parts["scales"])
 
+    def whole() -> Bits:
+        q, zeros = (in_order(unpack(parts[part], 4)).t() for part in ("qweight", "qzeros"))
+        return Bits(q, parts["scales"].t(), zeros)
+
     kind = f"AWQ int4 by groups of {inputs // groups}"
-    return parts.packed((outputs, inputs), parts["scales"].dtype, kind, read)
+    return parts.packed((outputs, inputs), parts["scales"].dtype, kind, read, whole)
 
 
 def dequantize_awq(qweight: Tensor, qzeros: Tensor, scales: Tensor) -> Tensor:

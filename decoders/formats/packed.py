@@ -2,9 +2,18 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Bits(NamedTuple):
+    """A matrix as whole numbers: w = (q - zero) * scale, a scale and a zero for each group of inputs."""
+
+    q: Tensor  # (out, in): uint8 from 0 to 15 with a zero, or int8 without
+    scale: Tensor  # (out, groups)
+    zero: Tensor | None  # (out, groups) uint8
 
 
 @dataclass(frozen=True)
@@ -16,6 +25,7 @@ class Packed:
     kind: str  # its format, for people: "Q4_K", "nf4", "int4 by groups of 128"
     nbytes: int  # in the file, scales included
     read: Callable[[torch.dtype], Tensor]  # the numbers in a dtype
+    bits: Callable[[], Bits] | None = None  # the same as whole numbers, where the format is made of such
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The plain numbers, in the packaging's own dtype or converted to `dtype`."""

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .files import forget
-from .packed import Packed
+from .packed import Bits, Packed
 
 Stored = Iterator[tuple[Path, str, Tensor | Packed]]
 
@@ -49,8 +49,15 @@ class Parts:
             name = str(self[part].dtype).removeprefix("torch.")
             raise ValueError(f"{self.file}: {self.module}.{part}, {name} of {shape}, {why}")
 
-    def packed(self, shape: tuple[int, ...], dtype: torch.dtype, kind: str, read: Callable) -> Packed:
-        """The matrix that `read()` gives in `dtype`."""
+    def packed(
+        self,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        kind: str,
+        read: Callable[[], Tensor],
+        bits: Callable[[], Bits] | None = None,
+    ) -> Packed:
+        """The matrix that `read()` gives in `dtype`, and `bits()` as whole numbers."""
 
         def numbers(to: torch.dtype) -> Tensor:
             w = read().to(to)
@@ -59,7 +66,7 @@ class Parts:
                     forget(tensor)
             return w
 
-        return Packed(torch.Size(shape), dtype, kind, self.nbytes, numbers)
+        return Packed(torch.Size(shape), dtype, kind, self.nbytes, numbers, bits)
 
 
 def read_parts(
@@ -156,4 +163,10 @@ def joined(first: Tensor | Packed, second: Tensor | Packed) -> Tensor | Packed:
     def read(dtype: torch.dtype) -> Tensor:
         return torch.cat([first.dequantize(dtype), second.dequantize(dtype)])
 
-    return Packed(shape, first.dtype, first.kind, first.nbytes + second.nbytes, read)
+    def bits() -> Bits:
+        a, b = first.bits(), second.bits()  # type: ignore[misc]
+        zero = None if a.zero is None or b.zero is None else torch.cat([a.zero, b.zero])
+        return Bits(torch.cat([a.q, b.q]), torch.cat([a.scale, b.scale]), zero)
+
+    both = bits if first.bits and second.bits else None
+    return Packed(shape, first.dtype, first.kind, first.nbytes + second.nbytes, read, both)

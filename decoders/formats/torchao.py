@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from .files import stored_tensors
-from .packed import Packed
+from .packed import Bits, Packed
 from .parts import Parts, Stored, read_parts
 
 NAME = "torchao"
@@ -81,7 +81,19 @@ def packed_matrix(described: dict[Path, dict[str, str]], parts: Parts) -> Packed
     kind = KINDS[q.dtype]
     if isinstance(stated.get("target_dtype"), dict):
         kind = f"{str(stated['target_dtype'].get('_data'))[:8]} in int8"
-    return parts.packed(tuple(q.shape), stated["dtype"], f"torchao {kind}", read)
+    bits = partial(whole_numbers, q, scale, zero) if kind.startswith("int") else None
+    return parts.packed(tuple(q.shape), stated["dtype"], f"torchao {kind}", read, bits)
+
+
+def whole_numbers(q: Tensor, scale: Tensor, zero: Tensor | None) -> Bits:
+    """Rows of int8 without a zero; or, if all fit into 4 bits, groups of them."""
+    rows = scale.view(-1, 1).expand(len(q), 1) if scale.numel() in (1, len(q)) else scale
+    if rows.shape[1] == 1 and (zero is None or not bool(zero.any())):
+        return Bits(q, rows, None)
+    zeros = torch.zeros(rows.shape, dtype=torch.int8) if zero is None else zero.expand(rows.shape)
+    if int(q.amin()) < -8 or int(q.amax()) > 7 or zeros.is_floating_point() or int(zeros.amin()) < -8:
+        return Bits(q, rows, zeros)  # which no layer of 4 bits can hold
+    return Bits((q + 8).to(torch.uint8), rows, (zeros + 8).to(torch.uint8))
 
 
 def dequantize(q: Tensor, scale: Tensor, zero: Tensor | None, dtype: torch.dtype) -> Tensor:

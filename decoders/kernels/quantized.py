@@ -92,6 +92,31 @@ class Quantized(nn.Module):
             raise ValueError(f"{prefix}weights that are NaN or infinite cannot be made {kind}")
         return quantized
 
+    @classmethod
+    def from_bits(
+        cls, layer: Any, q: Tensor, scale: Tensor, zero: Tensor | None, device: str | torch.device = "cpu"
+    ) -> "Quantized | None":
+        """`layer` of whole numbers as they are, w = (q - zero) * scale: q (out, in) uint8 below 16 with scale
+        and zero (out, groups), or int8 with a scale (out, 1). None where that cannot be held exactly: int4
+        has groups of 32, 64, 96 ... inputs and scales that float16 holds."""
+        if q.dtype == torch.int8:
+            if zero is not None or scale.shape[1] != 1:
+                return None
+            tensors = {"qweight": q, "scale": scale[:, 0].float()}
+        else:
+            inputs, groups = q.shape[1], scale.shape[1]
+            half = scale.half()
+            if zero is None or inputs % (groups * GROUP) or not torch.equal(half.to(scale.dtype), scale):
+                return None
+            pad = -inputs % BLOCK
+            q, times = F.pad(q, (0, pad)), inputs // (groups * GROUP)
+            spread = [F.pad(t.repeat_interleave(times, 1), (0, pad // GROUP)) for t in (half, zero)]
+            tensors = {"qweight": q[:, ::2] | q[:, 1::2] << 4, "scale": spread[0], "zero": spread[1]}
+        quantized = cls.empty_like(layer, "int8-weights" if q.dtype == torch.int8 else "int4")
+        for key, t in tensors.items():
+            setattr(quantized, key, t.contiguous().to(device))
+        return quantized
+
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.kind}, bias={self.bias is not None}"
 
