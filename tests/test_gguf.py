@@ -10,7 +10,14 @@ from safetensors.torch import load_file
 
 from decoders import model_class, read_config, tokenize, weights
 from decoders.formats import gguf as headers
-from decoders.formats import gguf_blocks, gguf_export, gguf_writer, modern, read_generation_config
+from decoders.formats import (
+    gguf_blocks,
+    gguf_export,
+    gguf_writer,
+    modern,
+    packagings,
+    read_generation_config,
+)
 from decoders.phi3 import Phi3ForCausalLM
 from tests.conftest import ROOT
 from tests.families import FAMILIES
@@ -394,3 +401,19 @@ def test_a_broken_vocabulary_is_one_sentence(tmp_path, message):
     with pytest.raises(ValueError, match=message) as raised:
         tokenize.load(file)
     assert str(file) in str(raised.value)
+
+
+def test_the_page_has_every_type_and_packaging():
+    page = (ROOT / "docs" / "packagings.md").read_text()
+    rows = {
+        cells[1].strip(): cells for cells in (line.split("|") for line in page.splitlines()) if len(cells) > 5
+    }
+    for kind in headers.KINDS.values():
+        if kind.block > 1:
+            assert (rows[kind.name][2].strip(), rows[kind.name][3].strip()) == (
+                str(kind.block),
+                str(kind.nbytes),
+            )
+        assert kind.name in page
+    for module in packagings.PACKAGINGS:
+        assert all(name in page for name in module.NAME.split(" or ")), module.NAME
