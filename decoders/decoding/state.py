@@ -11,7 +11,7 @@ from . import stopping
 from .constraints import Constraint, read_constraints
 from .guidance import GuidedSequences
 from .logits_processors import Diversity, processors_of
-from .sequences import Sequences, lm_head_of, rope_varies
+from .sequences import Sequences, rope_varies, text_config_of
 from .settings import (
     Arguments,
     check_mask,
@@ -61,7 +61,7 @@ class Generation:
     ):
         self.model, self.arguments, self.generator = model, arguments, arguments.generator
         self.s, inputs = read_settings(model, generation_config, settings)
-        self.vocab_size = lm_head_of(model).out_features
+        self.vocab_size: int = text_config_of(model).vocab_size
         if input_ids is None and arguments.inputs_embeds is None:
             input_ids = self.bos()
         check_prompt(input_ids, attention_mask, arguments.inputs_embeds)
@@ -70,12 +70,7 @@ class Generation:
         B, T = prompt.shape[:2]
         check_together(self.s, B, arguments)
         self.max_new_tokens = new_tokens_limit(model, self.s, T)
-        self.constraints = self.checked_constraints()
-        check_settings_of_ids(self.s, self.constraints, self.vocab_size)
-        given = set(settings)
-        if generation_config is not None:
-            given |= stored_settings(model, generation_config).keys()
-        self.eos, self.pad = stop_and_pad_ids(model, self.s, given, self.vocab_size)
+        self.read_token_ids(generation_config, settings)
         if not self.s.use_cache:
             inputs["use_cache"] = False
         if input_ids is None:
@@ -95,6 +90,15 @@ class Generation:
         self.results: dict[str, Any] = {}  # what else the strategy leaves for the output
 
     # ---- What was asked for ----
+
+    def read_token_ids(self, generation_config: Any, settings: dict) -> None:
+        """Constraints, stop ids and padding, and a check of all other ids."""
+        self.constraints = self.checked_constraints()
+        check_settings_of_ids(self.s, self.constraints, self.vocab_size)
+        given = set(settings)
+        if generation_config is not None:
+            given |= stored_settings(self.model, generation_config).keys()
+        self.eos, self.pad = stop_and_pad_ids(self.model, self.s, given, self.vocab_size)
 
     def bos(self) -> Tensor:
         """(1, 1), for a call without a prompt."""

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from decoders import decoding, kernels
 from decoders.decoding import beams
+from decoders.kernels import native
 from tests import sampled_beams
 from tests.families import FAMILIES, LONGROPE, PHI3, Family
 
@@ -440,6 +441,7 @@ def shrunk(case: Case, number_of: str) -> Case:
 
 def run_cases(cases: int, seed: int, first: int = 0, most: int = 20) -> tuple[Counter, list[str]]:
     """How many ended how, and what failed, as lines of code, `most` of them."""
+    native.wait()
     order = beams.best_first if sampled_beams.are_sorted() else sampled_beams.as_drawn
     counts: Counter = Counter()
     failures: list[str] = []
