@@ -71,12 +71,12 @@ def draw(seed: int, number: int) -> Case:
     family = rng.choice(FAMILIES)
     strategy = rng.choice(list(STRATEGIES))
     one = strategy in ("lookup", "assistant")
-    B, T = 1 if one else rng.randint(1, 3), rng.randint(1, 16)
+    changes = draw_changes(rng, family)
+    B, T = 1 if one else rng.randint(1, 3), rng.randint(7 if changes else 1, 16)
     ids = [[rng.randrange(VOCABULARY) for _ in range(T)] for _ in range(B)]
     if rng.random() < 0.3:  # repeats itself
         ids = [(row[: max(1, T // 3)] * 4)[:T] for row in ids]
     padding = [rng.randrange(T) if rng.random() < 0.5 else 0 for _ in range(B)]
-    changes = draw_changes(rng, family)
     case = Case(family.name, changes, ids, padding, rng.random() < 0.2, strategy)
     case.options = {**draw_common(rng, T), **STRATEGIES[strategy](rng), **draw_processors(rng)}
     if strategy in ("greedy", "sample", "beams", "beam sample") and rng.random() < 0.25:
@@ -93,7 +93,7 @@ def draw(seed: int, number: int) -> Case:
 
 
 def draw_changes(rng: random.Random, family: Family) -> dict[str, Any]:
-    if rng.random() < 0.65:
+    if rng.random() < 0.5:
         return {}
     if family is PHI3:
         return LONGROPE  # whose limit is 12
@@ -101,7 +101,7 @@ def draw_changes(rng: random.Random, family: Family) -> dict[str, Any]:
 
 
 def draw_common(rng: random.Random, T: int) -> dict[str, Any]:
-    stops = [None, rng.randrange(VOCABULARY), rng.sample(range(VOCABULARY), rng.randint(1, 40))]
+    stops = [None, rng.randrange(VOCABULARY)] + 2 * [rng.sample(range(VOCABULARY), rng.randint(1, 50))]
     options: dict[str, Any] = {
         "eos_token_id": rng.choice(stops),
         "pad_token_id": rng.randint(1, VOCABULARY - 1),
