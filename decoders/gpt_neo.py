@@ -297,7 +297,7 @@ class GPTNeoBlock(nn.Module):
 
     def forward(self, x: Tensor, *attention_inputs: Any) -> tuple[Tensor, Tensor | None]:
         y, weights = self.attn(self.ln_1(x), *attention_inputs)  # pre-norm
-        x = x + y
+        x = x + y  # into the residual stream
         return x + self.mlp(self.ln_2(x)), weights
 
 
@@ -579,7 +579,7 @@ class GPTNeoForCausalLM(GPTCausalLM):
         self.init_weights(self.lm_head).tie_weights()
 
     def tie_weights(self) -> None:
-        if self.config.tie_word_embeddings:
+        if self.config.tie_word_embeddings:  # weight tying
             self.lm_head.weight = self.transformer.wte.weight
 
     def forward(

@@ -270,7 +270,7 @@ class OpenAIGPTBlock(nn.Module):
 
     def forward(self, x: Tensor, *attention_inputs: Any) -> tuple[Tensor, Tensor | None]:
         y, weights = self.attn(x, *attention_inputs)
-        x = self.ln_1(x + y)  # post-norm
+        x = self.ln_1(x + y)  # post-norm: the residual stream is normed
         return self.ln_2(x + self.mlp(x)), weights
 
 
@@ -541,7 +541,7 @@ class OpenAIGPTLMHeadModel(GPTCausalLM):
         self.init_weights(self.lm_head).tie_weights()
 
     def tie_weights(self) -> None:
-        if self.config.tie_word_embeddings:
+        if self.config.tie_word_embeddings:  # weight tying
             self.lm_head.weight = self.transformer.tokens_embed.weight
 
     def forward(

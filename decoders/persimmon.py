@@ -127,7 +127,7 @@ def rope_cos_sin(position_ids: Tensor, config: Any, x: Tensor) -> tuple[Tensor, 
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (B, H, T, D) with its first R dimensions rotated, i and i + R / 2 as a pair. The others pass."""
+    """x (B, H, T, D) with its first R dimensions rotated, i with i + R / 2: rotate_half, as in GPT-NeoX."""
     R = cos.shape[-1]
     x_rot, x_pass = x[..., :R], x[..., R:]
     first, second = x_rot.chunk(2, dim=-1)
@@ -317,7 +317,7 @@ class PersimmonBlock(nn.Module):
 
     def forward(self, x: Tensor, *attention_inputs: Any) -> tuple[Tensor, Tensor | None]:
         y, weights = self.self_attn(self.input_layernorm(x), *attention_inputs)  # pre-norm
-        x = x + y
+        x = x + y  # into the residual stream
         return x + self.dropout(self.mlp(self.post_attention_layernorm(x))), weights
 
 
@@ -578,7 +578,7 @@ class PersimmonForCausalLM(CausalLM):
         self.init_weights(self.lm_head).tie_weights()
 
     def tie_weights(self) -> None:
-        if self.config.tie_word_embeddings:
+        if self.config.tie_word_embeddings:  # weight tying
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(

@@ -1,7 +1,7 @@
 """Phi (phi-1, phi-1.5, phi-2), all of it in this file: torch and the standard library are enough to copy it.
 
 What is unusual about Phi
-- A parallel block: attention and MLP read the same LayerNorm, and both are added to the residual stream.
+- Parallel attention and MLP: both read the same LayerNorm, and both are added to the residual stream.
 - Rotary embedding (RoPE) of the first int(partial_rotary_factor * D) dimensions of a head, the others pass.
   Pairs are rotated in the style of rotate_half (GPT-NeoX): dimension i with dimension i + R / 2.
 - Biases everywhere, in the output layer too, also where its weight is the embedding's (weight tying).
@@ -13,8 +13,8 @@ Source: Gunasekar et al., Textbooks Are All You Need (2023), arXiv:2306.11644; L
 arXiv:2309.05463. Checkpoints: microsoft/phi-1, phi-1_5, phi-2, in older layouts too (`weights.py`).
 Agrees with Transformers 4.37.2, 4.50.3 and 5.23.0 (eager attention); comments tell where these differ.
 
-Letters: B batch, T new tokens, S keys (cached + new), H heads, K key/value heads, D head_dim, R rotary
-dimensions, C hidden_size, V vocabulary.
+Letters: B batch, T new tokens, S keys (cached + new), H heads, K key/value heads (fewer: grouped-query
+attention, GQA), D head_dim, R rotary dimensions, C hidden_size, V vocabulary.
 """
 
 import math
@@ -127,7 +127,7 @@ def rope_cos_sin(position_ids: Tensor, config: Any, x: Tensor) -> tuple[Tensor, 
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (B, H, T, D) with its first R dimensions rotated, i and i + R / 2 as a pair. The others pass."""
+    """x (B, H, T, D) with its first R dimensions rotated, i with i + R / 2: rotate_half, as in GPT-NeoX."""
     R = cos.shape[-1]
     x_rot, x_pass = x[..., :R], x[..., R:]
     first, second = x_rot.chunk(2, dim=-1)
@@ -249,7 +249,7 @@ def grouped_query_attention(
     the formula, and the weights (B, H, T, S) as they multiply v. The fused kernel has no forward-mode
     derivative but in `sdpa_kernel(SDPBackend.MATH)` of `torch.nn.attention`."""
     groups = q.shape[1] // k.shape[1]
-    if groups > 1:  # head h of q reads head h // groups of k and v
+    if groups > 1:  # GQA: head h of q reads head h // groups of k and v
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     # Two calls: torch.export refuses `is_causal=attn_mask is None and T > 1`, which is a symbol there.
     # T > 1 without a mask has no past, so that is_causal may count from the top left.
@@ -573,7 +573,7 @@ class PhiForCausalLM(CausalLM):
         self.init_weights(self.lm_head).tie_weights()
 
     def tie_weights(self) -> None:
-        if self.config.tie_word_embeddings:
+        if self.config.tie_word_embeddings:  # weight tying
             self.lm_head.weight = self.model.embed_tokens.weight  # the bias stays its own
 
     def forward(

@@ -171,7 +171,7 @@ def longrope_cos_sin(
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (B, H, T, D) with its first R dimensions rotated, i and i + R / 2 as a pair. The others pass."""
+    """x (B, H, T, D) with its first R dimensions rotated, i with i + R / 2: rotate_half, as in GPT-NeoX."""
     R = cos.shape[-1]
     x_rot, x_pass = x[..., :R], x[..., R:]
     first, second = x_rot.chunk(2, dim=-1)
@@ -326,7 +326,7 @@ def grouped_query_attention(
     the formula, and the weights (B, H, T, S) as they multiply v. The fused kernel has no forward-mode
     derivative but in `sdpa_kernel(SDPBackend.MATH)` of `torch.nn.attention`."""
     groups = q.shape[1] // k.shape[1]
-    if groups > 1:  # head h of q reads head h // groups of k and v
+    if groups > 1:  # GQA: head h of q reads head h // groups of k and v
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     # Two calls: torch.export refuses `is_causal=attn_mask is None and T > 1`, which is a symbol there.
     # T > 1 without a mask has no past, so that is_causal may count from the top left.
@@ -400,7 +400,7 @@ class Phi3Block(nn.Module):
 
     def forward(self, x: Tensor, *attention_inputs: Any) -> tuple[Tensor, Tensor | None]:
         y, weights = self.self_attn(self.input_layernorm(x), *attention_inputs)  # pre-norm
-        x = x + self.resid_attn_dropout(y)
+        x = x + self.resid_attn_dropout(y)  # into the residual stream
         return x + self.resid_mlp_dropout(self.mlp(self.post_attention_layernorm(x))), weights
 
 
@@ -648,7 +648,7 @@ class Phi3ForCausalLM(CausalLM):
         self.init_weights(self.lm_head).tie_weights()
 
     def tie_weights(self) -> None:
-        if self.config.tie_word_embeddings:
+        if self.config.tie_word_embeddings:  # weight tying
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(

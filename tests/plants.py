@@ -213,7 +213,7 @@ def rotation(body: str) -> str:
 
 
 PLACES = r"if position_ids is None:\n            (position_ids = torch\.arange\(past, past \+ T, device=x\.device\))"
-BLOCK = r"x = x \+ (?:self\.resid_attn_dropout\(y\)|y)\n        return x \+ (self\.\w+\(?.*)self\.(ln_2|post_attention_layernorm)\(x\)(.*), weights"
+BLOCK = r"x = x \+ (?:self\.resid_attn_dropout\(y\)|y)  # into.*\n        return x \+ (self\.\w+\(?.*)self\.(ln_2|post_attention_layernorm)\(x\)(.*), weights"
 LOSS = r"F\.cross_entropy\(upcast\(logits\[:, :-1\]\)\.flatten\(0, 1\), labels\[:, 1:\]\.flatten\(\)"
 
 # ---- One for each mistake ----------------------------------------------------------------------------------
@@ -307,9 +307,9 @@ PLANTS |= {
          "x = x + y\n        return x + self.mlp(self.input_layernorm(x)), weights")),
     "layer: attention and MLP side by side": Plant((BLOCK, r"return x + y + \1self.\2(x)\3, weights")),
     "layer: norms before attention and MLP (GPT-2)": Plant(
-        (r"self\.attn\(x, \*attention_inputs\)\n        x = self\.ln_1\(x \+ y\)  # post-norm\n        return self\.ln_2\(x \+ self\.mlp\(x\)\), weights",
+        (r"self\.attn\(x, \*attention_inputs\)\n        x = self\.ln_1\(x \+ y\)  # post-norm.*\n        return self\.ln_2\(x \+ self\.mlp\(x\)\), weights",
          "self.attn(self.ln_1(x), *attention_inputs)\n        x = x + y\n        return x + self.mlp(self.ln_2(x)), weights")),
-    "layer: attention's input is not added": Plant((r"x = x \+ (y|self\.resid_attn_dropout\(y\))\n|x \+ y\)  # post|self\.mlp\(n\)\) \+ x, weights", lambda m: {"x = x": "x = y\n", "x + y)": "y)  # post"}.get(m[0][:5] if m[0].startswith("x = x") else m[0][:6], "self.mlp(n)), weights"))),
+    "layer: attention's input is not added": Plant((r"x = x \+ (y|self\.resid_attn_dropout\(y\))  # into.*\n|x \+ y\)  # post|self\.mlp\(n\)\) \+ x, weights", lambda m: {"x = x": "x = y\n", "x + y)": "y)  # post"}.get(m[0][:5] if m[0].startswith("x = x") else m[0][:6], "self.mlp(n)), weights"))),
     "layer: the last one is missing": Plant(config=lambda d: fields(
         **{k: d[k] - 1 for k in ("num_hidden_layers", "num_layers", "n_layer") if k in d},
         **(kinds_of(layers_of(d)[:-1]) if "attention_types" in d else {}))(d)),
@@ -401,9 +401,8 @@ def planted(family: str, config: dict, weights: dict, *names: str) -> nn.Module:
     model_class = getattr(module, class_name)
     model = model_class(model_class.config_class.from_dict(config)).eval()
     own = model.state_dict()
-    if "lm_head.weight" in weights and "lm_head.weight" not in own:  # tied
-        own["lm_head.weight"] = None
-    model.load_state_dict({name: t for name, t in weights.items() if name in own})
+    missing, _ = model.load_state_dict({name: t for name, t in weights.items() if name in own}, strict=False)
+    assert {*missing} <= {"lm_head.weight"} and (not missing or model.config.tie_word_embeddings), missing
     del sys.modules[module.__name__]
     return model
 
