@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial, reduce
 from pathlib import Path
 from types import MethodType
@@ -197,6 +197,7 @@ def load(
     packed: bool = False,
     progress: bool = False,
     adapter: Adapters | None = None,
+    matching: Callable[[nn.Module, Tensors], Match] = match,
     **overrides: Any,
 ) -> M:
     """A model in `eval()` with the checkpoint's weights, as stored unless `dtype` says otherwise, and with
@@ -211,13 +212,14 @@ def load(
     as peft saves it, or several, each alone or with its weight: `[("a", 0.5), "b"]`. They are merged as peft
     merges them, also over a packed base; one that lies in the checkpoint's own folder is applied first,
     unless `adapter` is `[]`.
+    `matching` decides what of a checkpoint that does not fit is drawn anew, or left; by default nothing.
     ValueError lists all that is missing, unexpected or misshapen at once. A head that the checkpoint does not
     have (classification on a base model) is drawn anew, with a warning.
     """
     folder, (model, found) = read_settled(
         path_or_id, partial(fitting, model_class, adapter=adapter, **overrides)
     )
-    matched = match(model, found)
+    matched = matching(model, found)
     if matched.problems:
         raise ValueError(f"{folder} does not fit {model_class.__name__}: {'; '.join(matched.problems)}")
     bits = {name for name, _ in model.named_buffers()}  # whose dtypes are those of the format
@@ -241,9 +243,7 @@ def load(
         state[name] = torch.empty(model.get_parameter(name).shape, dtype=dtype, device=device)
     model.load_state_dict(state, strict=False, assign=True)
     tie(model)
-    init_weights: Any = getattr(model, "init_weights", None)
-    for name in {name.rpartition(".")[0] for name in matched.new}:
-        init_weights(model.get_submodule(name))
+    draw(model, matched.new)
     if names := ", ".join(matched.new):
         warnings.warn(f"{folder} has no {names}: drawn anew, train it before use", stacklevel=2)
     if type(model).train is nn.Module.train:  # hf's classes have manners of their own
@@ -291,6 +291,16 @@ def train(model: nn.Module, mode: bool = True) -> nn.Module:
             stacklevel=2,
         )
     return nn.Module.train(model, mode)
+
+
+def draw(model: nn.Module, names: Iterable[str]) -> None:
+    """These parameters anew, and whatever else their modules have."""
+    init_weights: Any = getattr(model, "init_weights", None)
+    for part in {name.rpartition(".")[0] for name in names} - {""}:
+        init_weights(model.get_submodule(part))
+    own = {name: model.get_parameter(name) for name in names if "." not in name}
+    if own:
+        init_weights(nn.ParameterDict(own))
 
 
 def quantize_while_reading(

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from decoders import hf, weights
-from tests.families import GPT_NEO, OPENAI_GPT, PHI, PHI3, inputs
+from tests.families import PHI, PHI3, inputs
 
 CLOSE = {"atol": 2e-5, "rtol": 0}
 
@@ -124,7 +124,8 @@ def test_models_are_pickled_and_saved_whole(family, tmp_path, beside):
         copy.deepcopy(model),
         torch.load(file, weights_only=False),
     ):
-        assert type(again) is type(model) and torch.equal(again(ids).logits, model(ids).logits)
+        torch.testing.assert_close(again(ids).logits, model(ids).logits, **CLOSE)
+        assert type(again) is type(model)
         assert type(again.get_decoder()) is type(model.get_decoder())
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
@@ -178,7 +179,8 @@ def test_a_missing_tensor_is_drawn_anew_with_a_warning(tmp_path):
 def test_a_state_dict_in_place_of_a_folder(family, tmp_path):
     model, (ids, _) = documented(family, tmp_path), inputs(101)
     again = type(model).from_pretrained(None, config=model.config, state_dict=model.state_dict())
-    assert torch.equal(again(ids).logits, model(ids).logits) and not again.training
+    torch.testing.assert_close(again(ids).logits, model(ids).logits, **CLOSE)
+    assert not again.training
     with pytest.warns(UserWarning, match="state_dict does not fit"):
         type(model).from_pretrained(None, config=model.config, state_dict={"x": torch.zeros(1)})
 
@@ -232,4 +234,3 @@ def test_num_items_in_batch_divides_the_sum(family, tmp_path):
     torch.testing.assert_close(
         model(ids, labels=labels, num_items_in_batch=torch.tensor(2 * n)).loss, mean / 2
     )
-    assert GPT_NEO is not OPENAI_GPT

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from decoders.formats import family, find, read_config
+from decoders.formats import family, find
 
 from . import heads, models
 from .arguments import hub_options
-from .configs import CONFIGS
+from .configs import CONFIGS, read_known
 
 __all__ = [
     "AutoConfig",
@@ -28,6 +28,12 @@ CLASSES = {
 }
 
 
+def known_family(config: dict) -> str:
+    """That of a registered class, else the one that the config is of."""
+    model_type = config.get("model_type")
+    return model_type if model_type in CONFIGS else family(config)
+
+
 class AutoConfig:
     """The config of a folder, whatever its family."""
 
@@ -35,23 +41,46 @@ class AutoConfig:
     def from_pretrained(pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
         hub, kwargs = hub_options(kwargs)
         folder = find(pretrained_model_name_or_path, weights=False, **hub)
-        config_class = CONFIGS[family(read_config(folder))]
+        config_class = CONFIGS[known_family(read_known(folder))]
         return config_class.from_pretrained(pretrained_model_name_or_path, **hub, **kwargs)
 
     @staticmethod
+    def register(model_type: str, config: type, exist_ok: bool = False) -> None:
+        """A config class of one's own, for folders with this `model_type`."""
+        if model_type in CONFIGS and not exist_ok:
+            known = CONFIGS[model_type].__name__
+            raise ValueError(f"{model_type!r} is {known}: give exist_ok=True to replace it")
+        CONFIGS[model_type] = config
+
+    @staticmethod
     def for_model(model_type: str, **kwargs: Any) -> Any:
-        return CONFIGS[family({"model_type": model_type})](**kwargs)
+        return CONFIGS[known_family({"model_type": model_type})](**kwargs)
 
 
 class AutoModel:
     """The class of this kind that the folder's family has: the one without a head, for Fuyu the only one."""
 
     ends: tuple[str, ...] = ("Model", "ForCausalLM")  # of class names, the first that the family has
+    registered: dict[type, type] = {}
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        cls.registered = {}
+
+    @classmethod
+    def register(cls, config_class: type, model_class: type, exist_ok: bool = False) -> None:
+        """A model class of one's own, for this config class."""
+        if config_class in cls.registered and not exist_ok:
+            raise ValueError(f"{config_class.__name__} has a model already: give exist_ok=True to replace it")
+        cls.registered[config_class] = model_class
 
     @classmethod
     def class_for(cls, config: dict) -> type:
         """ValueError if the family has none of this kind."""
-        prefix = CONFIGS[family(config)].__name__.removesuffix("Config")
+        config_class = CONFIGS[known_family(config)]
+        if model_class := cls.registered.get(config_class):
+            return model_class
+        prefix = config_class.__name__.removesuffix("Config")
         for end in cls.ends:
             if prefix + end in CLASSES:
                 return CLASSES[prefix + end]
@@ -64,7 +93,7 @@ class AutoModel:
     ) -> Any:
         hub, _ = hub_options(dict(kwargs))
         folder = find(pretrained_model_name_or_path, weights=False, **hub)
-        model_class = cls.class_for(read_config(folder))
+        model_class = cls.class_for(read_known(folder))
         return model_class.from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
     @classmethod

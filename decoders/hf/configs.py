@@ -1,5 +1,6 @@
 """The documented configs: fields and defaults of the readable files, with the documented manners."""
 
+import inspect
 import json
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 
 from decoders import fuyu, gpt_neo, openai_gpt, persimmon, phi, phi3
-from decoders.formats import find, modern, read_config, switched
+from decoders.formats import find, modern, read_config, read_json_if_any, switched
 
 from .arguments import hub_options, nearest, unexpected
 
@@ -34,7 +35,7 @@ class PretrainedConfig:
     keys_to_ignore_at_inference: list[str] = ["past_key_values"]  # a list: Trainer adds to it
     output_attentions, output_hidden_states, return_dict = False, False, True
     is_encoder_decoder, is_composition, architectures, torch_dtype = False, False, None, None
-    _name_or_path, _attn_implementation = "", "sdpa"
+    _name_or_path, attn_implementation = "", None
 
     def __init__(self, *args: Any, **kwargs: Any):
         defaults = defaults_of(self)
@@ -46,16 +47,36 @@ class PretrainedConfig:
         stored = {name: value for name, value in defaults.items() if name not in left_out} | given
         if stored.get("text_config", ...) is None:
             del stored["text_config"]
-        current = modern(stored, self.model_type)
+        current = current_of(stored, self.plain_class)
         vars(self).update(vars(self.plain_class.from_dict(current)))
+        if type(vars(self).get("text_config")) is fuyu.PersimmonConfig:
+            self.text_config.__class__ = FuyuTextConfig  # a documented config itself
         for key, value in current.items():
             if key not in defaults and key != "model_type":
                 setattr(self, key, value)
 
+    def __init_subclass__(cls, **kwargs: Any):
+        """Its constructor says which arguments it takes, and in which order."""
+        super().__init_subclass__(**kwargs)
+        if "plain_class" not in vars(cls):
+            return
+
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            PretrainedConfig.__init__(self, *args, **kwargs)
+
+        kind, defaults = inspect.Parameter.POSITIONAL_OR_KEYWORD, defaults_of(cls.plain_class)
+        names = [*cls.positional(cls.plain_class)]
+        names += [name for name in defaults if name not in names]
+        parameters = [inspect.Parameter("self", kind)]
+        parameters += [inspect.Parameter(name, kind, default=defaults[name]) for name in names]
+        parameters.append(inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD))
+        __init__.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        cls.__init__ = __init__
+
     @classmethod
-    def positional(cls) -> list[str]:
+    def positional(cls, kind: Any = None) -> list[str]:
         """The fields in the documented order of arguments."""
-        names = [field.name for field in fields(cls)]
+        names = [field.name for field in fields(kind or cls)]
         return [name for name in names if name not in (*EXTRAS, *cls.extras, *cls.last)] + [*cls.last]
 
     @classmethod
@@ -71,6 +92,8 @@ class PretrainedConfig:
         elif name == "num_labels" and len(vars(self).get("id2label") or ()) != value:
             vars(self).pop("id2label", None)
             vars(self).pop("label2id", None)
+        if name == "_attn_implementation":
+            name = "attn_implementation"
         vars(self)[name] = value
 
     def __getattr__(self, name: str) -> Any:
@@ -85,6 +108,14 @@ class PretrainedConfig:
             return getattr(inner, name)
         raise AttributeError(f"{type(self).__name__} has no {name!r}{nearest(name, vars(self))}")
 
+    @property
+    def _attn_implementation(self) -> str:
+        return vars(self).get("attn_implementation") or "sdpa"
+
+    @_attn_implementation.setter
+    def _attn_implementation(self, kind: str | None) -> None:
+        vars(self)["attn_implementation"] = kind
+
     use_return_dict = property(lambda self: self.return_dict)
     name_or_path = property(lambda self: self._name_or_path)
 
@@ -96,7 +127,7 @@ class PretrainedConfig:
         `return_unused_kwargs` come back."""
         hub, kwargs = hub_options(kwargs)
         folder = find(pretrained_model_name_or_path, weights=False, **hub)
-        stored = modern(read_config(folder), cls.model_type)
+        stored = current_of(read_known(folder), cls.plain_class)
         known = {*cls.__dataclass_fields__, *stored, *cls.attribute_map, *OF_ALL_CONFIGS}
         unused = {key: value for key, value in kwargs.items() if key not in known}
         if unused and not return_unused_kwargs:
@@ -109,8 +140,22 @@ class PretrainedConfig:
         return (config, unused) if return_unused_kwargs else config
 
     @classmethod
-    def from_dict(cls, config_dict: dict, **kwargs: Any) -> Any:
-        return cls(**{**config_dict, **kwargs})
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(what `config.json` says, the arguments that are not for the hub)."""
+        hub, kwargs = hub_options(kwargs)
+        return read_config(find(pretrained_model_name_or_path, weights=False, **hub)), kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """With `return_unused_kwargs` (config, those of `kwargs` that are no fields of it)."""
+        known = {*cls.__dataclass_fields__, *config_dict, *cls.attribute_map, *OF_ALL_CONFIGS}
+        unused = {name: value for name, value in kwargs.items() if name not in known}
+        if not return_unused_kwargs:
+            return cls(**{**config_dict, **kwargs})
+        given = {name: value for name, value in kwargs.items() if name in known}
+        return cls(**{**config_dict, **given}), unused
 
     @classmethod
     def from_json_file(cls, json_file: str | Path) -> Any:
@@ -124,6 +169,7 @@ class PretrainedConfig:
         own = self.plain_class.to_dict(self)
         known = {*own, *type(self).__dataclass_fields__}  # of which it may leave some out
         others = {key: value for key, value in vars(self).items() if key not in known and key[0] != "_"}
+        others.pop("attn_implementation", None)  # of the program that runs it
         if self._name_or_path:
             others["_name_or_path"] = self._name_or_path
         return {
@@ -132,6 +178,9 @@ class PretrainedConfig:
         }
 
     to_diff_dict = to_dict  # every field of a model is written, as its shapes depend on it
+
+    def to_json_file(self, json_file_path: str | Path, use_diff: bool = True) -> None:
+        Path(json_file_path).write_text(self.to_json_string(use_diff), "utf-8")
 
     def to_json_string(self, use_diff: bool = True) -> str:
         return json.dumps(self.to_dict(), indent=2) + "\n"
@@ -145,6 +194,21 @@ class PretrainedConfig:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self.to_json_string()}"
+
+
+def current_of(config: dict, plain_class: Any) -> dict[str, Any]:
+    """The fields of today, also of a class of one's own over `plain_class`, with another `model_type`."""
+    kind = plain_class.model_type
+    return modern({**config, "model_type": kind} if config.get("model_type") in CONFIGS else config, kind)
+
+
+def read_known(folder: Path) -> dict[str, Any]:
+    """`config.json`, also of a registered class with a `model_type` of its own."""
+    stored = read_json_if_any(folder / "config.json")
+    registered = CONFIGS.get(str(stored.get("model_type")))
+    if registered is not None and registered.plain_class.model_type != stored["model_type"]:
+        return stored
+    return read_config(folder)
 
 
 def defaults_of(config: Any) -> dict[str, Any]:
@@ -167,6 +231,7 @@ OF_ALL_CONFIGS = (
     "torch_dtype",
     "architectures",
     "pruned_heads",
+    "attn_implementation",
     "bos_token_id",
     "eos_token_id",
     "pad_token_id",
@@ -190,6 +255,12 @@ class PersimmonConfig(PretrainedConfig, persimmon.PersimmonConfig):
     plain_class = persimmon.PersimmonConfig
     extras = ("classifier_dropout",)
     last = ("pad_token_id", "bos_token_id", "eos_token_id")
+
+
+class FuyuTextConfig(PretrainedConfig, fuyu.PersimmonConfig):
+    """Of Fuyu's decoder."""
+
+    plain_class = fuyu.PersimmonConfig
 
 
 class FuyuConfig(PretrainedConfig, fuyu.FuyuConfig):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn as nn
+from torch import Tensor
 
 from decoders import weights
 from decoders.formats import find
@@ -99,13 +100,88 @@ def bytes_of(size: int | str) -> int:
         raise ValueError(f"max_shard_size must be bytes, or as '5GB', not {size!r}") from None
 
 
+class DoesNotFit(ValueError, RuntimeError):
+    """Of another size: a RuntimeError in Transformers, as everything that does not fit a ValueError here."""
+
+
+class Matching:
+    """What Transformers makes of a checkpoint that does not fit: missing tensors are drawn anew and others
+    left, both with a warning; those of another size are an error, or with `redraw` drawn anew too."""
+
+    def __init__(self, redraw: bool):
+        self.redraw = redraw
+        self.missing: list[str] = []
+        self.unexpected: list[str] = []
+        self.mismatched: list[str] = []
+
+    def __call__(self, model: nn.Module, found: Any) -> weights.Match:
+        matched = with_own_layers(model, found, weights.match(model, found))
+        self.missing, self.unexpected = matched.new, matched.unused
+        if not matched.problems:
+            return matched
+        wanted = dict(model.named_parameters())
+        names = {*wanted} | {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        prefix = weights.prefix_of(model)
+        self.mismatched = [
+            name
+            for name, tensor in matched.tensors.items()
+            if name in wanted and tensor.shape != wanted[name].shape
+        ]
+        self.missing = [name for name in wanted if name not in matched.tensors]
+        own = {f"{weights.LAYOUTS[model.config.model_type].prefix}.{name}" for name in wanted}
+        self.unexpected = [
+            name for name in found if name.removeprefix(prefix) not in names and name not in own
+        ]
+        if self.mismatched and not self.redraw:
+            raise DoesNotFit("; ".join([*matched.problems, "ignore_mismatched_sizes=True draws it anew"]))
+        fitting = matched.tensors.keys() - self.mismatched
+        if not fitting or not (self.missing or self.unexpected or self.mismatched):
+            return matched  # nothing fits, or something else is wrong
+        return self.settled(model, matched)
+
+    def settled(self, model: nn.Module, matched: weights.Match) -> weights.Match:
+        lost = {*self.missing, *self.mismatched}
+        parts = {name.rpartition(".")[0] for name in lost} - {""}
+        names = [name for name, _ in model.named_parameters()]
+        anew = [name for name in names if name in lost or name.rpartition(".")[0] in parts]
+        if self.mismatched:
+            warnings.warn(f"{', '.join(self.mismatched)} are of another size: drawn anew", stacklevel=5)
+        if left := [name for name in self.unexpected if name not in matched.unused]:
+            warnings.warn(f"{', '.join(left[:9])} are in the checkpoint and not in the model", stacklevel=5)
+        tensors = {name: tensor for name, tensor in matched.tensors.items() if name not in anew}
+        return weights.Match(tensors, anew, [], self.unexpected)
+
+
+def with_own_layers(model: nn.Module, found: Any, matched: weights.Match) -> weights.Match:
+    """What a subclass has besides is stored under its own name, which reads as a bare model's."""
+    prefix = weights.LAYOUTS[model.config.model_type].prefix
+    names = {
+        name: f"{prefix}.{name}"
+        for name, p in model.named_parameters()
+        if name not in matched.tensors and f"{prefix}.{name}" in found
+    }
+    if not names:
+        return matched
+    own = {name: found.stored[stored] for name, stored in names.items()}
+    wanted = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    left = {name.removeprefix(weights.prefix_of(model)) for name in found} - wanted - {*names.values()}
+    tensors = {**matched.tensors, **own}
+    missing = dict(model.named_parameters()).keys() - tensors.keys()
+    problems = matched.problems if missing or left else []
+    return matched._replace(tensors=tensors, problems=problems)
+
+
+def is_tied(model: nn.Module, name: str) -> bool:
+    return name not in dict(model.named_parameters())
+
+
 class Loading:
     """`from_pretrained` and `save_pretrained` of a documented model."""
 
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str | Path,
+        pretrained_model_name_or_path: str | Path | None,
         *model_args: Any,
         config: Any = None,
         output_loading_info: bool = False,
@@ -124,6 +200,11 @@ class Loading:
         if kwargs.pop("use_flash_attention_2", False):
             attn_implementation = "flash_attention_2"
         redraw, asked = kwargs.pop("ignore_mismatched_sizes", False), dtype_of(torch_dtype, dtype)
+        state_dict = kwargs.pop("state_dict", None)
+        if pretrained_model_name_or_path is None and config is not None and state_dict is not None:
+            return cls.from_state_dict(config, state_dict, asked)
+        if state_dict is not None:
+            raise TypeError("from_pretrained takes 'state_dict' in place of a folder: give None and config=")
         folder = find(pretrained_model_name_or_path, **hub)
         config = cls.config_for(folder, config, kwargs)
         config._name_or_path = str(pretrained_model_name_or_path)
@@ -139,31 +220,42 @@ class Loading:
         if hasattr(config, "text_config"):
             own["text_config"] = asdict(config.text_config)
         labels = stored_labels(folder) if redraw else None
-        mismatched = labels is not None and labels != own["num_labels"]
-        own |= {"num_labels": labels} if mismatched else {}
+        relabeled = labels is not None and labels != own["num_labels"]
+        own |= {"num_labels": labels} if relabeled else {}
         parts = device_map if isinstance(device_map, dict) and len({*device_map.values()}) > 1 else None
         device = "cpu" if parts else one_device(device_map)
+        matching = Matching(redraw)
         with warnings.catch_warnings():
             warnings.simplefilter("always")
-            model = weights.load(cls, folder, dtype=dtype, device=device, **own)
+            model = weights.load(cls, folder, dtype=dtype, device=device, matching=matching, **own)
         as_loaded = ("text_config", "tie_word_embeddings")  # an adapter may have untied them
         changes = {key: value for key, value in vars(config).items() if key not in as_loaded}
         vars(model.config).update(changes)
         model.name_or_path, model.config.torch_dtype = config._name_or_path, model.dtype
-        changed = new_labels(model, config.num_labels) if mismatched else []
+        changed = new_labels(model, config.num_labels) if relabeled else matching.mismatched
         set_attention(model, config._attn_implementation)
         if device_map is not None:
             model.hf_device_map = {"": device}
         model = dispatched(model, parts) if parts else model
         if not info:
             return model
-        matched = weights.match(*weights.fitting(cls, folder, **own))
         return model, {
-            "missing_keys": matched.new,
-            "unexpected_keys": matched.unused,
+            "missing_keys": matching.missing,
+            "unexpected_keys": matching.unexpected,
             "mismatched_keys": changed,
             "error_msgs": [],
         }
+
+    @classmethod
+    def from_state_dict(cls, config: Any, state_dict: dict[str, Tensor], dtype: torch.dtype | None) -> Any:
+        """A model of these tensors; others are drawn anew, with a warning."""
+        model = cls(copy.deepcopy(config))
+        result = model.load_state_dict(state_dict, strict=False)
+        missing = [name for name in result.missing_keys if not is_tied(model, name)]
+        if missing or result.unexpected_keys:
+            names = ", ".join([*missing, *result.unexpected_keys])
+            warnings.warn(f"state_dict does not fit {cls.__name__} in {names}", stacklevel=3)
+        return model.to(dtype or torch.float32).eval()
 
     @classmethod
     def config_for(cls, folder: Path, given: Any, changes: dict) -> Any:

@@ -9,7 +9,15 @@ from torch import Tensor
 
 from decoders import fuyu, gpt_neo, openai_gpt, persimmon, phi, phi3
 
-from .configs import FuyuConfig, GPTNeoConfig, OpenAIGPTConfig, PersimmonConfig, Phi3Config, PhiConfig
+from .configs import (
+    FuyuConfig,
+    FuyuTextConfig,
+    GPTNeoConfig,
+    OpenAIGPTConfig,
+    PersimmonConfig,
+    Phi3Config,
+    PhiConfig,
+)
 from .generation import GenerationMixin
 from .outputs import ModelOutput
 from .pretrained import PreTrainedModel, documented
@@ -197,6 +205,56 @@ class FuyuPreTrainedModel(PreTrainedModel, fuyu.PreTrainedModel):
     """What the classes of this family share; a head of one's own derives from it."""
 
     config_class = FuyuConfig
+
+
+class FuyuTextPreTrainedModel(PreTrainedModel, fuyu.PreTrainedModel):
+    config_class = FuyuTextConfig
+
+
+class FuyuTextModel(FuyuTextPreTrainedModel, fuyu.PersimmonModel):
+    """Fuyu's decoder: a Persimmon."""
+
+    plain_class = fuyu.PersimmonModel
+
+    @documented
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> ModelOutput:
+        """Hidden states of `input_ids` (B, T), or of `inputs_embeds` (B, T, C)."""
+
+
+class FuyuTextForCausalLM(FuyuTextPreTrainedModel, GenerationMixin, fuyu.PersimmonForCausalLM):
+    """The same with the output layer."""
+
+    plain_class = fuyu.PersimmonForCausalLM
+
+    @documented
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> ModelOutput:
+        """Logits (B, T, V); with `labels` (B, T) the loss of the next tokens."""
 
 
 class FuyuForCausalLM(FuyuPreTrainedModel, GenerationMixin, fuyu.FuyuForCausalLM):

@@ -31,6 +31,9 @@ class SeenAs:
 
     theirs: tuple[str, str]  # module and class
 
+    def __reduce_ex__(self, protocol: Any) -> tuple:
+        return blank, (type(self),), vars(self).copy()
+
     @property
     def __class__(self) -> type:
         kind = getattr(sys.modules.get(self.theirs[0]), self.theirs[1], None)
@@ -263,15 +266,18 @@ class PreTrainedModel(SeenAs, Loading, nn.Module):
 
     def enable_input_require_grads(self) -> None:
         """So that adapters learn where all else is frozen."""
-        embedding = self.get_input_embeddings()
-        embedding.register_forward_hook(lambda part, given, output: output.requires_grad_(True))
+        hook = self.get_input_embeddings().register_forward_hook(require_gradient)
+        self._input_gradients = hook
+
+    def disable_input_require_grads(self) -> None:
+        self._input_gradients.remove()
 
     def set_attn_implementation(self, attn_implementation: str) -> None:
         set_attention(self, attn_implementation)
 
     @classmethod
     def can_generate(cls) -> bool:
-        return hasattr(cls.plain_class, "generate")
+        return hasattr(getattr(cls, "plain_class", None), "generate")
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -279,10 +285,34 @@ class PreTrainedModel(SeenAs, Loading, nn.Module):
         return True
 
     def post_init(self) -> None:
-        """A model of ours has its weights when it is made."""
+        """Draw the weights of a model of one's own: one of ours has them when it is made."""
+        if "plain_class" not in vars(type(self)):
+            self.apply(self._init_weights)
 
     def _init_weights(self, module: nn.Module) -> None:
-        self.init_weights(module)
+        """Draw what belongs to `module` itself, and not to its parts."""
+        own = nn.Module()
+        own._parameters = {**module._parameters}
+        self.init_weights(own)
+        if getattr(module, "padding_idx", None) is not None:
+            nn.init.zeros_(module.weight[module.padding_idx])
+
+    def get_decoder(self) -> nn.Module:
+        """The model without its head, the language model's of Fuyu."""
+        inner = getattr(self, "language_model", self)
+        return getattr(inner, inner.base_model_prefix, inner)
+
+    def get_base_model(self) -> nn.Module:
+        return self.base_model
 
     def add_model_tags(self, tags: list[str] | str) -> None:
         """Tags of a model card, which is not written here."""
+
+
+def require_gradient(part: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    return output.requires_grad_(True)
+
+
+def blank(kind: type) -> Any:
+    """For pickle: `__class__` may say another class's name."""
+    return kind.__new__(kind)
