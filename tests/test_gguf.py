@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from decoders import model_class, read_config, tokenize, weights
+from decoders import kernels, model_class, read_config, tokenize, weights
 from decoders.formats import gguf as headers
 from decoders.formats import (
     gguf_blocks,
@@ -95,6 +95,35 @@ def test_a_dtype_asked_for_is_the_packages_number_rounded_once(tmp_path, kind):
     assert all(p.dtype == torch.float32 for p in plain.parameters())
     for (name, p), q in zip(plain.named_parameters(), half.parameters(), strict=True):
         assert torch.equal(p.to(torch.bfloat16), q), name
+
+
+# ---- In the bits that are there ----------------------------------------------------------------------------
+
+
+def distance(a, b) -> float:
+    return ((a.double() - b.double()).norm() / b.double().norm()).item()
+
+
+@pytest.mark.parametrize("name", PHI)
+@pytest.mark.parametrize("kind", ["Q4_0"])
+def test_packed_layers_hold_the_bits_of_the_file(tmp_path, name, kind):
+    """No weight is rounded again: the layers give the package's numbers, and logits differ by the order of
+    float32 sums."""
+    family = PHI[name]
+    sizes = {"hidden_size": 64, "intermediate_size": 96} | ({"head_dim": None} if name == "phi3" else {})
+    file, _ = written(tmp_path, family, kind, **sizes)
+    plain = weights.load(family.cls(), file)
+    packed = weights.load(family.cls(), file, packed=True)
+    layers = {n: m for n, m in packed.named_modules() if isinstance(m, kernels.Quantized)}
+    linear = {n for n, m in plain.named_modules() if isinstance(m, torch.nn.Linear)}
+    assert layers.keys() == linear
+    for n, layer in layers.items():
+        assert torch.equal(layer.dequantize(), plain.get_submodule(n).weight), n
+    ids = torch.randint(0, family.tiny["vocab_size"], (2, 23))
+    with torch.no_grad():
+        assert distance(packed(ids).logits, plain(ids).logits) < 2e-6
+        step = packed(ids[:1, :1]).logits
+        assert distance(step, plain(ids[:1, :1]).logits) < 2e-6
 
 
 # ---- Config ------------------------------------------------------------------------------------------------

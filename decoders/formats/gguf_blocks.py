@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .gguf import Kind
+from .packed import Bits
 
 CHUNK = 2**18  # numbers that are made at a time: they and what leads to them stay in the cache
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -35,6 +36,16 @@ def dequantize(packed: Tensor, kind: Kind, shape: tuple[int, ...], dtype: torch.
     ):
         target.copy_(formula(chunk))
     return numbers
+
+
+def whole_numbers(packed: Tensor, kind: Kind, shape: tuple[int, ...]) -> Bits | None:
+    """The same numbers as (q - zero) * scale, where the type is just that: Q4_0 with a zero of 8."""
+    if kind.name != "Q4_0":
+        return None
+    rows, columns = shape
+    blocks = packed.view(rows, columns // kind.block, kind.nbytes)
+    scale = blocks[..., :2].contiguous().view(torch.float16)[..., 0]
+    return Bits(planes(blocks[..., 2:], 4).view(rows, columns), scale, torch.full_like(scale, 8).byte())
 
 
 # ---- Pieces of a block -------------------------------------------------------------------------------------

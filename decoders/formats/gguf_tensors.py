@@ -15,7 +15,7 @@ from torch import Tensor
 from .files import forget
 from .folder import gguf_files
 from .gguf import Placed, read_headers
-from .gguf_blocks import dequantize
+from .gguf_blocks import dequantize, whole_numbers
 from .gguf_config import FACTORS, architecture
 from .packed import Packed, named_parts
 
@@ -80,7 +80,10 @@ def from_bytes(content: Tensor, placed: Placed) -> Tensor | Packed:
             forget(raw)
         return numbers
 
-    return Packed(torch.Size(placed.shape), torch.float32, placed.kind.name, placed.nbytes, read)
+    shape, bits = torch.Size(placed.shape), None
+    if placed.kind.name == "Q4_0" and len(shape) == 2:
+        bits = partial(whole_numbers, raw, placed.kind, placed.shape)
+    return Packed(shape, torch.float32, placed.kind.name, placed.nbytes, read, bits)
 
 
 def hub_name(kind: str, name: str, file: Path) -> str:

@@ -65,4 +65,8 @@ def part_of(whole: Packed, i: int, shape: torch.Size, modern: Callable) -> Packe
     def read(dtype: torch.dtype) -> Tensor:
         return list(modern(whole.dequantize(dtype)))[i][1]
 
-    return Packed(shape, whole.dtype, whole.kind, share, read)
+    def bits() -> Bits:  # every layout cuts by rows, which scales and zeros have too
+        parts = [t if t is None else list(modern(t))[i][1] for t in whole.bits()]
+        return Bits(*parts)
+
+    return Packed(shape, whole.dtype, whole.kind, share, read, bits if whole.bits else None)
