@@ -20,7 +20,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-SOURCE = Path(__file__).parent / "kernels.c"
+SOURCE = Path(__file__).parent / "plan.c"
 COMPILER_LIMIT = 600  # seconds: nobody waits for it, but it shall not stay for ever
 
 # ---- Where it is kept --------------------------------------------------------------------------------------
@@ -46,7 +46,9 @@ def library_path(folder: Path, compiler: str, flags: list[str], processor: set[s
     status = os.stat(compiler)
     version = f"{os.path.realpath(compiler)} {status.st_size} {status.st_mtime_ns}"
     ingredients = [*flags, version, *sorted(processor)]
-    digest = hashlib.sha256(SOURCE.read_bytes() + "\n".join(ingredients).encode())
+    digest = hashlib.sha256("\n".join(ingredients).encode())
+    for source in sorted(SOURCE.parent.glob("*.c")):  # which includes the others
+        digest.update(source.read_bytes())
     return folder / f"kernels-{digest.hexdigest()[:16]}.so"
 
 

@@ -24,6 +24,7 @@ ARGUMENTS = {
     "rotate": (p, p, p, p, i, n, n, n, n, n, n, n, n, n, i),
     "to_int8": (p, i, n, p, p, n, n, i),
     "to_int4": (p, i, n, p, p, p, n, n, i),
+    "run_plan": (p, p, i),
     "one_query": (p, p, p, p, n, n, p, i, f, n, n, n, n, n, n, n, n, n, n, n, i),
 }  # fmt: skip
 
@@ -33,6 +34,7 @@ def declare(lib: Library) -> Library:
     for name, arguments in ARGUMENTS.items():
         function = getattr(lib, name)
         function.argtypes, function.restype = arguments, None
+    lib.run_plan.restype = ctypes.c_int
     return lib
 
 

@@ -70,6 +70,7 @@ def plain(model: M) -> M:
         ours = [own_forward(module)] if is_base_model(module) else FORWARDS.values()
         if any(is_forward(module, function) for function in ours):
             del module.forward
+            vars(module).pop("step_state", None)
         if hasattr(type(module), "attend"):
             for name in ATTENTION_HOOKS:
                 vars(module).pop(name, None)

@@ -22,10 +22,16 @@
 // weights after the other, and each asked for in time.
 
 #include <immintrin.h>
+#include <limits.h>
+#include <linux/futex.h>
 #include <math.h>
+#include <omp.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #define UNROLL _Pragma("GCC unroll 8")  // so that sums stay in registers
 #define INLINE static inline __attribute__((always_inline))
@@ -36,8 +42,72 @@ enum { AHEAD = 8192 };  // bytes of weights that are asked for before they are n
     _mm_prefetch((const char *)(p), _MM_HINT_T1)  // into the second cache: x needs the first for itself
 enum { MANY = 36 };  // rows of whole numbers from which it pays to lay weights out anew
 
-// ---- Numbers
-// ------------------------------------------------------------------------------------------------
+// ---- Threads ------------------------------------------------------------------------------------------------
+// A team is the threads of one parallel region. With a gate they meet there: they wait actively for a moment,
+// as long as a meeting takes that nobody disturbs, and then sleep, so that others get the processor.
+
+enum { SPIN = 150000 };  // ticks of the clock: some 50 microseconds
+
+typedef struct {
+    _Atomic int arrived, turn, asleep;
+    _Atomic long waited;  // ticks, of all threads
+} Gate;
+
+typedef struct {
+    int rank, size;
+    Gate *gate;  // NULL: OpenMP's barrier
+} Team;
+
+INLINE Team team_here(Gate *gate) { return (Team){omp_get_thread_num(), omp_get_num_threads(), gate}; }
+
+static void futex(Gate *gate, int what, int value) {
+    syscall(SYS_futex, (int *)&gate->turn, what, value, 0, 0, 0);
+}
+
+static void wait_for_others(Gate *gate, int turn) {
+    const long start = (long)__rdtsc();
+    while (atomic_load(&gate->turn) == turn) {
+        if ((long)__rdtsc() - start < SPIN) {
+            _mm_pause();
+            continue;
+        }
+        atomic_fetch_add(&gate->asleep, 1);
+        futex(gate, FUTEX_WAIT_PRIVATE, turn);
+        atomic_fetch_sub(&gate->asleep, 1);
+    }
+    atomic_fetch_add(&gate->waited, (long)__rdtsc() - start);
+}
+
+static void meet(const Team *team) {
+    Gate *gate = team->gate;
+    if (!gate) {
+#pragma omp barrier
+        return;
+    }
+    const int turn = atomic_load(&gate->turn);
+    if (atomic_fetch_add(&gate->arrived, 1) < team->size - 1) {
+        wait_for_others(gate, turn);
+        return;
+    }
+    atomic_store(&gate->arrived, 0);
+    atomic_fetch_add(&gate->turn, 1);
+    if (atomic_load(&gate->asleep)) futex(gate, FUTEX_WAKE_PRIVATE, INT_MAX);
+}
+
+// A thread's part of 0 to n, in whole steps.
+INLINE long first_of(const Team *team, long n, long step) {
+    return (n + step - 1) / step * team->rank / team->size * step;
+}
+
+INLINE long last_of(const Team *team, long n, long step) {
+    const long end = (n + step - 1) / step * (team->rank + 1) / team->size * step;
+    return end < n ? end : n;
+}
+
+#define SHARED(i, n, step) \
+    for (long i = first_of(team, n, step), i##_end = last_of(team, n, step); i < i##_end; i += step)
+
+// ---- Numbers ----------------------------------------------------------------------------------------------
 
 INLINE __mmask16 first(long n) { return n >= 16 ? 0xFFFF : (__mmask16)((1u << n) - 1); }
 
@@ -223,16 +293,14 @@ static float *widened(const void *x, int kind, long count) {
 }
 
 INLINE void rows_of(const void *x, const Layer *layer, int count, int kind, int pairs, long M, long K,
-                    int out_kind, int threads) {
+                    int out_kind, const Team *team) {
     const int whole = pairs ? BFLOAT16 : FLOAT32;
-#pragma omp parallel num_threads(threads)
     {
         char *own = M == 1 || kind == whole ? 0 : aligned_alloc(64, (K + 16) * 16);  // 4 rows of w as x is
         for (int i = 0; i < count; i++) {
             const Result to = {0, layer[i].bias, layer[i].y, out_kind, M, layer[i].N};
             const long stride = layer[i].stride, step = M == 1 ? 1 : 4;
-#pragma omp for schedule(static) nowait
-            for (long n = 0; n < to.N; n += step) {
+            SHARED(n, to.N, step) {
                 const char *some = (const char *)layer[i].w + n * stride * size_of(kind);
                 if (M == 1) {
                     finish(&to, 0, n, one_row(x, some, kind, pairs, K));
@@ -249,13 +317,23 @@ INLINE void rows_of(const void *x, const Layer *layer, int count, int kind, int 
     }
 }
 
+// x: float32, or bfloat16 where w is.
+static void product_part(const Team *team, const void *x, const Layer *layer, int count, int kind, long M,
+                         long K) {
+    if (kind == BFLOAT16) rows_of(x, layer, count, BFLOAT16, 1, M, K, BFLOAT16, team);
+    else if (kind == FLOAT16) rows_of(x, layer, count, FLOAT16, 0, M, K, FLOAT16, team);
+    else rows_of(x, layer, count, FLOAT32, 0, M, K, FLOAT32, team);
+}
+
 // x (M, K), y (M, N) and w (N, K) are of one kind. Several rows of x in float16 share what 4 rows of w
 // become: float32.
 void product(const void *x, const Layer *layer, int count, int kind, long M, long K, int threads) {
     float *wide = kind == BFLOAT16 ? 0 : widened(x, kind, M * K);
-    if (kind == BFLOAT16) rows_of(x, layer, count, BFLOAT16, 1, M, K, BFLOAT16, threads);
-    else if (kind == FLOAT16) rows_of(wide, layer, count, FLOAT16, 0, M, K, FLOAT16, threads);
-    else rows_of(wide, layer, count, FLOAT32, 0, M, K, FLOAT32, threads);
+#pragma omp parallel num_threads(threads)
+    {
+        const Team team = team_here(0);
+        product_part(&team, wide ? (void *)wide : x, layer, count, kind, M, K);
+    }
     free(wide);
 }
 
@@ -283,10 +361,9 @@ INLINE void some_inputs(int M, int R, const float *x, long K, const char *w, int
 }
 
 INLINE void columns_of(const float *x, const char *w, int kind, long K, long stride, const Result *to,
-                       int threads) {
-    const long room = ((to->N + threads - 1) / threads + 15) / 16 * 16;  // outputs of a thread
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (long n = 0; n < to->N; n += room) {
+                       const Team *team) {
+    const long room = ((to->N + team->size - 1) / team->size + 15) / 16 * 16;  // outputs of a thread
+    SHARED(n, to->N, room) {
         const long count = to->N - n < room ? to->N - n : room;
         float *sum = aligned_alloc(64, to->M * room * 4);
         memset(sum, 0, to->M * room * 4);
@@ -314,14 +391,23 @@ INLINE void columns_of(const float *x, const char *w, int kind, long K, long str
     }
 }
 
+static void transposed_part(const Team *team, const float *x, const void *w, int kind, long K, long stride,
+                            const Result *to) {
+    if (kind == BFLOAT16) columns_of(x, w, BFLOAT16, K, stride, to, team);
+    else if (kind == FLOAT16) columns_of(x, w, FLOAT16, K, stride, to, team);
+    else columns_of(x, w, FLOAT32, K, stride, to, team);
+}
+
 // The same with w stored [K, N], as GPT-1's is, x, w and y of one kind.
 void transposed_product(const void *x, const void *w, const void *bias, void *y, int kind, long M, long N,
                         long K, long stride, int threads) {
     Result to = {0, bias, y, kind, M, N};
     float *wide = widened(x, kind, M * K);
-    if (kind == BFLOAT16) columns_of(wide, w, BFLOAT16, K, stride, &to, threads);
-    else if (kind == FLOAT16) columns_of(wide, w, FLOAT16, K, stride, &to, threads);
-    else columns_of(wide, w, FLOAT32, K, stride, &to, threads);
+#pragma omp parallel num_threads(threads)
+    {
+        const Team team = team_here(0);
+        transposed_part(&team, wide, w, kind, K, stride, &to);
+    }
     free(wide);
 }
 
@@ -608,20 +694,26 @@ static void some_whole_rows(const uint8_t *x, const float *sx, long K, const int
     }
 }
 
+// q: room for M rows of K bytes, sx: for M numbers.
+static void int8_part(const Team *team, const void *x, const Layer *layer, int count, int kind, long M,
+                      long inputs, uint8_t *q, float *sx) {
+    const long K = (inputs + 63) / 64 * 64;
+    SHARED(m, M, 1) sx[m] = whole_numbers(x, kind, m * inputs, inputs, K, q + m * K);
+    meet(team);
+    for (int i = 0; i < (M < MANY ? count : 0); i++) {
+        const Result to = {layer[i].scale, layer[i].bias, layer[i].y, kind, M, layer[i].N};
+        SHARED(n, to.N, BLOCK) some_whole_rows(q, sx, K, layer[i].w, inputs, &to, n);
+    }
+}
+
 void int8_product(const void *x, const Layer *layer, int count, int kind, long M, long inputs, int threads) {
     const long K = (inputs + 63) / 64 * 64;
     uint8_t *q = aligned_alloc(64, M * K);
     float *sx = malloc(M * sizeof(float));
 #pragma omp parallel num_threads(threads)
     {
-#pragma omp for schedule(static)
-        for (long m = 0; m < M; m++) sx[m] = whole_numbers(x, kind, m * inputs, inputs, K, q + m * K);
-        for (int i = 0; i < count; i++) {
-            const Result to = {layer[i].scale, layer[i].bias, layer[i].y, kind, M, layer[i].N};
-#pragma omp for schedule(static) nowait
-            for (long n = 0; n < (M < MANY ? to.N : 0); n += BLOCK)
-                some_whole_rows(q, sx, K, layer[i].w, inputs, &to, n);
-        }
+        const Team team = team_here(0);
+        int8_part(&team, x, layer, count, kind, M, inputs, q, sx);
     }
     for (int i = 0; i < (M < MANY ? 0 : count); i++) {
         const Result to = {layer[i].scale, layer[i].bias, layer[i].y, kind, M, layer[i].N};
@@ -669,6 +761,21 @@ INLINE double row_of_digits(const uint8_t *x, long K, const int8_t *w, long inpu
     return all[0] + 256 * all[1] + 65536 * all[2] - 8388608 * all[3];
 }
 
+// q: room for M rows of 3 K bytes, sx: for M numbers.
+static void int8_weights_part(const Team *team, const void *x, const Layer *layer, int count, int kind, long M,
+                              long inputs, uint8_t *q, float *sx) {
+    const long K = (inputs + 63) / 64 * 64;
+    SHARED(m, M, 1) sx[m] = digits(x, kind, m * inputs, inputs, K, q + 3 * m * K);
+    meet(team);
+    for (int i = 0; i < count; i++) {
+        const Result to = {layer[i].scale, layer[i].bias, layer[i].y, kind, M, layer[i].N};
+        SHARED(n, to.N, 1) {
+            const int8_t *w = (const int8_t *)layer[i].w + n * inputs;
+            for (long m = 0; m < M; m++) finish(&to, m, n, row_of_digits(q + 3 * m * K, K, w, inputs) * sx[m]);
+        }
+    }
+}
+
 void int8_weights_product(const void *x, const Layer *layer, int count, int kind, long M, long inputs,
                           int threads) {
     const long K = (inputs + 63) / 64 * 64;
@@ -676,17 +783,8 @@ void int8_weights_product(const void *x, const Layer *layer, int count, int kind
     float *sx = malloc(M * sizeof(float));
 #pragma omp parallel num_threads(threads)
     {
-#pragma omp for schedule(static)
-        for (long m = 0; m < M; m++) sx[m] = digits(x, kind, m * inputs, inputs, K, q + 3 * m * K);
-        for (int i = 0; i < count; i++) {
-            const Result to = {layer[i].scale, layer[i].bias, layer[i].y, kind, M, layer[i].N};
-#pragma omp for schedule(static) nowait
-            for (long n = 0; n < to.N; n++)
-                for (long m = 0; m < M; m++)
-                    finish(&to, m, n,
-                           row_of_digits(q + 3 * m * K, K, (const int8_t *)layer[i].w + n * inputs, inputs) *
-                               sx[m]);
-        }
+        const Team team = team_here(0);
+        int8_weights_part(&team, x, layer, count, kind, M, inputs, q, sx);
     }
     free(q), free(sx);
 }
@@ -786,45 +884,56 @@ void dequantize_int4(const uint8_t *w, const uint16_t *scale, const uint8_t *zer
                  (char *)to + n * inputs * size_of(kind), kind, inputs);
 }
 
-INLINE void nibbles_of(int pairs, const void *x, const Layer *layer, int count, int kind, long M, long inputs,
-                       int threads) {
-    const long blocks = (inputs + 127) / 128, size = blocks * (pairs ? 256 : 512);
-    char *lanes = aligned_alloc(64, M * (size + blocks * 64));
+// Bytes that a row of x takes in lanes, and with its sums.
+INLINE long lanes_size(int pairs, long blocks) { return blocks * (pairs ? 256 : 512); }
+INLINE long lanes_room(int kind, long inputs) {
+    const long blocks = (inputs + 127) / 128;
+    return lanes_size(kind == BFLOAT16, blocks) + blocks * 64;
+}
+
+INLINE void nibbles_of(int pairs, const Team *team, const void *x, const Layer *layer, int count, int kind,
+                       long M, long inputs, char *lanes) {
+    const long blocks = (inputs + 127) / 128, size = lanes_size(pairs, blocks);
     float *sums = (float *)(lanes + M * size);
-#pragma omp parallel num_threads(threads)
-    {
-#pragma omp for schedule(static)
-        for (long m = 0; m < M; m++)
-            in_lanes((const char *)x + m * inputs * size_of(kind), kind, pairs, inputs, lanes + m * size,
-                     sums + m * blocks * 4);
-        for (int i = 0; i < count; i++) {
-            const Result to = {0, layer[i].bias, layer[i].y, kind, M, layer[i].N};
-#pragma omp for schedule(static) nowait
-            for (long n = 0; n < to.N; n++) {
-                const uint8_t *w = (const uint8_t *)layer[i].w + n * blocks * 64,
-                              *zero = layer[i].zero + n * blocks * 4;
-                const uint16_t *scale = (const uint16_t *)layer[i].scale + n * blocks * 4;
-                for (long m = 0; m < M; m += 6) {
-                    int few = M - m < 6 ? (int)(M - m) : 6;
-                    float out[6];
-                    OF_CONSTANT(few, nibbles, pairs, lanes + m * size, sums + m * blocks * 4, blocks, w,
-                                scale, zero, out)
-                    for (int r = 0; r < few; r++) finish(&to, m + r, n, out[r]);
-                }
+    SHARED(m, M, 1) in_lanes((const char *)x + m * inputs * size_of(kind), kind, pairs, inputs,
+                             lanes + m * size, sums + m * blocks * 4);
+    meet(team);
+    for (int i = 0; i < count; i++) {
+        const Result to = {0, layer[i].bias, layer[i].y, kind, M, layer[i].N};
+        SHARED(n, to.N, 1) {
+            const uint8_t *w = (const uint8_t *)layer[i].w + n * blocks * 64;
+            const uint8_t *zero = layer[i].zero + n * blocks * 4;
+            const uint16_t *scale = (const uint16_t *)layer[i].scale + n * blocks * 4;
+            for (long m = 0; m < M; m += 6) {
+                int few = M - m < 6 ? (int)(M - m) : 6;
+                float out[6];
+                OF_CONSTANT(few, nibbles, pairs, lanes + m * size, sums + m * blocks * 4, blocks, w, scale, zero,
+                            out)
+                for (int r = 0; r < few; r++) finish(&to, m + r, n, out[r]);
             }
         }
+    }
+}
+
+// lanes: room for M times `lanes_room`.
+static void int4_part(const Team *team, const void *x, const Layer *layer, int count, int kind, long M,
+                      long inputs, char *lanes) {
+    if (kind == BFLOAT16) nibbles_of(1, team, x, layer, count, kind, M, inputs, lanes);
+    else nibbles_of(0, team, x, layer, count, kind, M, inputs, lanes);
+}
+
+// Rows of w are whole blocks of 128 inputs, padded with scales of 0.
+void int4_product(const void *x, const Layer *layer, int count, int kind, long M, long inputs, int threads) {
+    char *lanes = aligned_alloc(64, M * lanes_room(kind, inputs));
+#pragma omp parallel num_threads(threads)
+    {
+        const Team team = team_here(0);
+        int4_part(&team, x, layer, count, kind, M, inputs, lanes);
     }
     free(lanes);
 }
 
-// Rows of w are whole blocks of 128 inputs, filled up with scales of 0.
-void int4_product(const void *x, const Layer *layer, int count, int kind, long M, long inputs, int threads) {
-    if (kind == BFLOAT16) nibbles_of(1, x, layer, count, kind, M, inputs, threads);
-    else nibbles_of(0, x, layer, count, kind, M, inputs, threads);
-}
-
-// ---- Many rows of bfloat16
-// ------------------------------------------------------------------------------------
+// ---- Many rows of bfloat16 --------------------------------------------------------------------------------
 
 // x (M, inputs) and y (M, N) of bfloat16; w of bfloat16, or of 8 or 4 bits with their scales.
 void bfloat16_product(const uint16_t *x, const void *w, int kind, const void *scale, const uint8_t *zero,
@@ -838,8 +947,7 @@ void bfloat16_product(const uint16_t *x, const void *w, int kind, const void *sc
     free(even);
 }
 
-// ---- Weights into 8 and 4 bits
-// -------------------------------------------------------------------------------
+// ---- Weights into 8 and 4 bits ----------------------------------------------------------------------------
 
 // Row by row: scale = max |w| / 127, NaN if one is.
 void to_int8(const void *w, int kind, long stride, int8_t *q, float *scale, long N, long inputs,
@@ -895,13 +1003,12 @@ void to_int4(const void *w, int kind, long stride, uint8_t *q, uint16_t *scale, 
         }
 }
 
-// ---- Norm
-// ----------------------------------------------------------------------------------------------------
+// ---- Norm -------------------------------------------------------------------------------------------------
 
 // Each row of x (M, C) / sqrt(mean(x^2) + eps), as x is stored, and only then times w (C).
-void rms_norm(const void *x, const void *w, void *y, int kind, float eps, long M, long C, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (long m = 0; m < M; m++) {
+static void rms_norm_part(const Team *team, const void *x, const void *w, void *y, int kind, float eps, long M,
+                          long C) {
+    SHARED(m, M, 1) {
         const char *row = (const char *)x + m * C * size_of(kind);
         char *to = (char *)y + m * C * size_of(kind);
         __m512 sum = _mm512_setzero_ps();
@@ -918,8 +1025,15 @@ void rms_norm(const void *x, const void *w, void *y, int kind, float eps, long M
     }
 }
 
-// ---- Rotation
-// ------------------------------------------------------------------------------------------------
+void rms_norm(const void *x, const void *w, void *y, int kind, float eps, long M, long C, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        const Team team = team_here(0);
+        rms_norm_part(&team, x, w, y, kind, eps, M, C);
+    }
+}
+
+// ---- Rotation ---------------------------------------------------------------------------------------------
 
 INLINE __m512 rounded(__m512 v, int kind) {
     if (kind == FLOAT16)

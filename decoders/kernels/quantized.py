@@ -60,7 +60,7 @@ class Quantized(nn.Module):
     def __init__(self, kind: str, in_features: int, out_features: int, bias: nn.Parameter | None):
         super().__init__()
         self.kind, self.in_features, self.out_features = kind, in_features, out_features
-        self.bias = bias
+        self.bias, self.training = bias, False  # it cannot be trained
         blocks = -(-in_features // BLOCK)
         if kind == "int4":
             groups = blocks * BLOCK // GROUP

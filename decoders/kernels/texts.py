@@ -11,6 +11,7 @@ import torch.nn as nn
 
 from . import native
 from .conditions import must_run_plain_ops
+from .step import step
 
 PLAIN_TEXTS: WeakSet = WeakSet()  # caches of texts that began without the kernels
 
@@ -31,20 +32,25 @@ def base_forward(model_class: Callable) -> Callable:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if must_run_plain_ops():
             return plain(self, *args, **kwargs)
+        if len(args) > len(names) or not kwargs.keys() <= set(names[len(args) :]):
+            return plain(self, *args, **kwargs)  # which says what is wrong
         given = {**dict(zip(names, args, strict=False)), **kwargs}
-        return run(plain, self, given.get("past_key_values"), args, kwargs)
+        return run(plain, self, given)
 
     return forward
 
 
-def run(plain: Callable, model: nn.Module, past: Any, args: tuple, kwargs: dict) -> Any:
-    """`plain`, with the operators that the text began with."""
+def run(plain: Callable, model: nn.Module, given: dict[str, Any]) -> Any:
+    """`plain`, with the operators that the text began with; a decoding step by its plan."""
+    past: Any = given.get("past_key_values")
     if not (hasattr(past, "update") and len(past)):
         native.begin_text()
     elif past in PLAIN_TEXTS:
         with native.without():
-            return plain(model, *args, **kwargs)
-    output = plain(model, *args, **kwargs)
+            return plain(model, **given)
+    elif (lib := native.library()) and (output := step(lib, plain, model, given)) is not None:
+        return output
+    output = plain(model, **given)
     if native.is_pending() and hasattr(output.past_key_values, "update"):
         PLAIN_TEXTS.add(output.past_key_values)
     return output

@@ -1,0 +1,100 @@
+"""The six models as named steps: which module does what, by the hub's names. `plan.py` makes a plan of it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Family:
+    """Names of the modules of a base model and of its layers."""
+
+    embedding: str
+    layers: str
+    attention: str
+    qkv: tuple[str, ...]  # three layers, or one fused: [q | k | v], or q, k and v of each head in turn
+    out: str  # of the attention
+    mlp_up: str  # with `gated`: [gate | up] in one matrix (SwiGLU)
+    mlp_down: str
+    norms: tuple[str, ...]  # before (or after) attention, and MLP; one for both in a parallel block
+    order: str  # "pre-norm", "post-norm" or "parallel": attention and MLP read the same
+    final_norm: str | None
+    positions: str | None = None  # an embedding of positions, where there is no rotary embedding
+    interleaved: bool = False
+    gated: bool = False
+    scaled: bool = True  # scores by 1 / sqrt(head_dim)
+    has_windows: bool = False  # in layers that are "local"
+
+
+PHI = Family(
+    embedding="embed_tokens",
+    layers="layers",
+    attention="self_attn",
+    qkv=("q_proj", "k_proj", "v_proj"),
+    out="dense",
+    mlp_up="mlp.fc1",
+    mlp_down="mlp.fc2",
+    norms=("input_layernorm",),
+    order="parallel",
+    final_norm="final_layernorm",
+)
+PHI3 = Family(
+    embedding="embed_tokens",
+    layers="layers",
+    attention="self_attn",
+    qkv=("qkv_proj",),
+    out="o_proj",
+    mlp_up="mlp.gate_up_proj",
+    mlp_down="mlp.down_proj",
+    norms=("input_layernorm", "post_attention_layernorm"),
+    order="pre-norm",
+    final_norm="norm",
+    gated=True,
+    has_windows=True,
+)
+PERSIMMON = Family(
+    embedding="embed_tokens",
+    layers="layers",
+    attention="self_attn",
+    qkv=("query_key_value",),
+    out="dense",
+    mlp_up="mlp.dense_h_to_4h",
+    mlp_down="mlp.dense_4h_to_h",
+    norms=("input_layernorm", "post_attention_layernorm"),
+    order="pre-norm",
+    final_norm="final_layernorm",
+    interleaved=True,
+)
+GPT_NEO = Family(
+    embedding="wte",
+    layers="h",
+    attention="attn.attention",
+    qkv=("q_proj", "k_proj", "v_proj"),
+    out="out_proj",
+    mlp_up="mlp.c_fc",
+    mlp_down="mlp.c_proj",
+    norms=("ln_1", "ln_2"),
+    order="pre-norm",
+    final_norm="ln_f",
+    positions="wpe",
+    scaled=False,
+    has_windows=True,
+)
+OPENAI_GPT = Family(
+    embedding="tokens_embed",
+    layers="h",
+    attention="attn",
+    qkv=("c_attn",),
+    out="c_proj",
+    mlp_up="mlp.c_fc",
+    mlp_down="mlp.c_proj",
+    norms=("ln_1", "ln_2"),
+    order="post-norm",
+    final_norm=None,
+    positions="positions_embed",
+)
+FAMILIES = {  # by the name of the base model; Fuyu's text is Persimmon
+    "PhiModel": PHI,
+    "Phi3Model": PHI3,
+    "PersimmonModel": PERSIMMON,
+    "GPTNeoModel": GPT_NEO,
+    "OpenAIGPTModel": OPENAI_GPT,
+}

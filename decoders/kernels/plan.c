@@ -1,0 +1,273 @@
+// A decoding step in one call: a plan is a flat list of operations with their pointers, which `plan.py` makes
+// once from the modules of a model. One team of threads runs all of it, and meets after each operation.
+// Every operation rounds its result to the model's dtype, as PyTorch's operators do.
+
+#include "kernels.c"
+
+enum { EMBED, LAYER_NORM, RMS_NORM, PRODUCT, ROTATE, ATTEND, ACTIVATE, GATE, ADD };  // operations
+enum { TRANSPOSED = 8, INT8_WEIGHTS, SAME };                                         // weights, beside INT8, INT4
+enum { GELU_TANH, GELU, SILU, RELU, RELU2 };                                         // activations
+
+// Heads of `width` numbers: `row` numbers from one row of x to the next, `head` from one head to the next.
+typedef struct {
+    long heads, width, row, head;
+} Heads;
+
+typedef struct {
+    long what, which;  // which: of EMBED the ids, of PRODUCT the weights, of ACTIVATE and GATE the function
+    char *in, *other, *third, *out;
+    const char *weight, *bias;
+    Layer layers[3];
+    long count;  // of layers
+    Heads heads, others;
+    long layer, window, rows;  // rows: of an embedding
+    double number;             // eps, or the scale of the scores
+} Op;
+
+// Where a layer's keys and values are: (B, K, S, D), D side by side.
+typedef struct {
+    char *keys, *values;
+    long key_batch, key_head, key_row, value_batch, value_head, value_row;
+} Cache;
+
+typedef struct {
+    const int64_t *ids[3];  // (M,) tokens, positions and token types
+    const char *embeds;     // (M, C) instead of tokens, or NULL
+    const char *cosine, *sine;
+    long tables, R;     // rows of the tables: one for each position, or 0: one for each row of x
+    long M, T, past;    // rows of x, T of each sequence; positions in the cache
+    const float *mask;  // (B, past + T) to add, or NULL
+    const Cache *cache;
+    char *y;  // (M, C)
+} Step;
+
+typedef struct {
+    long kind, count;
+    const Op *ops;
+    char *scratch;
+    long alone, patience;  // steps to go with one thread, and how many at the next time
+} Plan;
+
+// ---- Operations ---------------------------------------------------------------------------------------------
+
+static void embed(const Team *team, const Plan *plan, const Step *step, const Op *op) {
+    const long C = op->heads.width, bytes = C * size_of(plan->kind);
+    SHARED(m, step->M, 1) {
+        const char *row = op->which == 0 && step->embeds ? step->embeds + m * bytes
+                                                         : op->weight + step->ids[op->which][m] * bytes;
+        char *to = op->out + m * bytes;
+        if (!op->in) memcpy(to, row, bytes);
+        for (long i = 0; op->in && i < C; i += 16) {
+            const __mmask16 mask = first(C - i);
+            __m512 sum = _mm512_add_ps(load(to, plan->kind, i, mask), load(row, plan->kind, i, mask));
+            store(to, plan->kind, i, mask, sum);
+        }
+    }
+}
+
+// Each head, or the whole row: (x - mean) / sqrt(variance + eps) * weight + bias.
+static void layer_norm(const Team *team, int kind, const Step *step, const Op *op) {
+    const long C = op->heads.width, H = op->heads.heads, size = size_of(kind);
+    SHARED(r, step->M * H, 1) {
+        const long at = (r / H * op->heads.row + r % H * op->heads.head) * size;
+        const char *x = op->in + at;
+        char *y = op->out + at;
+        __m512 sum = _mm512_setzero_ps(), square = sum;
+        for (long i = 0; i < C; i += 16) sum = _mm512_add_ps(sum, load(x, kind, i, first(C - i)));
+        const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / C);
+        for (long i = 0; i < C; i += 16) {
+            __m512 v = _mm512_maskz_sub_ps(first(C - i), load(x, kind, i, first(C - i)), mean);
+            square = _mm512_fmadd_ps(v, v, square);
+        }
+        const __m512 part = _mm512_set1_ps(1.f / sqrtf(_mm512_reduce_add_ps(square) / C + (float)op->number));
+        for (long i = 0; i < C; i += 16) {
+            const __mmask16 m = first(C - i);
+            __m512 v = _mm512_mul_ps(_mm512_sub_ps(load(x, kind, i, m), mean), part);
+            v = op->weight ? _mm512_mul_ps(v, load(op->weight, kind, i, m)) : v;
+            store(y, kind, i, m, op->bias ? _mm512_add_ps(v, load(op->bias, kind, i, m)) : v);
+        }
+    }
+}
+
+static void multiply(const Team *team, const Plan *plan, const Step *step, const Op *op) {
+    const long M = step->M, K = op->heads.width, kind = plan->kind;
+    float *numbers = (float *)plan->scratch;
+    uint8_t *bytes = (uint8_t *)(numbers + 64);  // behind the scales of the rows
+    if (op->which == INT8) return int8_part(team, op->in, op->layers, op->count, kind, M, K, bytes, numbers);
+    if (op->which == INT8_WEIGHTS)
+        return int8_weights_part(team, op->in, op->layers, op->count, kind, M, K, bytes, numbers);
+    if (op->which == INT4) return int4_part(team, op->in, op->layers, op->count, kind, M, K, plan->scratch);
+    const char *x = op->in;
+    if (kind == FLOAT16 || (kind == BFLOAT16 && op->which == TRANSPOSED)) {
+        SHARED(i, M * K, 16) store(numbers, FLOAT32, i, first(M * K - i), load(x, kind, i, first(M * K - i)));
+        meet(team);
+        x = plan->scratch;
+    }
+    if (op->which == SAME) return product_part(team, x, op->layers, op->count, kind, M, K);
+    for (int i = 0; i < op->count; i++) {
+        const Result to = {0, op->layers[i].bias, op->layers[i].y, kind, M, op->layers[i].N};
+        transposed_part(team, (const float *)x, op->layers[i].w, kind, K, op->layers[i].stride, &to);
+    }
+}
+
+// q and k in place.
+static void rotate_heads(const Team *team, int kind, const Step *step, const Op *op) {
+    const long size = size_of(kind), H = op->heads.heads, all = H + op->others.heads;
+    SHARED(r, step->M * all, 1) {
+        const long m = r / all, h = r % all;
+        const Heads *heads = h < H ? &op->heads : &op->others;
+        char *x = h < H ? op->in + (m * heads->row + h * heads->head) * size
+                        : op->other + (m * heads->row + (h - H) * heads->head) * size;
+        const long table = (step->tables ? step->ids[1][m] : m) * step->R * size;
+        char y[1024 * 4];
+        rotate_one(x, step->cosine + table, step->sine + table, y, kind, step->R, step->R);
+        memcpy(x, y, step->R * size);
+    }
+}
+
+// Keys and values go to the cache; then each query sees those up to its own, in its window.
+static void attend(const Team *team, int kind, const Step *step, const Op *op) {
+    const long K = op->others.heads, G = op->heads.heads / K, D = op->heads.width, size = size_of(kind);
+    const long some = (G * D + 16) / 16 * 16, S = step->past + step->T;
+    const Cache *cache = step->cache + op->layer;
+    float *sum = aligned_alloc(64, (3 * some + G * S + 48) / 16 * 64), *wide = sum + some;
+    float *scores = wide + some;
+    char *own = (char *)(scores + (G * S + 15) / 16 * 16);
+    SHARED(h, step->M / step->T * K, 1) {
+        const long b = h / K, n = h % K;
+        char *keys = cache->keys + (b * cache->key_batch + n * cache->key_head) * size;
+        char *values = cache->values + (b * cache->value_batch + n * cache->value_head) * size;
+        for (long t = 0; t < step->T; t++) {
+            const long from = ((b * step->T + t) * op->others.row + n * op->others.head) * size;
+            memcpy(keys + (step->past + t) * cache->key_row * size, op->other + from, D * size);
+            memcpy(values + (step->past + t) * cache->value_row * size, op->third + from, D * size);
+        }
+        for (long t = 0; t < step->T; t++) {
+            const long m = b * step->T + t, end = step->past + t + 1;
+            const long start = op->window && end > op->window ? end - op->window : 0;
+            for (long g = 0; g < G; g++) {
+                const char *q = op->in + (m * op->heads.row + (n * G + g) * op->heads.head) * size;
+                memcpy(own + g * D * size, q, D * size);
+            }
+            if (kind != BFLOAT16)
+                for (long i = 0; i < G * D; i += 16)
+                    store(wide, FLOAT32, i, first(G * D - i), load(own, kind, i, first(G * D - i)));
+            const char *k = keys + start * cache->key_row * size, *v = values + start * cache->value_row * size;
+            const float *bias = step->mask ? step->mask + b * S + start : 0;
+            char *y = op->out + (m * K + n) * G * D * size;
+#define HEADS(q, kind) \
+    some_heads(q, k, v, k, bias, 0, y, kind, (float)op->number, G, end - start, D, cache->key_row, \
+               cache->value_row, scores, sum)
+            if (kind == BFLOAT16) HEADS(own, BFLOAT16);
+            else if (kind == FLOAT16) HEADS(wide, FLOAT16);
+            else HEADS(wide, FLOAT32);
+        }
+    }
+    free(sum);
+}
+
+INLINE __m512 sigmoid(__m512 x) {
+    const __m512 one = _mm512_set1_ps(1.f), e = power_of_e(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(x)));
+    const __m512 part = _mm512_div_ps(one, _mm512_add_ps(one, e));
+    return _mm512_mask_mul_ps(part, _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ), part, e);
+}
+
+INLINE __m512 activated(__m512 x, int function) {
+    if (function == SILU) return _mm512_mul_ps(x, sigmoid(x));
+    if (function == GELU_TANH) {  // (1 + tanh u) / 2 is the sigmoid of 2 u
+        __m512 cube = _mm512_mul_ps(_mm512_mul_ps(x, x), x);
+        __m512 u = _mm512_fmadd_ps(_mm512_set1_ps(0.044715f), cube, x);
+        return _mm512_mul_ps(x, sigmoid(_mm512_mul_ps(u, _mm512_set1_ps(1.5957691216f))));
+    }
+    if (function == GELU) {
+        float v[16];
+        _mm512_storeu_ps(v, x);
+        for (int i = 0; i < 16; i++) v[i] = 0.5f * v[i] * (1.f + erff(v[i] * 0.70710678f));
+        return _mm512_loadu_ps(v);
+    }
+    const __m512 y = _mm512_max_ps(_mm512_setzero_ps(), x);  // NaN stays NaN, as the second operand
+    return function == RELU2 ? _mm512_mul_ps(y, y) : y;
+}
+
+static void activate(const Team *team, int kind, const Step *step, const Op *op) {
+    const long n = step->M * op->heads.width;
+    SHARED(i, n, 16) store(op->out, kind, i, first(n - i), activated(load(op->in, kind, i, first(n - i)), op->which));
+}
+
+// SwiGLU: rows of [gate | up] become up times the activated gate.
+static void gate_and_up(const Team *team, int kind, const Step *step, const Op *op) {
+    const long F = op->heads.width, parts = (F + 15) / 16;
+    SHARED(r, step->M * parts, 1) {
+        const long m = r / parts, i = r % parts * 16;
+        const __mmask16 mask = first(F - i);
+        __m512 gate = rounded(activated(load(op->in, kind, m * 2 * F + i, mask), op->which), kind);
+        __m512 up = load(op->in, kind, m * 2 * F + F + i, mask);
+        store(op->out, kind, m * F + i, mask, _mm512_mul_ps(up, gate));
+    }
+}
+
+static void add(const Team *team, int kind, const Step *step, const Op *op) {
+    const long n = step->M * op->heads.width;
+    SHARED(i, n, 16) {
+        const __mmask16 m = first(n - i);
+        store(op->out, kind, i, m, _mm512_add_ps(load(op->in, kind, i, m), load(op->other, kind, i, m)));
+    }
+}
+
+// ---- A step -------------------------------------------------------------------------------------------------
+
+static void run_op(const Team *team, const Plan *plan, const Step *step, const Op *op) {
+    const int kind = plan->kind;
+    switch (op->what) {
+    case EMBED: return embed(team, plan, step, op);
+    case LAYER_NORM: return layer_norm(team, kind, step, op);
+    case RMS_NORM:
+        return rms_norm_part(team, op->in, op->weight, op->out, kind, op->number, step->M, op->heads.width);
+    case PRODUCT: return multiply(team, plan, step, op);
+    case ROTATE: return rotate_heads(team, kind, step, op);
+    case ATTEND: return attend(team, kind, step, op);
+    case ACTIVATE: return activate(team, kind, step, op);
+    case GATE: return gate_and_up(team, kind, step, op);
+    case ADD: return add(team, kind, step, op);
+    }
+}
+
+// Whether every id has a row in its embedding, and every position in the tables.
+static int fits(const Plan *plan, const Step *step) {
+    for (long i = 0; i < plan->count; i++) {
+        const Op *op = plan->ops + i;
+        if (op->what != EMBED || (op->which == 0 && step->embeds)) continue;
+        for (long m = 0; m < step->M; m++)
+            if (step->ids[op->which][m] < 0 || step->ids[op->which][m] >= op->rows) return 0;
+    }
+    for (long m = 0; step->tables && m < step->M; m++)
+        if (step->ids[1][m] < 0 || step->ids[1][m] >= step->tables) return 0;
+    return 1;
+}
+
+// 0 for a step that cannot be: nothing is written then. Where the threads wait for each other more than a
+// quarter of the time, others want the processors: the next steps are left to one thread.
+int run_plan(Plan *plan, const Step *step, int threads) {
+    if (!fits(plan, step)) return 0;
+    if (plan->alone > 0) plan->alone--, threads = 1;
+    Gate gate = {0};
+    const long start = (long)__rdtsc();
+#pragma omp parallel num_threads(threads)
+    {
+        const Team here = team_here(&gate), *team = &here;
+        for (long i = 0; i < plan->count; i++) {
+            run_op(team, plan, step, plan->ops + i);
+            meet(team);
+        }
+        SHARED(i, step->M * plan->ops[0].heads.width, 64) {
+            const long n = step->M * plan->ops[0].heads.width - i, size = size_of(plan->kind);
+            memcpy(step->y + i * size, plan->ops[plan->count - 1].out + i * size, (n < 64 ? n : 64) * size);
+        }
+    }
+    if (threads > 1) {
+        const int crowded = gate.waited > ((long)__rdtsc() - start) * threads / 4;
+        plan->patience = crowded ? (plan->patience < 32 ? plan->patience * 2 : 64) : 4;
+        plan->alone = crowded ? plan->patience : 0;
+    }
+    return 1;
+}

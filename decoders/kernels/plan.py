@@ -1,0 +1,380 @@
+"""A plan: the operations of a decoding step as a flat list with their pointers, made once from the modules of
+a loaded model, and run by `plan.c` in one call. It holds for a model as it is: `Watch` notices what changes.
+
+NotPlanned says why a model has none.
+"""
+
+import ctypes
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import calls
+from .attention import attention, qkv, rotate, window_of
+from .families import FAMILIES, PHI3, Family
+from .linear import conv1d_forward, linear_forward, rms_norm_forward
+from .quantized import MAX_INPUTS, Quantized
+
+MAX_ROWS = 16
+ALONE = 4 * 2**20  # bytes of weights up to which one thread is enough
+long, pointer = ctypes.c_long, ctypes.c_void_p
+EMBED, LAYER_NORM, RMS_NORM, PRODUCT, ROTATE, ATTEND, ACTIVATE, GATE, ADD = range(9)
+WEIGHTS = {"int8": 3, "int4": 4, "transposed": 8, "int8-weights": 9, "same": 10}
+FUNCTIONS = ("gelu_tanh", "gelu", "silu", "relu", "relu2")
+
+
+class NotPlanned(Exception):
+    """This model takes its steps module by module; the message says why."""
+
+
+class CLayer(ctypes.Structure):
+    _fields_ = [(name, pointer) for name in ("w", "scale", "zero", "bias", "y")]
+    _fields_ += [("N", long), ("stride", long)]
+
+
+class CHeads(ctypes.Structure):
+    _fields_ = [(name, long) for name in ("heads", "width", "row", "head")]
+
+
+class COp(ctypes.Structure):
+    _fields_ = [
+        ("what", long),
+        ("which", long),
+        *((name, pointer) for name in ("input", "other", "third", "out", "weight", "bias")),
+        ("layers", CLayer * 3),
+        ("count", long),
+        ("heads", CHeads),
+        ("others", CHeads),
+        ("layer", long),
+        ("window", long),
+        ("rows", long),
+        ("number", ctypes.c_double),
+    ]
+
+
+class CPlan(ctypes.Structure):
+    _fields_ = [("kind", long), ("count", long), ("ops", pointer), ("scratch", pointer)]
+    _fields_ += [("alone", long), ("patience", long)]
+
+
+# ---- Modules -----------------------------------------------------------------------------------------------
+
+
+def features(layer: Any) -> tuple[int, int]:
+    """(in, out) of a linear layer."""
+    if stored_as(layer) == "transposed" and not isinstance(layer, nn.Linear):
+        return layer.weight.shape[0], layer.weight.shape[1]
+    return layer.in_features, layer.out_features
+
+
+def stored_as(layer: Any) -> str:
+    """A key of WEIGHTS. NotPlanned for a layer of another kind, or with somebody else's forward."""
+    own = vars(layer).get("forward")
+    function = getattr(own, "__func__", own)
+    if type(layer) is Quantized and own is None:
+        if layer.kind != "int4" and layer.in_features > MAX_INPUTS:
+            raise NotPlanned(f"{layer.in_features} inputs are too many for int8")
+        return layer.kind
+    if type(layer) is nn.Linear and function is linear_forward:
+        return "same" if layer.weight.stride(1) == 1 else "transposed"
+    if type(layer).__name__ == "Conv1D" and function is conv1d_forward:
+        return "transposed"
+    raise NotPlanned(f"a layer is {type(layer).__name__}")
+
+
+def function_of(act: Any) -> str:
+    """The name of an activation function, out of FUNCTIONS."""
+    if isinstance(act, partial) and act.func is F.gelu and act.keywords == {"approximate": "tanh"}:
+        return "gelu_tanh"
+    for name in ("gelu", "silu", "relu"):
+        if act is getattr(F, name):
+            return name
+    if getattr(act, "__name__", "") == "relu2":
+        return "relu2"
+    raise NotPlanned("its activation function is not among those of plan.c")
+
+
+class Watch:
+    """What a plan stands on: the tensors, where their numbers lie, the modules, and that nobody looks in."""
+
+    OWN = ("forward", "attend", "rotate", "qkv")
+
+    def __init__(self, model: nn.Module):
+        self.modules = [vars(m) for m in model.modules()]
+        self.own = [tuple(d.get(name) for name in self.OWN) for d in self.modules]
+        self.children = [(d["_modules"], n, c) for d in self.modules for n, c in d["_modules"].items()]
+        self.tensors = [
+            (d[kind], name, t, t.data_ptr())
+            for d in self.modules
+            for kind in ("_parameters", "_buffers")
+            for name, t in d[kind].items()
+            if t is not None
+        ]
+        classes = {type(m) for m in model.modules()}
+        self.classes = [(c, c.forward) for c in classes]
+        self.globals = [
+            (vars_of, name, vars_of[name])
+            for vars_of in {id(g): g for g in map(globals_of, classes)}.values()
+            for name in vars_of
+            if name.endswith(("cos_sin", "rotate", "attention", "_mask", "embed"))
+        ]
+        self.config: Any = model.config
+        self.settings = dict(vars(self.config))
+
+    def is_observed(self) -> bool:
+        """Whether somebody looks into a module, or trains it."""
+        return nn.modules.module._has_any_global_hook() or any(
+            d["_forward_hooks"] or d["_forward_pre_hooks"] or d["training"] for d in self.modules
+        )
+
+    def is_as_it_was(self) -> bool:
+        """Whether tensors, modules, methods and config are those that the plan was made of."""
+        if vars(self.config) != self.settings:
+            return False
+        for d, (forward, attend, rotation, projections) in zip(self.modules, self.own, strict=True):
+            if d.get("forward") is not forward or d.get("attend") is not attend:
+                return False
+            if d.get("rotate") is not rotation or d.get("qkv") is not projections:
+                return False
+        return (
+            all(d.get(name) is child for d, name, child in self.children)
+            and all(d.get(name) is t and t.data_ptr() == at for d, name, t, at in self.tensors)
+            and all(c.forward is function for c, function in self.classes)
+            and all(d.get(name) is value for d, name, value in self.globals)
+        )
+
+
+def globals_of(cls: Any) -> dict[str, Any]:
+    """The global names of the file in which a class is defined, of a model file only."""
+    names = getattr(cls.forward, "__wrapped__", cls.forward).__globals__
+    return names if "KVCache" in names else {}
+
+
+def positions_limit(model: Any, family: Family) -> int:
+    """How long a text of this plan may be: positions that are embedded, or where dynamic NTK begins."""
+    if family.positions:
+        return len(model.get_submodule(family.positions).weight)
+    is_dynamic = model.config.rope_varies and family is not PHI3
+    return model.config.max_position_embeddings if is_dynamic else 2**62
+
+
+# ---- A plan ------------------------------------------------------------------------------------------------
+
+
+class Plan:
+    """The list of operations of a base model."""
+
+    def __init__(self, model: Any, watch: Watch):
+        family = FAMILIES.get(type(model).__name__)
+        if family is None:
+            raise NotPlanned(f"{type(model).__name__} has no description")
+        self.family: Family = family
+        self.embedding = model.get_submodule(family.embedding).weight
+        self.dtype, self.hidden_size = self.embedding.dtype, self.embedding.shape[1]
+        if self.dtype not in calls.KINDS or not self.embedding.is_cpu:
+            raise NotPlanned(f"its numbers are {self.dtype} on {self.embedding.device}")
+        self.watch = watch
+        self.window_size = window_of(model)
+        self.layers = list(model.get_submodule(family.layers))
+        self.ops: list[COp] = []
+        self.keep: list[Tensor] = []  # what the pointers point to
+        self.buffers: dict[tuple[str, int], Tensor] = {}
+        self.max_rows, self.max_inputs, self.weight_bytes = MAX_ROWS, 0, 0
+        self.is_exact = True  # no product rounds its input to 8 bits
+        self.max_positions = positions_limit(model, family)
+        self.add_model(model)
+        self.finish()
+
+    def finish(self) -> None:
+        """The list as C reads it."""
+        self.array = (COp * len(self.ops))(*self.ops)
+        scratch = torch.empty(MAX_ROWS * 6 * (self.max_inputs + 256) + 65536, dtype=torch.uint8)
+        self.keep.append(scratch)
+        address = ctypes.cast(self.array, pointer)
+        self.c_plan = CPlan(calls.KINDS[self.dtype], len(self.ops), address, scratch.data_ptr(), 0, 4)
+
+    def threads(self) -> int:
+        """As many as the work is worth."""
+        return 1 if self.weight_bytes <= ALONE else torch.get_num_threads()
+
+    # ---- Operations ----
+
+    def buffer(self, name: str, width: int) -> int:
+        """The address of (MAX_ROWS, width) numbers, the same for all layers."""
+        if (name, width) not in self.buffers:
+            self.buffers[name, width] = torch.zeros(MAX_ROWS * width + 64, dtype=self.dtype)
+        return self.buffers[name, width].data_ptr()
+
+    def address(self, t: Tensor | None) -> int | None:
+        """Of a weight in the model's dtype, which must be contiguous."""
+        if t is None:
+            return None
+        if type(t) not in (Tensor, nn.Parameter) or t.dtype != self.dtype or not t.is_cpu:
+            raise NotPlanned("its weights differ in dtype or device")
+        if not t.is_contiguous():
+            raise NotPlanned("a weight is not contiguous")
+        self.keep.append(t)
+        return t.data_ptr()
+
+    def add(self, what: int, **fields: Any) -> None:
+        self.ops.append(COp(what=what, **fields))
+
+    def norm(self, module: Any, source: int, out: int, heads: CHeads | None = None) -> None:
+        """LayerNorm or RMSNorm of rows of `hidden_size`, or of heads."""
+        heads = heads or CHeads(1, self.hidden_size, self.hidden_size, 0)
+        fields = {"input": source, "out": out, "heads": heads, "number": module.eps}
+        if type(module) is nn.LayerNorm and "forward" not in vars(module):
+            what, bias = LAYER_NORM, module.bias
+        elif getattr(vars(module).get("forward"), "__func__", None) is rms_norm_forward:
+            what, bias = RMS_NORM, None
+        else:
+            raise NotPlanned(f"a norm is {type(module).__name__}")
+        self.add(what, weight=self.address(module.weight), bias=self.address(bias), **fields)
+
+    def product(self, source: int, **layers: Any) -> list[int]:
+        """The addresses of what linear layers make of the same input, by the names of their buffers."""
+        kinds = {stored_as(layer) for layer in layers.values()}
+        if len(kinds) > 1:
+            return [self.product(source, **{name: layer})[0] for name, layer in layers.items()]
+        kind, inputs = kinds.pop(), features(next(iter(layers.values())))[0]
+        c_layers, outs = (CLayer * 3)(), []
+        for i, (name, layer) in enumerate(layers.items()):
+            addresses, outputs, stride = self.tensors_of(layer, kind)
+            outs.append(self.buffer(name, outputs))
+            c_layers[i] = CLayer(*addresses, outs[i], outputs, stride)
+        heads = CHeads(1, inputs, inputs, 0)
+        self.add(PRODUCT, which=WEIGHTS[kind], input=source, layers=c_layers, count=len(outs), heads=heads)
+        self.max_inputs = max(self.max_inputs, inputs)
+        self.is_exact &= kind != "int8"
+        if kind in ("int4", "int8-weights") and self.dtype is torch.bfloat16:
+            self.max_rows = 5  # more rows take another way
+        return outs
+
+    def tensors_of(self, layer: Any, kind: str) -> tuple[tuple[int | None, ...], int, int]:
+        """Addresses of weight, scale, zero and bias; outputs; numbers from one row to the next."""
+        outputs = features(layer)[1]
+        if isinstance(layer, Quantized):
+            stored = [layer.qweight, layer.scale, layer._buffers.get("zero")]
+            if not layer.qweight.is_cpu:
+                raise NotPlanned("its weights are not on the CPU")
+            self.keep += [t for t in stored if t is not None]
+            self.weight_bytes += layer.qweight.nbytes
+            where = [None if t is None else t.data_ptr() for t in stored]
+            return (*where, self.address(layer.bias)), outputs, layer.qweight.stride(0)
+        weight = layer.weight if type(layer).__name__ == "Conv1D" or kind == "same" else layer.weight.t()
+        self.weight_bytes += weight.nbytes
+        return (self.address(weight), None, None, self.address(layer.bias)), outputs, weight.stride(0)
+
+    # ---- The model ----
+
+    def add_model(self, model: Any) -> None:
+        """From the ids to what the final norm gives."""
+        C, family = self.hidden_size, self.family
+        x = self.buffer("x", C)
+        heads = CHeads(1, C, C, 0)
+        token = self.address(self.embedding)
+        rows = len(self.embedding)
+        self.add(EMBED, which=0, out=x, weight=token, rows=rows, heads=heads)
+        if family.positions:
+            positions = model.get_submodule(family.positions).weight
+            self.add(
+                EMBED,
+                which=1,
+                input=x,
+                out=x,
+                weight=self.address(positions),
+                rows=len(positions),
+                heads=heads,
+            )
+        for i, layer in enumerate(self.layers):
+            self.add_layer(i, layer, x)
+        if family.final_norm:
+            self.norm(model.get_submodule(family.final_norm), x, self.buffer("final", C))
+        else:
+            self.add_sum(x, None, self.buffer("final", C))
+
+    def add_sum(self, a: int, b: int | None, out: int) -> None:
+        """out = a + b, or a copy of a."""
+        heads = CHeads(1, self.hidden_size, self.hidden_size, 0)
+        zeros = b if b is not None else self.buffer("zeros", self.hidden_size)
+        self.add(ADD, input=a, other=zeros, out=out, heads=heads)
+
+    def add_layer(self, i: int, layer: Any, x: int) -> None:
+        family, C = self.family, self.hidden_size
+        norms = [layer.get_submodule(name) for name in family.norms]
+        attn, normed = layer.get_submodule(family.attention), self.buffer("normed", C)
+        if family.order == "parallel":
+            self.norm(norms[0], x, normed)
+            y, z = self.add_attention(i, attn, normed), self.add_mlp(layer, normed)
+            self.add_sum(y, z, y)
+            self.add_sum(y, x, x)
+        elif family.order == "pre-norm":
+            self.norm(norms[0], x, normed)
+            self.add_sum(x, self.add_attention(i, attn, normed), x)
+            self.norm(norms[1], x, normed)
+            self.add_sum(x, self.add_mlp(layer, normed), x)
+        else:
+            self.add_sum(x, self.add_attention(i, attn, x), normed)
+            self.norm(norms[0], normed, x)
+            self.add_sum(x, self.add_mlp(layer, x), normed)
+            self.norm(norms[1], normed, x)
+
+    def add_attention(self, i: int, attn: Any, x: int) -> int:
+        """The address of what a layer's attention adds."""
+        family, D = self.family, attn.head_dim
+        own = vars(attn).get("attend")
+        if not isinstance(own, partial) or own.func is not attention:
+            raise NotPlanned("somebody else's attention is there")
+        out = attn.get_submodule(family.out)
+        H = features(out)[0] // D
+        projections = [attn.get_submodule(name) for name in family.qkv]
+        K = H if family.interleaved else (sum(features(p)[1] for p in projections) // D - H) // 2
+        self.H, self.K, self.D = H, K, D
+        (q, k, v), q_heads, kv_heads = self.add_qkv(x, projections)
+        for name, at, heads in (("q_layernorm", q, q_heads), ("k_layernorm", k, kv_heads)):
+            if type(getattr(attn, name, nn.Identity())) is not nn.Identity:
+                self.norm(getattr(attn, name), at, at, heads)
+        if not family.positions:
+            if not isinstance(vars(attn).get("rotate"), partial) or vars(attn)["rotate"].func is not rotate:
+                raise NotPlanned("somebody else's rotary embedding is there")
+            self.add(ROTATE, input=q, other=k, heads=q_heads, others=kv_heads)
+        if hasattr(type(attn), "qkv") and getattr(vars(attn).get("qkv"), "__func__", None) is not qkv:
+            raise NotPlanned("somebody else's q, k and v are there")
+        y, scale = self.buffer("heads", H * D), D**-0.5 if family.scaled else 1.0
+        fields = {"input": q, "other": k, "third": v, "out": y, "heads": q_heads, "others": kv_heads}
+        self.add(ATTEND, layer=i, window=self.window(i) or 0, number=scale, **fields)
+        return self.product(y, attended=out)[0]
+
+    def add_qkv(self, x: int, layers: list[Any]) -> tuple[list[int], CHeads, CHeads]:
+        """The addresses of q, k and v, and how their heads lie there."""
+        H, K, D = self.H, self.K, self.D
+        if len(layers) == 3:
+            addresses = self.product(x, q=layers[0], k=layers[1], v=layers[2])
+            return addresses, CHeads(H, D, H * D, D), CHeads(K, D, K * D, D)
+        (q,) = self.product(x, qkv=layers[0])
+        row, size = (H + 2 * K) * D, self.dtype.itemsize
+        if self.family.interleaved:  # q, k and v of a head, then of the next
+            heads = CHeads(H, D, row, 3 * D)
+            return [q, q + D * size, q + 2 * D * size], heads, heads
+        k = q + H * D * size
+        return [q, k, k + K * D * size], CHeads(H, D, row, D), CHeads(K, D, row, D)
+
+    def window(self, i: int) -> int | None:
+        """Positions that layer i sees; None for all."""
+        kinds = getattr(self.watch.config, "attention_layers", ["local"] * len(self.layers))
+        return self.window_size if self.family.has_windows and kinds[i] == "local" else None
+
+    def add_mlp(self, layer: Any, x: int) -> int:
+        """The address of what a layer's MLP adds."""
+        up, down = (layer.get_submodule(name) for name in (self.family.mlp_up, self.family.mlp_down))
+        which = FUNCTIONS.index(function_of(layer.mlp.act))
+        inner = features(down)[0]
+        (y,) = self.product(x, up=up)
+        z = self.buffer("activated", inner)
+        heads = CHeads(1, inner, inner, 0)
+        self.add(GATE if self.family.gated else ACTIVATE, which=which, input=y, out=z, heads=heads)
+        return self.product(z, down=down)[0]
