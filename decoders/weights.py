@@ -455,7 +455,7 @@ def save(
     folder = Path(folder)
     state = {name: parameter.detach() for name, parameter in model.named_parameters()}  # a tied one once
     if any(type(tensor).__name__ == "DTensor" for tensor in state.values()):
-        raise ValueError("the model is cut over processes: save tools.parallel.whole(model)")
+        raise ValueError("the model is cut over processes: save parallel.gather(model)")
     dtype = stored_dtype(folder, state.values())
     state |= dict(model.named_buffers())  # 8 or 4 bits
     twins = TWINS.get(type(model).__name__, {})  # what an older Transformers looks for

@@ -114,7 +114,7 @@ def a_training_step(family, mesh, **changes):
     torch.testing.assert_close(*losses, **CLOSE)
     if family.name not in ("phi", "phi3") or mesh.size() == 2:  # keys that several have count several times
         torch.testing.assert_close(*norms, atol=1e-4, rtol=1e-4)
-    grads, tensors = parallel.whole_tensors(model, grads=True), parallel.whole_tensors(model)
+    grads, tensors = parallel.gather_tensors(model, grads=True), parallel.gather_tensors(model)
     for name, p in plain.named_parameters():
         assert (name in grads) == (p.grad is not None)
         torch.testing.assert_close(
@@ -146,7 +146,7 @@ def a_loss_cut_by_the_vocabulary(family, mesh):
     loss = output.loss.full_tensor() if isinstance(output.loss, DTensor) else output.loss
     torch.testing.assert_close(loss, wanted.loss, **CLOSE)
     assert output.logits.to_local().shape[-1] < 101
-    found = parallel.whole_tensors(model, grads=True)
+    found = parallel.gather_tensors(model, grads=True)
     for name, p in plain.named_parameters():
         if p.grad is not None:
             torch.testing.assert_close(found[name], p.grad, atol=2e-5, rtol=1e-3)
@@ -155,7 +155,7 @@ def a_loss_cut_by_the_vocabulary(family, mesh):
 @check
 def whole_again(family, mesh):
     plain, model = pair(family, mesh)
-    again = parallel.whole(model)
+    again = parallel.gather(model)
     assert again.state_dict().keys() == plain.state_dict().keys()
     assert all(torch.equal(t, plain.state_dict()[name]) for name, t in again.state_dict().items())
     ids, _ = inputs(101)
@@ -182,7 +182,7 @@ def ids_that_nobody_has(family, mesh):
     _, model = pair(family, mesh)
     with pytest.raises(ValueError, match="from 0 to 100"):
         model(torch.tensor([[3, 101]]))
-    with pytest.raises(ValueError, match="save tools.parallel.whole"):
+    with pytest.raises(ValueError, match="save parallel.gather"):
         weights.save(model, "nowhere")
 
 
@@ -279,7 +279,7 @@ def mapped():
     lines = open("/proc/self/status").read().splitlines()
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssFile", "RssShmem")))
 out = sys.stdout
-with parallel.joined("cpu") as mesh:
+with parallel.process_mesh("cpu") as mesh:
     parallel.load(gpt_neo.GPTNeoForCausalLM, sys.argv[2], mesh)  # what is needed once
     before = mapped()
     model = parallel.load(gpt_neo.GPTNeoForCausalLM, sys.argv[1], mesh)
@@ -310,7 +310,7 @@ import os, sys, torch
 from decoders import phi3
 from decoders import parallel
 torch.manual_seed(0)
-with parallel.joined("cpu") as mesh:
+with parallel.process_mesh("cpu") as mesh:
     config = phi3.Phi3Config(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, pad_token_id=0)
     model = parallel.parallelize(phi3.Phi3ForCausalLM(config).eval(), mesh)
     for step in range(10**6):

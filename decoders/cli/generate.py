@@ -25,9 +25,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--tensor-parallel and --quantize exclude each other")
     rank = os.environ.get("RANK", "0")
     try:
-        with parallel.joined(args.device) as args.mesh:
+        with parallel.process_mesh(args.device) as args.mesh:
             if args.prompt == "-":
-                args.prompt = parallel.same(standard_input() if rank == "0" else None)
+                args.prompt = parallel.broadcast(standard_input() if rank == "0" else None)
             args.draw = args.draw if rank == "0" else None
             return generate(args)
     except BrokenPipeError:

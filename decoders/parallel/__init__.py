@@ -3,6 +3,7 @@
 model = parallel.load(PhiForCausalLM, folder)    # in each process that torchrun started
 """
 
-from .tensor_parallel import joined, load, parallelize, same, whole, whole_tensors
+from .processes import broadcast, process_mesh
+from .tensor_parallel import gather, gather_tensors, load, parallelize
 
-__all__ = ["joined", "load", "parallelize", "same", "whole", "whole_tensors"]
+__all__ = ["broadcast", "gather", "gather_tensors", "load", "parallelize", "process_mesh"]

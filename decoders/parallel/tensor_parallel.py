@@ -5,25 +5,20 @@
     mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
     model = parallel.load(PhiForCausalLM, folder, mesh)     # reads its own part of the files
     model = parallel.parallelize(model, mesh)               # a model that every process has
-    model = parallel.whole(model)                           # a plain one again
+    model = parallel.gather(model)                           # a plain one again
 
-Attention is cut by heads, an MLP by its inner width, the token table and the output layer by the vocabulary;
-norms are on every device. Inputs and outputs are those of the whole model, the same in every process, and so
-must be what they draw: start them with the same seed. Parameters become DTensors, so that optimisers,
-clipping and `fully_shard` work as usual. What a process has of a joint matrix are its parts of q, k and v;
-`whole` puts them together again. Where there are fewer heads of keys than processes, several have the same
-ones, and the norm of all gradients counts those as often.
+Attention is cut by heads, an MLP by its inner width, the token embedding and the output layer by the
+vocabulary; norms are on every device. Inputs and outputs are those of the whole model, the same in every
+process, and so must be what they draw: start them with the same seed. Parameters become DTensors, so that
+optimisers, clipping and `fully_shard` work as usual. What a process has of a fused QKV matrix are its parts
+of q, k and v; `gather` puts them together again. Where there are fewer heads of keys than processes,
+several have the same ones, and the norm of all gradients counts those as often.
 """
 
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import MethodType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,98 +31,7 @@ from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 
 from decoders import kernels, weights
 
-Maybe = Tensor | None
-
-PLANS = {  # family -> last names of a module -> how it is cut, and into what (see `sizes`)
-    "gpt_neo": {
-        "wte": "vocabulary", "lm_head": "vocabulary", "attention.q_proj": "columns q",
-        "attention.k_proj": "columns k", "attention.v_proj": "columns k", "attention.out_proj": "rows q",
-        "mlp.c_fc": "columns mlp", "mlp.c_proj": "rows mlp",
-    },
-    "openai-gpt": {
-        "tokens_embed": "vocabulary", "lm_head": "vocabulary", "attn.c_attn": "columns q k k",
-        "attn.c_proj": "rows q", "mlp.c_fc": "columns mlp", "mlp.c_proj": "rows mlp",
-    },
-    "phi": {
-        "embed_tokens": "vocabulary", "lm_head": "vocabulary", "self_attn.q_proj": "columns q",
-        "self_attn.k_proj": "columns k", "self_attn.v_proj": "columns k", "self_attn.dense": "rows q",
-        "self_attn.q_layernorm": "heads", "self_attn.k_layernorm": "heads",
-        "mlp.fc1": "columns mlp", "mlp.fc2": "rows mlp",
-    },
-    "phi3": {
-        "embed_tokens": "vocabulary", "lm_head": "vocabulary", "self_attn.qkv_proj": "columns q k k",
-        "self_attn.o_proj": "rows q", "mlp.gate_up_proj": "columns mlp mlp", "mlp.down_proj": "rows mlp",
-    },
-    "persimmon": {
-        "embed_tokens": "vocabulary", "lm_head": "vocabulary",
-        "self_attn.query_key_value": "columns qkv", "self_attn.dense": "rows q",
-        "self_attn.q_layernorm": "heads", "self_attn.k_layernorm": "heads",
-        "mlp.dense_h_to_4h": "columns mlp", "mlp.dense_4h_to_h": "rows mlp",
-    },
-}  # fmt: skip
-PLANS["fuyu"] = PLANS["persimmon"]
-
-
-# ---- What a process has ------------------------------------------------------------------------------------
-
-
-def sizes(config: Any) -> dict[str, tuple[int, int]]:
-    """Part of a matrix -> (how many units that stay whole, the rows of one)."""
-    config = getattr(config, "text_config", None) or config
-
-    def get(*names: str) -> Any:
-        return next((v for name in names if (v := getattr(config, name, None)) is not None), None)
-
-    C, H = get("hidden_size", "n_embd"), get("num_attention_heads", "num_heads", "n_head")
-    D, K = get("head_dim") or C // H, get("num_key_value_heads") or H
-    return {"q": (H, D), "k": (K, D), "qkv": (H, 3 * D), "mlp": (get("intermediate_size") or 4 * C, 1)}
-
-
-class Part(NamedTuple):
-    """A part of a matrix: `count` units of `size` rows."""
-
-    name: str
-    count: int
-    size: int
-
-    def of(self, rank: int, n: int) -> tuple[int, int]:
-        """(first row, rows) of one of n processes. Where there are fewer key heads, several have the same."""
-        if self.count % n == 0:
-            return rank * self.count // n * self.size, self.count // n * self.size
-        if self.name == "k" and n % self.count == 0:
-            return rank * self.count // n * self.size, self.size
-        named = {"mlp": "inner widths of the MLP", "k": "heads of keys"}.get(self.name, "heads")
-        raise ValueError(f"{n} processes cannot share {self.count} {named}: take a number that divides it")
-
-
-class Cut(NamedTuple):
-    """How a parameter is cut: along `dim`, each part for itself; by the vocabulary in plain pieces."""
-
-    dim: int
-    parts: tuple[Part, ...] = ()
-
-    def own(self, t: Tensor, rank: int, n: int) -> Tensor:
-        if not self.parts:
-            step = -(-t.shape[self.dim] // n)
-            start = min(rank * step, t.shape[self.dim])
-            return t.narrow(self.dim, start, min(step, t.shape[self.dim] - start))
-        pieces, start = [], 0
-        for part in self.parts:
-            first, length = part.of(rank, n)
-            pieces.append(t.narrow(self.dim, start + first, length))
-            start += part.count * part.size
-        return torch.cat(pieces, self.dim)
-
-    def joined(self, pieces: list[Tensor]) -> Tensor:
-        """All processes' own -> the whole, for what has parts."""
-        n, found, start = len(pieces), [], 0
-        for part in self.parts:
-            length = part.of(0, n)[1]
-            firsts = {part.of(rank, n)[0]: piece for rank, piece in reversed(list(enumerate(pieces)))}
-            found += [firsts[first].narrow(self.dim, start, length) for first in sorted(firsts)]
-            start += length
-        return torch.cat(found, self.dim)
-
+from .plans import PLANS, Cut, Part, sizes
 
 # ---- Styles ------------------------------------------------------------------------------------------------
 
@@ -181,13 +85,13 @@ def distributed(
 def style(how: str, module: nn.Module, known: dict[str, tuple[int, int]], gather: bool) -> Split:
     """`how` is a word of `PLANS`; "" is whole on every device."""
     kind, *names = how.split() or [""]
-    turned = type(module).__name__ == "Conv1D"  # (in, out)
+    transposed = type(module).__name__ == "Conv1D"  # (in, out)
     parts = tuple(Part(name, *known[name]) for name in names)
     if kind == "columns":
-        cuts = {"weight": Cut(int(turned), parts), "bias": Cut(0, parts)}
+        cuts = {"weight": Cut(int(transposed), parts), "bias": Cut(0, parts)}
         return Split(cuts, Replicate(), Shard(-1))
     if kind == "rows":
-        return Split({"weight": Cut(int(not turned), parts)}, Shard(-1), Replicate())
+        return Split({"weight": Cut(int(not transposed), parts)}, Shard(-1), Replicate())
     if kind == "vocabulary" and isinstance(module, nn.Embedding):
         return Split({"weight": Cut(0)}, Replicate(), Replicate())
     if kind == "vocabulary":
@@ -222,7 +126,7 @@ def parallelize(
     known, done, plan = sizes(model.config), {}, {}
     for name, module in model.named_modules():
         if any(True for _ in module.parameters(recurse=False)):
-            plan[name] = style(planned(model, name), module, known, gather_logits)
+            plan[name] = style(plan_of(model, name), module, known, gather_logits)
             plan[name].dtype, plan[name].done = dtype, done
     for part in (part for one in plan.values() for cut in one.cuts.values() for part in cut.parts):
         part.of(0, mesh.size())  # before anything is changed
@@ -230,21 +134,21 @@ def parallelize(
     parallelize_module(model, mesh, plan)
     for module in model.modules():
         if hasattr(type(module), "attend"):
-            share(module, mesh, known)
+            split_heads(module, mesh, known)
     return model
 
 
-def planned(model: nn.Module, name: str) -> str:
+def plan_of(model: nn.Module, name: str) -> str:
     """What `PLANS` says of a module of this name."""
     plan = PLANS[model.config.model_type]
     return next((how for end, how in plan.items() if f".{name}".endswith(f".{end}")), "")
 
 
-def share(attention: nn.Module, mesh: DeviceMesh, known: dict[str, tuple[int, int]]) -> None:
+def split_heads(attention: nn.Module, mesh: DeviceMesh, known: dict[str, tuple[int, int]]) -> None:
     """An attention module that has some of the heads."""
     rank, n = mesh.get_local_rank(), mesh.size()
     attention.attend = partial(own_heads, type(attention).attend, mesh)
-    if hasattr(attention, "parts"):  # of Phi-3's joint matrix
+    if hasattr(attention, "parts"):  # of Phi-3's fused QKV matrix
         attention.parts = tuple(Part(name, *known[name]).of(rank, n)[1] for name in "qkk")
     if known["k"][0] % n:  # heads of keys that several processes have
         for module in attention.children():
@@ -258,17 +162,18 @@ def own_heads(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    bias: Maybe,
+    attn_mask: Tensor | None,
     scale: float,
     dropout: float = 0.0,
-    whole: bool = False,
-    *head_mask: Maybe,
+    need_weights: bool = False,
+    *head_mask: Tensor | None,
 ) -> tuple:
     """`attend` with what masks say of this process's heads; weights (B, H, T, S) of all of them."""
     own = slice(mesh.get_local_rank() * q.shape[1], (mesh.get_local_rank() + 1) * q.shape[1])
-    bias = bias if bias is None or bias.shape[1] == 1 else bias[:, own]
+    if attn_mask is not None and attn_mask.shape[1] > 1:  # the mask of each head
+        attn_mask = attn_mask[:, own]
     rest = [mask if mask is None else mask[own] for mask in head_mask]
-    y, w = attend(q, k, v, bias, scale, dropout, whole, *rest)
+    y, w = attend(q, k, v, attn_mask, scale, dropout, need_weights, *rest)
     return y, w if w is None else DTensor.from_local(w, mesh, [Shard(1)], run_check=False).full_tensor()
 
 
@@ -276,13 +181,13 @@ def forward_with_shared_keys(self: nn.Module, x: DTensor) -> DTensor:
     return F.linear(
         x,
         *(
-            p if p is None else Together.apply(p, self.cuts[name])
+            p if p is None else SumSharedRows.apply(p, self.cuts[name])
             for name, p in (("weight", self.weight), ("bias", self.bias))
         ),
     )
 
 
-class Together(torch.autograd.Function):
+class SumSharedRows(torch.autograd.Function):
     """A parameter some of whose rows several processes have: its gradient there is the sum of theirs."""
 
     @staticmethod
@@ -318,17 +223,17 @@ def load(
     return parallelize(weights.load(model_class, path_or_id, **options), mesh, dtype=dtype)
 
 
-def whole(model: nn.Module) -> nn.Module:
+def gather(model: nn.Module) -> nn.Module:
     """A plain model with all the weights, in every process of the mesh; all of them call it."""
     with torch.device("meta"), weights.Undrawn():
         plain = type(model)(model.config)
-    plain.load_state_dict(whole_tensors(model), strict=False, assign=True)
+    plain.load_state_dict(gather_tensors(model), strict=False, assign=True)
     weights.tie(plain)
     plain.config_json, plain.generation_config = model.config_json, model.generation_config
     return plain.train(model.training)
 
 
-def whole_tensors(model: nn.Module, grads: bool = False) -> dict[str, Tensor]:
+def gather_tensors(model: nn.Module, grads: bool = False) -> dict[str, Tensor]:
     """Name -> parameter, or its gradient, as in a plain model."""
     found = {}
     for name, p in model.named_parameters():
@@ -340,45 +245,3 @@ def whole_tensors(model: nn.Module, grads: bool = False) -> dict[str, Tensor]:
             if cut is not None and cut.parts:
                 found[name] = cut.joined(list(found[name].chunk(t.device_mesh.size(), cut.dim)))
     return found
-
-
-# ---- Processes ---------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def joined(device: str) -> Iterator[DeviceMesh]:
-    """All processes that torchrun started, on devices of this type, drawing the same. Only the first one's
-    output is seen. Whoever waits a minute for another one in vain, or hears that it has ended, ends with an
-    OSError that says so."""
-    if "RANK" not in os.environ:
-        raise ValueError("several processes are needed: start with torchrun --nproc-per-node 2")
-    kind, _, number = device.partition(":")
-    if number:
-        raise ValueError(f"--device {device}: each process takes a device of its own, say {kind}")
-    if kind == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    before, quiet = (sys.stdout, sys.stderr), os.environ["RANK"] != "0"
-    try:
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timedelta(seconds=55))
-        torch.manual_seed(same(torch.seed()))
-        with open(os.devnull, "w") as nowhere:
-            if quiet:
-                sys.stdout = sys.stderr = nowhere
-            yield init_device_mesh(kind, (dist.get_world_size(),))
-        dist.destroy_process_group()
-    except Exception as error:
-        cause = error.__cause__ or error  # which the check of input_ids may have told otherwise
-        if isinstance(cause, dist.DistError) or "gloo" in str(cause):
-            raise OSError("another process has ended, or has not answered for a minute") from None
-        raise
-    finally:
-        sys.stdout, sys.stderr = before
-
-
-def same(value: Any) -> Any:
-    """The first process's value, in every process; alone: its own."""
-    if dist.is_initialized():
-        box = [value]
-        dist.broadcast_object_list(box)
-        [value] = box
-    return value
