@@ -173,6 +173,9 @@ CASES = {
     # indexes
     "missing shard": (missing_shard, "lacks model-00002-of-00002.safetensors, named in model.safetensors.index.json"),
     "index names what the shard lacks": (wrong_index, "lacks transformer.h.9.made.up, which model.safetensors.index"),
+    "index names a file with a line break": (index({"a": "x\ny.safetensors"}), r"lacks 'x\\ny.safetensors', named in"),
+    "index names a file that none can be": (index({"a": "x" * 300 + ".safetensors"}), "lacks x"),
+    "index names a tensor with a line break": (index({"a\nb": "../x"}), r"places 'a\\nb' at '../x'"),
     "index points outside": (index({"a": "../x.safetensors"}), "'../x.safetensors': shards must lie in the same folder"),
     "index points to an absolute path": (index({"a": "/etc/passwd"}), "shards must lie in the same folder"),
     "index points to the folder": (index({"a": "."}), "shards must lie in the same folder"),
@@ -181,6 +184,7 @@ CASES = {
     # tensors
     "a tensor is missing": (state(lambda t: t.pop(LN)), r"missing: transformer.h.1.ln_1.bias \(48,\)"),
     "a tensor is unexpected": (state(lambda t: t.update(extra=torch.zeros(2))), r"unexpected: transformer.extra \(2,\)"),
+    "a name with a line break": (state(rename(LN, "a\nb\x1b[31m")), r"unexpected: 'transformer.a\\nb\\x1b\[31m"),
     "a misspelt name": (state(rename(LN, LN + "z")), "missing: .*ln_1.bias .*; unexpected: .*ln_1.biasz"),
     "wrong shape": (
         state(lambda t: t.update({FC: t[FC].t().contiguous()})),

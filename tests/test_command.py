@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
+import decoders
 from decoders import cli, weights
 from tests import folders
 from tests.conftest import ROOT
@@ -310,6 +311,70 @@ def test_errors_of_the_system_are_sentences(tmp_path):
         one_line(OSError(28, "/a cannot be written: No space left on device"))
         == "/a cannot be written: No space left on device"
     )
+
+
+@pytest.mark.parametrize(("closed", "status", "output", "message"), [
+    ("2>&-", 0, True, ""), (">&-", 2, False, "error: standard output is closed\n"), ("<&-", 0, True, "tokens/s"), (">&- 2>&-", 2, False, ""),
+])  # fmt: skip
+def test_closed_streams(closed, status, output, message):
+    """With standard error closed the first file that was opened took its number, and notes went to standard output."""
+    command = f"{sys.executable} -m decoders generate {TINY} 'Once upon' --max-new-tokens 4 {closed}"
+    found = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)
+    assert found.returncode == status and message in found.stderr and "Traceback" not in found.stderr
+    assert bool(found.stdout) == output and "tokens/s" not in found.stdout
+
+
+@pytest.mark.parametrize("arguments", [f"generate {TINY} -", "chat checkpoints/tiny-phi3"])
+def test_a_closed_input_is_said(arguments):
+    command = f"{sys.executable} -m decoders {arguments} <&-"
+    found = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)
+    assert found.returncode == 2 and found.stderr == "error: standard input is closed\n" and not found.stdout
+
+
+def test_a_mistake_of_ours_is_not_status_1(monkeypatch, capsys):
+    """1 means that a check found a difference."""
+    from decoders.cli import inspect_checkpoint
+
+    monkeypatch.setattr(inspect_checkpoint, "facts_of", lambda *given: 1 / 0)
+    assert cli.main(["inspect", TINY]) == 2
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["/quit", "/exit"])
+def test_a_conversation_can_be_quit(line):
+    found = run("chat", "checkpoints/tiny-phi3", input=f"{line}\nHi\n")
+    assert found == (0, "", "")
+
+
+def test_help_lists_the_commands():
+    found = run("chat", "checkpoints/tiny-phi3", input="/help\n/dance\n")
+    for word in ("/reset", "/system TEXT", "/quit"):
+        assert found.stderr.count(word) == 2
+    assert "/dance is no command" in found.stderr and found.stdout == ""
+
+
+def test_the_version_and_what_was_meant(capsys):
+    found = started("--version")
+    assert found.returncode == 0 and found.stdout == f"decoders {decoders.__version__}\n"
+    found = run("generate", TINY, "x", "--temprature", "0.5")
+    assert found.returncode == 2 and "--temprature (did you mean --temperature?)" in found.stderr
+    found = run("inspect", TINY, "--zzzz")
+    assert found.returncode == 2 and found.stderr.endswith("unrecognized arguments: --zzzz\n")
+
+
+def test_a_turn_ends_without_a_generation_config(tmp_path):
+    """`chat` and `generate --chat` ran on past `<|end|>`, in what the model would have said for the user."""
+    source = ROOT / "checkpoints" / "tiny-phi3"
+    for file in source.iterdir():
+        if file.name != "generation_config.json":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((source / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "eos_token_id": None}))
+    question = "Tell me a story about Tom and a fox."
+    whole = run("generate", str(source), "--chat", question)
+    assert run("generate", str(tmp_path), "--chat", question).stdout == whole.stdout != ""
+    asked = run("chat", str(tmp_path), input=f"{question}\n")
+    assert asked.stdout == whole.stdout
 
 
 def test_a_seed_that_is_none_and_a_prompt_that_is_no_text_are_said():

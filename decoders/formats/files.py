@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .adept import read_release
 from .config import read_config
-from .folder import RELEASE, check_file, first_line, read_json
+from .folder import RELEASE, check_file, first_line, in_one_line, read_json
 from .names import flattened
 from .pickles import foreign
 
@@ -40,7 +40,7 @@ def stored_tensors(folder: Path) -> Iterator[tuple[Path, str, Tensor]]:
         for file, listed in files.items():
             content = read(check_file(file))
             if absent := sorted(listed - content.keys()):
-                raise ValueError(f"{file} lacks {', '.join(absent)}, which {index.name} places there")
+                raise ValueError(f"{file} lacks {in_one_line(absent)}, which {index.name} places there")
             for name, tensor in content.items():
                 yield file, name, tensor
         if files:
@@ -71,9 +71,17 @@ def shards(index: Path) -> dict[Path, set[str]]:
         if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
             raise ValueError(f"{index} places {name!r} at {file!r}: shards must lie in the same folder")
         files.setdefault(index.parent / file, set()).add(name)
-    if absent := [file.name for file in files if not file.exists()]:
-        raise FileNotFoundError(f"{index.parent} lacks {', '.join(absent)}, named in {index.name}")
+    if absent := [file.name for file in files if not exists(file)]:
+        raise FileNotFoundError(f"{index.parent} lacks {in_one_line(absent)}, named in {index.name}")
     return files
+
+
+def exists(file: Path) -> bool:
+    """False also for a name that no file can have: too long, or with a zero byte."""
+    try:
+        return file.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -192,6 +192,11 @@ def read_json(path: Path, parse_float: Callable[[str], float] = float) -> dict:
 def read_json_if_any(path: Path) -> dict:
     """As `read_json`, {} where there is no such file."""
     return read_json(path) if path.exists() else {}
+
+
+def in_one_line(names: Iterable[str]) -> str:
+    """Names of strangers, with commas between them: line breaks and escape codes are spelled out."""
+    return ", ".join(name if name.isprintable() else repr(name) for name in names)
 
 
 def first_line(error: Exception) -> str:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .folder import in_one_line
+
 Named = Iterator[tuple[str, Tensor]]
 
 
@@ -104,7 +106,7 @@ def grouped(names: Iterable[str]) -> str:
     for name in names:
         number = re.search(r"(?<=\.)\d+(?=\.)", name)
         groups.setdefault(no_number(name), []).extend([] if number is None else [int(number[0])])
-    return ", ".join(key.replace("*", spans(n), 1) if n else key for key, n in groups.items())
+    return in_one_line(key.replace("*", spans(n), 1) if n else key for key, n in groups.items())
 
 
 def spans(numbers: list[int]) -> str:
