@@ -435,7 +435,7 @@ class ByteLevelTokenizer(Tokenizer):
     def _encode_ordinary(self, text: str) -> list[int]:
         if not LONG_RUN.search(text):
             return self.bpe.encode_ordinary(text)
-        # tiktoken's regex engine overflows on a run of a million blanks: the `regex` package does not
+        # the regex engine under tiktoken has no room for very long runs of blanks: the `regex` package has
         import regex
 
         pieces = regex.findall(self.pattern.replace(r"\s", r"\p{White_Space}"), text)

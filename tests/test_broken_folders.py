@@ -198,15 +198,16 @@ CASES = {
     "pickle with code in it": (hostile_plain, "refused: it asks for more than tensors .*nothing was run"),
     "archive with code in it": (hostile_archive, "refused: it asks for more than tensors .*nothing was run"),
     "pickle of a list": (pickled([torch.zeros(2)]), "holds a list"),
-    "pickle of eight gigabytes": (
-        raw_pickle(b"\x80\x02c__builtin__\nbytearray\n\x8a\x05" + (8 * 10**9).to_bytes(5, "little") + b"\x85R."),
+    # PyTorch 2.13 makes what these two ask for, of any size; here they ask for eight bytes and eight numbers
+    "pickle of a bytearray": (
+        raw_pickle(b"\x80\x02c__builtin__\nbytearray\nK\x08\x85R."),
         "refused: it asks for more than tensors .__builtin__.bytearray.; nothing was run"),
-    "tensor of eight giganumbers": (
-        raw_pickle(b"\x80\x02ctorch\nTensor\n\x8a\x05" + (8 * 10**9).to_bytes(5, "little") + b"\x85R."),
+    "tensor without a file": (
+        raw_pickle(b"\x80\x02ctorch\nTensor\nK\x08\x85R."),
         "refused: it asks for more than tensors .torch.Tensor.; nothing was run"),
-    "pickle longer than it is": (raw_pickle(b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b"abc."), "not a sound PyTorch file"),
+    "pickle longer than it is": (raw_pickle(b"\x80\x04\x8e" + (99).to_bytes(8, "little") + b"abc."), "not a sound PyTorch file"),
     "old pickle longer than it is": (
-        content(PICKLE, b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b"abc."), "not a sound PyTorch file"),
+        content(PICKLE, b"\x80\x04\x8e" + (99).to_bytes(8, "little") + b"abc."), "not a sound PyTorch file"),
     "pickle of nested tensors": (
         pickled({WTE: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])}), "more than tensors .torch._utils._rebuild_nested_tensor"),
     "pickle of sparse tensors": (pickled({WTE: torch.ones(2, 2).to_sparse()}), "more than tensors .torch._utils._rebuild_sparse_tensor"),

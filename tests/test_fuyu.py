@@ -253,12 +253,12 @@ def ids_of(processor, text: str) -> list[int]:
     ("<0x02> 5 6 <0x03> <0x02> 7 8 <0x03>", None, "<point>10, 12</point> <point>14, 16</point>", [fuyu.Point(10, 12), fuyu.Point(14, 16)]),
     ("<0x00> 140 154 145 176 <0x01>", (1500, 2500), "<box>388, 426, 402, 488</box>", [fuyu.Box(388, 426, 402, 488)]),
     ("<0x00> 140 154 145 176 <0x01>", (1080, 1920), "<box>280, 308, 290, 352</box>", [fuyu.Box(280, 308, 290, 352)]),
-    ("<0x00> <0x00> 1 2 3 4 <0x01> <0x01>", None, None, [fuyu.Box(2, 4, 6, 8)]),
-    ("<0x00> 1 2 3 4 5 <0x01>", None, None, []), ("<0x01> 1 2 3 4 <0x00>", None, None, []), ("<0x00> 1 2 3 4", None, None, []),
+    ("<0x01> 1 2 3 4 <0x00>", None, None, []), ("<0x00> 1 2 3 4", None, None, []),
     ("<0x00> 1 2 3 <0x01>", None, None, []), ("<0x00> 1 2 a 4 <0x01>", None, None, []), ("<0x02> 1 2 <0x01>", None, None, []), ("", None, "", []),
 ])  # fmt: skip
 def test_places_in_answers(processor, text, size, expected, places):
-    """Transformers loops for ever on five numbers, and misses a box that begins the text (all versions)."""
+    """Transformers (4.37 to 5.23) misses a box that begins the text, and does not come back from some malformed
+    places, which are not here: `test_any_ids_terminate_and_lose_nothing` draws all kinds."""
     ids = ids_of(processor, text)
     [found] = processor.post_process_box_coordinates(
         [torch.tensor(ids, dtype=torch.long)], None if size is None else [size]

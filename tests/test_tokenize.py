@@ -1,9 +1,10 @@
 """The tokenizer against Hugging Face's fast one: real vocabularies, recorded vectors, generated strings."""
 
 import functools
+import heapq
 import json
 import random
-import time
+import re
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from decoders import tokenize
-from decoders.formats import characters
+from decoders.formats import characters, pieces
 from decoders.formats.chat import CHAT_FORMATS
 from decoders.formats.pieces import merge
 from decoders.formats.vocab import read_merges
@@ -154,27 +155,27 @@ def test_ids_without_a_token_decode_to_nothing(tiny):
 @pytest.mark.parametrize("run", ["a", " ", "\n", " \n", "!", "1", "日", "A", "aA", "'", "\u0301", " a", "\t", "\ud800",
                                  "<|endoftext|>"], ids=ascii)  # fmt: skip
 @pytest.mark.parametrize("after", ["", "x"])
-def test_a_megabyte_of_one_thing_takes_less_than_a_second(data, run, after):
-    """tiktoken's regex engine panics on a million blanks, and was quadratic in one long word before 0.13."""
+def test_long_runs_of_one_thing_come_back(data, monkeypatch, run, after):
+    """tiktoken was quadratic in one long word before 0.13, and has no room for very long runs of blanks: ours
+    splits them itself beyond a limit, which is lowered here."""
+    monkeypatch.setattr(tokenize, "LONG_RUN", re.compile(r"\s{1000}"))
     for name in [*BYTE_LEVEL, "phi-3-mini-4k"]:
         tokenizer = loaded(data / "hub" / name)
-        text = run * (1_000_000 // len(run)) + after
-        start = time.process_time()
-        ids = tokenizer.encode(text)
-        back = tokenizer.decode(ids)
-        spent = time.process_time() - start
+        text = run * (50_000 // len(run)) + after
+        back = tokenizer.decode(tokenizer.encode(text))
         if "<" not in run:  # phi-4's end token swallows blanks, not this
             assert back == text.replace("\ud800", "\ufffd")
-        assert spent < 8, f"{name}: {spent:.1f} s"  # a guard against quadratic time; about 0.5 s is usual
 
 
-def test_long_blank_runs_split_as_the_fast_tokenizer_does(real):
+def test_long_blank_runs_split_as_the_fast_tokenizer_does(real, monkeypatch):
+    monkeypatch.setattr(tokenize, "LONG_RUN", re.compile(r"\s{100}"))
     _, ours, theirs = real
     for text in (
-        " " * 150_000 + "x",
-        "a" + "\n" * 120_000 + " b",
-        "!\n " + " \t" * 60_000 + "1",
-        " " * 110_000,
+        " " * 1500 + "x",
+        "a" + "\n" * 1200 + " b",
+        "!\n " + " \t" * 600 + "1",
+        " " * 1100,
+        "a" + " " * 99 + "b" + " " * 100 + "c",
     ):
         assert ours.encode(text, False) == theirs.encode(text, add_special_tokens=False)
 
@@ -716,30 +717,32 @@ def test_gpt1_streamed_pieces_join_to_the_decoded_text(data, ids, size):
     assert "".join(pieces) == tokenizer.decode(ids)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "prose",
-        "random letters",
-        *(
-            pytest.param(kind, marks=pytest.mark.ecosystem)  # a quarter of a minute each
-            for kind in ("one letter", "blanks", "marks")
-        ),
-    ],
-)
-def test_gpt1_encodes_a_megabyte_in_seconds(data, kind):
+@pytest.mark.parametrize("kind", ["prose", "one letter", "random letters", "blanks", "marks"])
+def test_gpt1_encodes_long_texts_in_linear_time(data, kind, monkeypatch):
+    """Four times the text takes about four times as many steps: heap operations, counted."""
     rng = random.Random(0)
+    words = (ROOT / "README.md").read_text().split()
     text = {
-        "prose": " ".join(rng.choice((ROOT / "README.md").read_text().split()) for _ in range(150_000)),
-        "one letter": "a" * 1_000_000,
-        "random letters": "".join(rng.choice("etaoinshrdlu") for _ in range(300_000)),
-        "blanks": " \n" * 500_000,
-        "marks": "!?" * 200_000,
+        "prose": " ".join(rng.choice(words) for _ in range(10_000)),
+        "one letter": "a" * 60_000,
+        "random letters": "".join(rng.choice("etaoinshrdlu") for _ in range(60_000)),
+        "blanks": " \n" * 30_000,
+        "marks": "!?" * 30_000,
     }[kind]
-    tokenizer = tokenize.load(data / "hub" / "openai-gpt")
-    start = time.process_time()
-    tokenizer.encode(text)
-    assert time.process_time() - start < 20  # a guard against quadratic time; a second or two is usual
+    steps = 0
+
+    def counted(*given):
+        nonlocal steps
+        steps += 1
+        return heapq.heappop(*given)
+
+    monkeypatch.setattr(pieces, "heappop", counted)
+    taken = []
+    for part in (text[: len(text) // 4], text):
+        steps, tokenizer = 0, tokenize.load(data / "hub" / "openai-gpt")  # anew: words are remembered
+        tokenizer.encode(part)
+        taken.append(steps)
+    assert taken[1] <= 4.5 * taken[0] + 1000, taken
 
 
 def test_merging_takes_the_lowest_rank_first_and_then_the_leftmost():
@@ -774,7 +777,7 @@ def test_gpt1_original_preparation(data):
 
 def test_gpt1_original_names_what_is_missing(data, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ftfy", None)
-    with pytest.raises(ImportError, match=r"ftfy is missing: pip install 'decoders\[original\]'"):
+    with pytest.raises(ImportError, match=r"ftfy is missing: pip install '\.\[original\]'"):
         tokenize.load(data / "hub" / "openai-gpt", original=True)
     with pytest.raises(ValueError, match="original=True is for GPT-1"):
         tokenize.load(TINY, original=True)
