@@ -1,14 +1,19 @@
 """A short run of what `make fuzz` does for hours."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
-from tests.fuzz import damage, folders, settings, strings
+from tests.conftest import ROOT
+from tests.fuzz import damage, folders, settings, strings, uses
 
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_any_json_in_any_field_is_honoured_or_refused_in_a_sentence(seed):
     """TypeError, OverflowError, IndexError, a panic of a library, or a load that failed in `generate`, were met."""
-    counts, failures = folders.run(60, seed, at_most=600)
+    counts, failures = folders.run(seed, cases=600)
     assert not failures, "\n".join(failures)
     assert counts["answered"] > 100 and counts["refused"] > 100
 
@@ -49,7 +54,7 @@ def test_architectures_name_documented_classes_only(tmp_path):
 
 def test_any_text_has_the_ids_of_the_fast_tokenizer():
     """Runs were cut otherwise where scores tie; that of a unigram tokenizer.json are parsed inexactly there."""
-    counts, failures = strings.run(20, 1, at_most=60_000)
+    counts, failures = strings.run(1, cases=40_000)
     assert not failures, "\n".join(failures)
     assert min(counts.values()) > 1000
 
@@ -65,14 +70,32 @@ def test_strings_that_differed_once(name, text):
     assert ours.encode(text, False) == fast(text)
 
 
+@pytest.mark.parametrize(
+    ("kind", "cases", "answered"),
+    [("chat", 1000, 200), ("masks", 150, 40), ("pages", 6, 6), ("kits", 60, 5), ("environments", 2, 2)],
+)
+def test_what_people_do_is_answered_or_refused_in_a_sentence(kind, cases, answered):
+    counts, failures = uses.run(kind, 2, cases)
+    assert not failures, "\n".join(failures)
+    assert counts["answered"] >= answered and sum(counts.values()) == cases
+
+
+def test_fuzzers_leave_no_folders_behind(tmp_path):
+    """Sound checkpoints stayed in the folder of temporary files."""
+    code = "from tests.fuzz import damage, uses; damage.run(3, cases=3); uses.run('kits', 3, cases=1); uses.run('chat', 3, cases=1)"
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
+    assert not [file for file in tmp_path.iterdir() if "cache" not in file.name]
+
+
 def test_a_found_string_is_shrunk():
     assert strings.shrunk("abcxdefyghi", lambda text: "x" in text and "y" in text) == "xy"
 
 
 @pytest.mark.parametrize("seed", [1])
 def test_damaged_bytes_are_answered_or_refused_in_a_sentence(seed):
-    """Weights in five layouts, what stands inside an archive, vocabularies, configs; cut, swapped, flipped."""
-    counts, failures = damage.run(60, seed, at_most=1500)
+    """Weights in five layouts, quantised ones and GGUF, what stands inside an archive, vocabularies, configs; cut, swapped, flipped."""
+    counts, failures = damage.run(seed, cases=1500)
     assert not failures, "\n".join(failures)
     assert counts["answered"] > 100 and counts["refused"] > 500
 

@@ -1,7 +1,7 @@
 """All fuzzers, one after the other, and the table of what they found: python -m tests.fuzz --minutes 10 --seed 3 --write
 
-Strings, folders and damage run for so many minutes each, settings of `generate` for so many cases of two seeds. Exit status 1 if any found something; --write puts the table into
-docs/reliability.md, failures included.
+Strings, folders, damage and each kind of use run for so many minutes, settings of `generate` for so many cases of two
+seeds. Exit status 1 if any found something; --write puts the table into docs/reliability.md, failures included.
 """
 
 import argparse
@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from tests.fuzz import damage, folders, saves, settings, strings
+from decoders.formats import write_file
+from tests.fuzz import damage, folders, saves, settings, strings, uses
 
 TABLE = Path(__file__).parents[2] / "docs" / "reliability.md"
 INTRODUCTION = """# What is tried, how often, with what result
@@ -31,7 +32,7 @@ as a test, shrunk to the smallest case.
 
 def rows(minutes: float, seed: int, cases: int) -> tuple[list[tuple[str, str, str]], list[str]]:
     found, failures = [], []
-    counts, failed = strings.run(60 * minutes, seed)
+    counts, failed = strings.run(seed, seconds=60 * minutes)
     names = ", ".join(sorted(counts))
     found.append((f"random strings, ids compared with Hugging Face's fast tokenizer: runs, any code point, pieces glued together; {names}",
                   f"{sum(counts.values()):,}", f"{len(failed)} differ"))  # fmt: skip
@@ -43,9 +44,15 @@ def rows(minutes: float, seed: int, cases: int) -> tuple[list[tuple[str, str, st
             damage,
         ),
     ):
-        counts, failed = fuzzer.run(60 * minutes, seed)
+        counts, failed = fuzzer.run(seed, seconds=60 * minutes)
         told = f"{counts['answered']:,} answered, {counts['refused']:,} refused in a sentence that names the file, {counts['failed']} else"
         found.append((f"{what}; then loaded and asked for two tokens", f"{sum(counts.values()):,}", told))
+        failures += failed
+    for kind in uses.KINDS:
+        counts, failed = uses.run(kind, seed, seconds=60 * minutes)
+        what = " ".join((uses.KINDS[kind].__doc__ or "").split())
+        result = f"{counts['answered']:,} answered, {counts['refused']:,} refused in a sentence, {counts['failed']} else"
+        found.append((f"{kind}: {what}", f"{sum(counts.values()):,}", result))
         failures += failed
     for own in (seed, seed + 1):
         seen_settings, failed = settings.run_cases(cases // 2, own)
@@ -53,7 +60,7 @@ def rows(minutes: float, seed: int, cases: int) -> tuple[list[tuple[str, str, st
         failures += failed
     with tempfile.TemporaryDirectory() as base:
         seen = saves.kills(Path(base), 1000, random.Random(seed))
-        found.append(("a writer killed at a random moment while it saves over another model", f"{sum(seen.values()):,}",
+        found.append(("a writer killed at a random step while it saves over another model", f"{sum(seen.values()):,}",
                       f"{seen[1]} times the one, {seen[2]} times the other model whole, never neither"))  # fmt: skip
         for writers, word in ((1, "one writer"), (2, "two writers, one of them in shards")):
             whole, refused = saves.reads(Path(base), 20, writers)
@@ -90,7 +97,7 @@ def main() -> int:
     if failures:
         text += "\nFound, as tests:\n\n" + "\n".join(failures) + "\n"
     if args.write:
-        TABLE.write_text(text)
+        write_file(TABLE, text)
     print(text)
     return bool(failures)
 

@@ -5,7 +5,6 @@ asked for two tokens: an answer, or one ValueError or OSError that names the fil
 fewest edits that do it and printed as a test.
 """
 
-import argparse
 import functools
 import io
 import random
@@ -13,16 +12,16 @@ import re
 import shutil
 import sys
 import tempfile
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
-from decoders import model_class, read_config, weights
+from decoders import model_class, read_config, tokenize, weights
 from decoders.cli import convert
 from tests import folders as layouts
+from tests.fuzz.budget import arguments, numbers
 from tests.fuzz.folders import CHECKPOINTS, link, outcome
 
 NAMES = ("tiny-gpt-neo", "tiny-openai-gpt", "tiny-phi", "tiny-phi3", "tiny-persimmon", "tiny-fuyu")
@@ -34,15 +33,29 @@ GGUF = {"GGUF": "F16", "GGUF of 4 bits": "Q4_0"}  # of the families that have on
 KEYS = re.compile(
     rb"(general|tokenizer|phi[23])\.|blk\.|output|token_embd"
 )  # where a GGUF header's fields begin
+QUANTIZED = ("int8", "int4")
 Edit = tuple[str, int, int, bytes]  # file, from where, how many bytes go, what comes
+
+
+@functools.cache
+def base_folder() -> tempfile.TemporaryDirectory:
+    """Of all sound checkpoints; gone with this process."""
+    return tempfile.TemporaryDirectory(prefix="decoders-fuzz-")
 
 
 @functools.cache
 def prepared(name: str, layout: str) -> Path:
     """The checkpoint in that layout."""
-    folder = Path(tempfile.mkdtemp(prefix="decoders-fuzz-")) / "sound"
+    folder = Path(base_folder().name) / f"{name}-{layout.replace(' ', '-')}"
     if layout in GGUF:
+        folder.mkdir()
         convert.to_gguf(CHECKPOINTS / name, folder / "model.gguf", GGUF[layout], None)
+        return folder
+    if layout in QUANTIZED:
+        model = weights.load(
+            model_class(read_config(CHECKPOINTS / name)), CHECKPOINTS / name, quantize=layout
+        )
+        weights.save(model, folder, tokenize.load(CHECKPOINTS / name))
         return folder
     shutil.copytree(
         CHECKPOINTS / name, folder, ignore=shutil.ignore_patterns("*.safetensors" if LAYOUTS[layout] else "")
@@ -125,21 +138,23 @@ def edits_of(rng: random.Random, folder: Path) -> list[Edit]:
     return edits
 
 
-def cases(rng: random.Random) -> Iterator[tuple[str, str, list[Edit]]]:
+def drawn_cases(rng: random.Random) -> Iterator[tuple[str, str, list[Edit]]]:
     while True:
-        name, layout = rng.choice(NAMES), rng.choice([*LAYOUTS, *GGUF])
+        name, layout = rng.choice(NAMES), rng.choice([*LAYOUTS, *QUANTIZED, *GGUF])
         if layout in GGUF:
             name = rng.choice(("tiny-phi", "tiny-phi3"))
         yield name, layout, edits_of(rng, prepared(name, layout))
 
 
-def run(seconds: float, seed: int, at_most: int = 10**9) -> tuple[dict[str, int], list[str]]:
+def run(
+    seed: int, cases: int | None = None, seconds: float | None = None
+) -> tuple[dict[str, int], list[str]]:
     """How often what came out, and a test for each failure."""
     counts, failures, seen = {"answered": 0, "refused": 0, "failed": 0}, [], set()
-    end, given = time.monotonic() + seconds, cases(random.Random(seed))
+    drawn = drawn_cases(random.Random(seed))
     with tempfile.TemporaryDirectory() as base:
-        while time.monotonic() < end and sum(counts.values()) < at_most:
-            name, layout, edits = next(given)
+        for _ in numbers(cases, seconds):
+            name, layout, edits = next(drawn)
             found = outcome(damaged(Path(base), name, layout, edits))
             counts[found if found in counts else "failed"] += 1
             if found not in counts and found[:40] not in seen:
@@ -153,11 +168,8 @@ def run(seconds: float, seed: int, at_most: int = 10**9) -> tuple[dict[str, int]
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    given = arguments(__doc__)
     torch.set_num_threads(1)
-    totals, tests = run(60 * arguments.minutes, arguments.seed)
+    totals, tests = run(given.seed, given.cases, given.seconds)
     print(totals, *tests, sep="\n")
     sys.exit(bool(tests))

@@ -7,6 +7,7 @@ import argparse
 import os
 import random
 import signal
+import sys
 import time
 from itertools import cycle
 from pathlib import Path
@@ -24,6 +25,19 @@ SIZES = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
 }
+
+
+STEPS = {
+    "open",
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "shutil.copymode",
+    "os.chmod",
+    "tempfile.mkdtemp",
+}
+STEPS_OF_TWO_SAVES = 160
 
 
 def model_of(kind: int) -> PhiForCausalLM:
@@ -52,9 +66,13 @@ def write_for_ever(folder: Path, kinds: list[int], shard: int) -> None:
         weights.save(model, folder, max_shard_bytes=shard)
 
 
-def start(folder: Path, kinds: list[int], shard: int) -> int:
+def start(folder: Path, kinds: list[int], shard: int, progress: int | None = None) -> int:
+    """A process that never stops writing. Into the pipe `progress` it puts a byte whenever it is about to open,
+    rename, make or remove something."""
     if (writer := os.fork()) == 0:
         try:
+            if progress is not None:
+                sys.addaudithook(lambda event, given: event in STEPS and os.write(progress, b"."))
             write_for_ever(folder, kinds, shard)
         finally:
             os._exit(1)
@@ -68,13 +86,18 @@ def stop(writer: int) -> None:
 
 
 def kills(folder: Path, times: int, rng: random.Random) -> dict[int, int]:
-    """How often which kind was there after the writer was killed at a random moment."""
+    """How often which kind was there after the writer was killed at a random step."""
     seen = {1: 0, 2: 0}
     weights.save(model_of(1), folder)
     for _ in range(times):
-        writer = start(folder, [2, 1] if rng.random() < 0.5 else [1, 2], rng.choice([2_000, 10**9]))
-        time.sleep(rng.uniform(0.0, 0.05))
+        read, write = os.pipe()
+        kinds, shard = rng.choice(([2, 1], [1, 2])), rng.choice((2_000, 10**9))
+        writer = start(folder, kinds, shard, write)
+        for _ in range(rng.randrange(STEPS_OF_TWO_SAVES)):  # by its progress: a busy machine changes nothing
+            os.read(read, 1)
         stop(writer)
+        os.close(read)
+        os.close(write)
         seen[kind_of(folder)] += 1
     weights.save(model_of(1), folder)
     assert not [file.name for file in folder.iterdir() if file.name.startswith(".")], (

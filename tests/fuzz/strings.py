@@ -4,13 +4,11 @@ Over the vocabularies of the tiny checkpoints, and the real ones where DECODERS_
 the shortest string that does and printed as a test.
 """
 
-import argparse
 import functools
 import json
 import os
 import random
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import tokenizers
 
 from decoders import tokenize
+from tests.fuzz.budget import arguments, numbers
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 BLANKS = " \t\n\r\x0b\x0c\x1c\x1f\x85\xa0\u1680\u2003\u2028\u202f\u3000\u200b\u00ad\ufeff"
@@ -98,9 +97,12 @@ def shrunk(text: str, differs: Callable[[str], bool]) -> str:
     return text
 
 
-def run(seconds: float, seed: int, at_most: int = sys.maxsize) -> tuple[dict[str, int], list[str]]:
+def run(
+    seed: int, cases: int | None = None, seconds: float | None = None
+) -> tuple[dict[str, int], list[str]]:
     """How many strings were tried by vocabulary, and what differed, as tests."""
-    until, counts, failures = time.monotonic() + seconds, {}, []
+    counts: dict[str, int] = {}
+    failures: list[str] = []
     todo = []
     for name, (ours, fast) in vocabularies().items():
         words = [
@@ -110,7 +112,9 @@ def run(seconds: float, seed: int, at_most: int = sys.maxsize) -> tuple[dict[str
         todo.append(
             (name, ours, fast, texts(random.Random(f"{name} {seed}"), [word for word in words if word]))
         )
-    while time.monotonic() < until and sum(counts.values()) < at_most and len(failures) < 20:
+    for _ in numbers(cases and -(-cases // (50 * len(todo))), seconds):
+        if len(failures) >= 20:
+            break
         for name, ours, fast, strings in todo:
             for _ in range(50):
                 text = next(strings)
@@ -126,14 +130,10 @@ def run(seconds: float, seed: int, at_most: int = sys.maxsize) -> tuple[dict[str
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    counts, failures = run(60 * args.minutes, args.seed)
-    print(
-        f"{sum(counts.values())} strings over {len(counts)} vocabularies, {len(failures)} differ (seed {args.seed})"
-    )
+    given = arguments(__doc__)
+    counts, failures = run(given.seed, given.cases, given.seconds)
+    total, differ = sum(counts.values()), len(failures)
+    print(f"{total} strings over {len(counts)} vocabularies, {differ} differ (seed {given.seed})")
     print("\n".join(failures))
     return bool(failures)
 
