@@ -102,6 +102,7 @@ class Batching:
             "attention_mask": 0,
             "special_tokens_mask": 1,
             "offset_mapping": (0, 0),
+            "word_ids": None,
         }
 
         def filled(row: list, filler: Any) -> list:
@@ -130,7 +131,7 @@ class Batching:
         single = not isinstance(encoded_inputs["input_ids"][0], list | tuple | Tensor)
         whole = {name: [rows] if single else rows for name, rows in encoded_inputs.items()}
         found = {
-            name: [list(map(int, row)) if hasattr(row, "__len__") else row for row in rows]
+            name: [[*map(int, row)] if hasattr(row, "__len__") else row for row in rows]
             for name, rows in whole.items()
         }
         if return_attention_mask is not False:

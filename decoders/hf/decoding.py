@@ -24,7 +24,9 @@ from .arguments import hub_options, nearest
 from .tokenizer_base import PreTrainedTokenizerBase
 
 __all__ = [
+    "DisjunctiveConstraint",
     "GenerationConfig",
+    "PhrasalConstraint",
     "LogitsProcessor",
     "LogitsProcessorList",
     "StoppingCriteria",
@@ -92,6 +94,10 @@ class GenerationConfig(dict):
         return cls(**{**read_json_if_any(folder / config_file_name), **kwargs})
 
     @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs: Any) -> "GenerationConfig":
+        return cls(**{**config_dict, **kwargs})
+
+    @classmethod
     def from_model_config(cls, model_config: Any) -> "GenerationConfig":
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
         ids = {name: getattr(model_config, name, None) for name in names}
@@ -137,6 +143,9 @@ WITHOUT_EFFECT = {
 }
 
 # ---- Processors --------------------------------------------------------------------------------------------
+
+
+PhrasalConstraint, DisjunctiveConstraint = decoding.PhrasalConstraint, decoding.DisjunctiveConstraint
 
 
 class LogitsProcessor:

@@ -292,3 +292,22 @@ class OpenAIGPTDoubleHeadsModel(OpenAIGPTPreTrainedModel, heads.OpenAIGPTDoubleH
         **kwargs: Any,
     ) -> ModelOutput:
         """Logits of M choices per item; ids, mask, types, positions and `labels` are (B, M, T)."""
+
+    def documented_forward(self, names: tuple[str, ...], args: tuple, kwargs: dict) -> ModelOutput | tuple:
+        """Of (batch, tokens) each text is its own only choice, which the outputs do not show."""
+        given = self.named(names, args, kwargs)
+        ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+        if (ids is None or ids.dim() != 2) and (embeds is None or embeds.dim() != 3):
+            return super().documented_forward(names, (), given)
+        of_choices = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
+        for name in (*of_choices, "labels", "mc_token_ids"):
+            if isinstance(given.get(name), Tensor):
+                given[name] = given[name].unsqueeze(1)
+        return_dict = given.pop("return_dict", None)
+        output = super().documented_forward(names, (), {**given, "return_dict": True})
+        for name in ("logits", "mc_logits"):
+            output[name] = output[name].squeeze(1)
+        if output.hidden_states is not None:
+            output["hidden_states"] = tuple(state.squeeze(1) for state in output.hidden_states)
+        return_dict = self.config.use_return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()

@@ -3,6 +3,10 @@
 pipeline("text-generation", "microsoft/phi-2")("Once upon a time", max_new_tokens=20)
 """
 
+import io
+import re
+import urllib.request
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,11 +15,13 @@ import torch.nn as nn
 from .arguments import nearest
 from .auto import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
 from .encodings import BatchEncoding
+from .fuyu import FuyuProcessor
 from .tokenizers import AutoTokenizer
 
 __all__ = ["pipeline"]
@@ -52,10 +58,13 @@ class TextGenerationPipeline(Pipeline):
         return_tensors: bool = False,
         prefix: str = "",
         clean_up_tokenization_spaces: bool = False,
+        stop_sequence: str | None = None,
         **settings: Any,
     ) -> list[dict[str, Any]]:
         """`generated_text` for each answer: the whole text, or what is new. Of a conversation, a list of
         messages with a role and a content, it is that with the answer."""
+        if stop_sequence is not None:  # the first token of it ends the text, as documented
+            settings["eos_token_id"] = self.tokenizer.encode(stop_sequence, add_special_tokens=False)[0]
         chat = isinstance(text, list)
         if chat:
             inputs = self.tokenizer.apply_chat_template(
@@ -240,7 +249,46 @@ class QuestionAnsweringPipeline(Pipeline):
         ]
 
 
+class ImageTextToTextPipeline(Pipeline):
+    """Of Fuyu: pictures, as paths, urls or Pillow's, and a text."""
+
+    auto = AutoModelForImageTextToText
+
+    def __call__(self, images: Any = None, text: Any = None, **options: Any) -> Any:
+        """`images` and `text`, one of each, or lists of them; a dict with both keys counts too."""
+        if isinstance(images, dict):
+            images, text = images["images"], images["text"]
+        if isinstance(text, list):
+            images = images if isinstance(images, list) else [images] * len(text)
+            return [self(image, one, **options) for image, one in zip(images, text, strict=True)]
+        return self.one((images, text), **{**self.options, **options})
+
+    def one(self, text: Any, return_full_text: bool = False, **settings: Any) -> list[dict[str, Any]]:
+        """`input_text` and `generated_text` for each answer."""
+        image, prompt = text
+        image = picture_of(image[0] if isinstance(image, list) else image)
+        settings = {**settings.pop("generate_kwargs", {}), **settings}
+        inputs = self.tokenizer(text=prompt, images=image, return_tensors="pt").to(self.device)
+        ids, n = self.model.generate(**inputs, **settings), inputs["input_ids"].shape[1]
+        answers = self.tokenizer.batch_decode(ids[:, n:], skip_special_tokens=True)
+        whole = [prompt + answer if return_full_text else answer for answer in answers]
+        return [{"input_text": prompt, "generated_text": answer} for answer in whole]
+
+
+def picture_of(image: Any) -> Any:
+    """Of a path or url the picture. OSError where there is none."""
+    if not isinstance(image, str | Path):
+        return image
+    from PIL import Image
+
+    if re.match("https?://", str(image)):
+        with urllib.request.urlopen(str(image), timeout=60) as answer:
+            return Image.open(io.BytesIO(answer.read())).convert("RGB")
+    return Image.open(image).convert("RGB")
+
+
 TASKS = {
+    "image-text-to-text": ImageTextToTextPipeline,
     "text-generation": TextGenerationPipeline,
     "text-classification": TextClassificationPipeline,
     "sentiment-analysis": TextClassificationPipeline,
@@ -255,6 +303,7 @@ def pipeline(
     model: Any = None,
     config: Any = None,
     tokenizer: Any = None,
+    processor: Any = None,
     device: Any = None,
     torch_dtype: Any = None,
     model_kwargs: dict | None = None,
@@ -267,6 +316,8 @@ def pipeline(
         raise ValueError(f"pipeline has no task {task!r}{told}")
     if model is None:
         raise ValueError("give pipeline a model: a folder, a hub id, or a model and its tokenizer")
+    pictures = TASKS[task] is ImageTextToTextPipeline
+    tokenizer = processor if pictures and processor is not None else tokenizer
     if isinstance(model, nn.Module) and tokenizer is None:
         raise ValueError("a model has no tokenizer by itself: give tokenizer= as well")
     names = ("trust_remote_code", "revision", "token", "device_map", "dtype")
@@ -278,7 +329,8 @@ def pipeline(
         )
     if isinstance(tokenizer, str) or not hasattr(tokenizer, "plain"):
         loading = {name: value for name, value in loading.items() if name in ("revision", "token")}
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer, **loading)
+        reader = FuyuProcessor if pictures else AutoTokenizer
+        tokenizer = reader.from_pretrained(tokenizer, **loading)
     if device is not None and device != -1:
         model = model.to(device)
     return TASKS[task](model.eval(), tokenizer, task, options)

@@ -1,7 +1,6 @@
 """The manners that the documentation gives every model, over a class of a readable file."""
 
 import inspect
-import sys
 import threading
 from collections.abc import Callable
 from functools import cache, wraps
@@ -18,31 +17,9 @@ from .caches import cache_class, documented_cache, plain_cache
 from .configs import PretrainedConfig
 from .loading import Loading
 from .outputs import ModelOutput
+from .seen_as import SeenAs
 
 __all__ = ["Conv1D", "PreTrainedModel"]
-
-# ---- For isinstance ----------------------------------------------------------------------------------------
-
-
-class SeenAs:
-    """To `isinstance`, which asks for the class as well as for the type, of a kind of Transformers' too where
-    that is loaded. Its Trainer saves of other models the tensors alone, without a config, and peft adapts
-    no other transposed matrices."""
-
-    theirs: tuple[str, str]  # module and class
-
-    def __reduce_ex__(self, protocol: Any) -> tuple:
-        return blank, (type(self),), vars(self).copy()
-
-    @property
-    def __class__(self) -> type:
-        kind = getattr(sys.modules.get(self.theirs[0]), self.theirs[1], None)
-        return both(type(self), kind) if kind else type(self)
-
-
-@cache
-def both(own: type, theirs: type) -> type:
-    return type(own.__name__, (own, theirs), {"__module__": own.__module__, "__doc__": own.__doc__})
 
 
 class Conv1D(SeenAs, openai_gpt.Conv1D):
@@ -311,8 +288,3 @@ class PreTrainedModel(SeenAs, Loading, nn.Module):
 
 def require_gradient(part: nn.Module, args: tuple, output: Tensor) -> Tensor:
     return output.requires_grad_(True)
-
-
-def blank(kind: type) -> Any:
-    """For pickle: `__class__` may say another class's name."""
-    return kind.__new__(kind)

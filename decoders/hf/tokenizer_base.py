@@ -1,25 +1,24 @@
 """The documented manners of a tokenizer, over one of `decoders.tokenize`."""
 
 import inspect
-import json
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from decoders import tokenize
-from decoders.formats import TOKENIZER_FILES, find, read_json_if_any, read_text, switched
+from decoders.formats import find, read_json_if_any, read_text
 
 from .arguments import hub_options, nearest, no_effect, unexpected
 from .batching import VERY_LARGE, Batching
 from .chat import ChatTemplates
-from .encodings import AddedToken, BatchEncoding, content_of, rows_of, tensor_of
+from .encodings import AddedToken, BatchEncoding, Encoding, content_of, has_texts, rows_of, tensor_of
 from .offsets import located
+from .seen_as import SeenAs, blank
+from .tokenizer_files import ROLES, TokenizerFiles
 
 __all__ = ["PreTrainedTokenizer", "PreTrainedTokenizerBase", "PreTrainedTokenizerFast"]
 
-ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 CLEAN = (
     (" .", "."),
     (" ?", "?"),
@@ -36,10 +35,11 @@ COLUMNS = (
     "input_ids",
     "offset_mapping",
     "special_tokens_mask",
+    "word_ids",
     "token_type_ids",
     "attention_mask",
     "overflow_to_sample_mapping",
-)  # the first five have a value for each token
+)  # the first six have a value for each token
 
 
 def cleaned(text: str) -> str:
@@ -56,9 +56,10 @@ FITTING = {  # the classes for a folder of each kind
 }
 
 
-class PreTrainedTokenizerBase(Batching, ChatTemplates):
+class PreTrainedTokenizerBase(SeenAs, Batching, ChatTemplates, TokenizerFiles):
     """The documented manners over a tokenizer of ours."""
 
+    theirs = ("transformers", "PreTrainedTokenizerBase")
     kind: type = tokenize.Tokenizer  # of ours
     defaults: dict[str, str] = {}  # role -> token
     vocab_files_names: dict[str, str] = {}
@@ -98,20 +99,6 @@ class PreTrainedTokenizerBase(Batching, ChatTemplates):
         self.init_kwargs = config
 
     @classmethod
-    def from_files(cls, files: dict[str, Any], folder: Path, kwargs: dict) -> tokenize.Tokenizer:
-        """A tokenizer of single files, under the names that folders have for them."""
-        if not files:
-            names = ", ".join(cls.vocab_files_names)
-            raise ValueError(f"{cls.__name__} takes {names}, or use from_pretrained")
-        for name, file in files.items():
-            target = cls.vocab_files_names.get(name, "tokenizer.json")
-            shutil.copyfile(file, folder / target)
-        named = {f"{role}_token": kwargs.get(f"{role}_token", cls.defaults.get(role)) for role in ROLES}
-        roles = {name: content_of(token) for name, token in named.items() if token is not None}
-        (folder / "tokenizer_config.json").write_text(json.dumps(roles))
-        return tokenize.load(folder)
-
-    @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *inputs: Any, **kwargs: Any) -> Any:
         hub, kwargs = hub_options(kwargs)
         plain = tokenize.load(find(pretrained_model_name_or_path, weights=False, **hub))
@@ -128,13 +115,24 @@ class PreTrainedTokenizerBase(Batching, ChatTemplates):
             kwargs.pop(name, None)
         return cls(plain=plain, name_or_path=path_or_id, **kwargs)
 
-    def stored_template(self, config: dict) -> str | None:
+    def stored_template(self, config: dict) -> str | dict[str, str] | None:
+        """A template, or several by their names."""
         file = self.plain.folder / "chat_template.jinja"
-        found = read_text(file) if file.exists() else config.get("chat_template")
-        if isinstance(found, list):
-            named = {one["name"]: one["template"] for one in found}
-            found = named.get("default", next(iter(named.values()), None))
-        return found
+        stored = read_text(file) if file.exists() else config.get("chat_template")
+        if isinstance(stored, list):
+            stored = {one["name"]: one["template"] for one in stored}
+        return stored
+
+    # ---- Copies ----
+
+    def __reduce_ex__(self, protocol: Any) -> tuple:
+        """By the files: what encodes is compiled code of other libraries."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.plain.write(Path(folder))
+            files = {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+        left_out = ("plain", "own_folder", "known")
+        state = {name: value for name, value in vars(self).items() if name not in left_out}
+        return restored, (type(self), files, state)
 
     # ---- Tokens by role, by name, by id ----
 
@@ -162,6 +160,10 @@ class PreTrainedTokenizerBase(Batching, ChatTemplates):
     @property
     def additional_special_tokens(self) -> list[str]:
         return self.more_special
+
+    @property
+    def additional_special_tokens_ids(self) -> list[int]:
+        return [self.convert_tokens_to_ids(token) for token in self.more_special]
 
     @additional_special_tokens.setter
     def additional_special_tokens(self, tokens: Sequence[Any]) -> None:
@@ -273,18 +275,20 @@ class PreTrainedTokenizerBase(Batching, ChatTemplates):
 
     def tokens_of(
         self, text: Any, words: bool, places: bool, split: bool
-    ) -> list[tuple[int, tuple[int, int], int]]:
-        """(id, (begin, end) in the text, 0) of each token of a text, of one in words, or of ids as they are;
-        places only where they are asked for."""
+    ) -> list[tuple[int, tuple[int, int], int, int | None]]:
+        """(id, (begin, end) in the text, 0, word) of each token of a text, of one in words, or of ids as they
+        are; places only where they are asked for."""
         if words:
-            return [token for word in self.spaced(text) for token in self.of_word(*word, places, split)]
+            spaced = enumerate(self.spaced(text))
+            return [(*token, i) for i, word in spaced for token in self.of_word(*word, places, split)]
         if isinstance(text, list | tuple):
             if places:
                 raise ValueError("return_offsets_mapping needs texts: ids have no place in one")
             ids = [id if isinstance(id, int) else self.convert_tokens_to_ids(id) for id in text]
-            return [(id, (0, 0), 0) for id in ids]
+            return [(id, (0, 0), 0, 0) for id in ids]
         add = self.add_prefix_space and text and not text[0].isspace()
-        return self.of_word(" " + text if add else text, int(bool(add)), places, split)
+        tokens = self.of_word(" " + text if add else text, int(bool(add)), places, split)
+        return [(*token, 0) for token in tokens]
 
     def spaced(self, words: Sequence[str]) -> list[tuple[str, int]]:
         """Each word as it is encoded, and how many letters were put before it."""
@@ -362,41 +366,74 @@ class PreTrainedTokenizerBase(Batching, ChatTemplates):
         if limit is not None and padded and pad_to_multiple_of and limit % pad_to_multiple_of:
             told = f"rows cut to {limit} tokens"
             raise ValueError(f"{told} cannot be padded to a multiple of {pad_to_multiple_of}")
-        found: dict[str, list] = {name: [] for name in COLUMNS}
-        begin = [(id, (0, 0), 1) for id in self.plain.prefix_ids] if add_special_tokens else []
-        for i, row in enumerate(rows):
-            a, b = (
-                None
-                if one is None
-                else self.tokens_of(one, is_split_into_words, return_offsets_mapping, split)
-                for one in row
-            )
-            pieces = [(a, b)]
-            if limit is not None:
-                room = limit - len(begin) * (1 if b is None else 2)
-                pieces = self.windows(a, b, room, truncation, stride if return_overflowing_tokens else None)
-            for first, second in pieces:
-                tokens = [(*token, 0, 1) for token in (*begin, *first)]
-                tokens += [] if second is None else [(*token, 1, 1) for token in (*begin, *second)]
-                for k, name in enumerate(COLUMNS[:5]):
-                    found[name].append([token[k] for token in tokens])
-                found["overflow_to_sample_mapping"].append(i)
+        shape = {"limit": limit, "way": truncation, "stride": stride if return_overflowing_tokens else None}
+        pads = {"padding": padding, "max_length": max_length}
+        pads |= {"multiple": pad_to_multiple_of, "side": padding_side}
+
+        def columns(places: bool) -> dict[str, list]:
+            encoded = self.columns(rows, is_split_into_words, split, places, add_special_tokens, **shape)
+            return self.padded(encoded, **pads)
+
         wanted = {
             "token_type_ids": return_token_type_ids,
             "special_tokens_mask": return_special_tokens_mask,
             "attention_mask": return_attention_mask is None or return_attention_mask,
             "offset_mapping": return_offsets_mapping,
             "overflow_to_sample_mapping": return_overflowing_tokens,
+            "word_ids": False,
         }
-        found = {name: column for name, column in found.items() if wanted.get(name, True)}
-        found = self.padded(found, padding, max_length, pad_to_multiple_of, padding_side)
+        content = {
+            name: column for name, column in columns(return_offsets_mapping).items() if wanted.get(name, True)
+        }
         if return_length:
-            found["length"] = [len(row) for row in found["input_ids"]]
+            content["length"] = [len(row) for row in content["input_ids"]]
         if return_tensors is None and not batched and not return_overflowing_tokens:
-            return BatchEncoding(
-                {name: column if name == "length" else column[0] for name, column in found.items()}
+            content = {name: column if name == "length" else column[0] for name, column in content.items()}
+        else:
+            content = {name: tensor_of(name, column, return_tensors) for name, column in content.items()}
+        return BatchEncoding(content, lambda: self.encodings_of(columns(has_texts(rows))))
+
+    def columns(
+        self,
+        rows: list,
+        words: bool,
+        split: bool,
+        places: bool,
+        special: bool,
+        *,
+        limit: Any,
+        way: Any,
+        stride: Any,
+    ) -> dict[str, list]:
+        """Everything about the tokens of all rows, cut to `limit`."""
+        columns: dict[str, list] = {name: [] for name in COLUMNS}
+        prefix = [(token_id, (0, 0), 1, None) for token_id in self.plain.prefix_ids] if special else []
+        for i, row in enumerate(rows):
+            first, second = (
+                None if one is None else self.tokens_of(one, words, places, split) for one in row
             )
-        return BatchEncoding({name: tensor_of(name, rows, return_tensors) for name, rows in found.items()})
+            pieces = [(first, second)]
+            if limit is not None:
+                left = limit - len(prefix) * (1 if second is None else 2)
+                pieces = self.windows(first, second, left, way, stride)
+            for a, b in pieces:
+                tokens = [(*token, 0, 1) for token in (*prefix, *a)]
+                tokens += [] if b is None else [(*token, 1, 1) for token in (*prefix, *b)]
+                for k, name in enumerate(COLUMNS[:6]):
+                    columns[name].append([token[k] for token in tokens])
+                columns["overflow_to_sample_mapping"].append(i)
+        return columns
+
+    def encodings_of(self, columns: dict[str, list]) -> list[Encoding]:
+        encodings = []
+        for i, ids in enumerate(columns["input_ids"]):
+            row = {name: columns[name][i] for name in COLUMNS[1:6]}
+            special, types = row["special_tokens_mask"], row["token_type_ids"]
+            sequences = [None if mark else kind for kind, mark in zip(types, special, strict=True)]
+            tokens, places = self.convert_ids_to_tokens(ids), row["offset_mapping"]
+            more = (row["attention_mask"], special, row["word_ids"], sequences)
+            encodings.append(Encoding(ids, types, tokens, places, *more))
+        return encodings
 
     def check_call(self, kwargs: dict) -> None:
         for name in ("text_target", "text_pair_target"):
@@ -436,53 +473,22 @@ class PreTrainedTokenizerBase(Batching, ChatTemplates):
     ) -> list[str]:
         return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in sequences]
 
-    # ---- Files ----
-
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> tuple[str, ...]:
-        folder = Path(save_directory)
-        with switched(folder) as new:
-            self.plain.write(new)
-            config = {
-                **read_json_if_any(new / "tokenizer_config.json"),
-                **self.special_tokens_map,
-                "padding_side": self.padding_side,
-                "model_max_length": self.model_max_length,
-                "clean_up_tokenization_spaces": self.clean_up_tokenization_spaces,
-            }
-            config.setdefault("tokenizer_class", type(self).__name__.removesuffix("Fast"))
-            if self.chat_template and not (new / "chat_template.jinja").exists():
-                config["chat_template"] = self.chat_template
-            files = {"tokenizer_config.json": config, "special_tokens_map.json": self.special_tokens_map}
-            for name, content in files.items():
-                (new / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        return tuple(str(folder / name) for name in TOKENIZER_FILES if (folder / name).exists())
-
-    def save_vocabulary(
-        self, save_directory: str | Path, filename_prefix: str | None = None
-    ) -> tuple[str, ...]:
-        """Only the vocabulary: paths of its files."""
-        names = [name for name in self.vocab_files_names.values() if (self.plain.folder / name).exists()]
-        if not names:
-            raise ValueError(
-                f"{self.plain.folder} has none of {', '.join(self.vocab_files_names.values())}: "
-                "save_pretrained writes what it has"
-            )
-        if not Path(save_directory).is_dir():
-            raise NotADirectoryError(f"{save_directory} is no folder: make it first")
-        targets = [
-            Path(save_directory) / (f"{filename_prefix}-{name}" if filename_prefix else name)
-            for name in names
-        ]
-        for name, target in zip(names, targets, strict=True):
-            if (self.plain.folder / name).resolve() != target.resolve():
-                shutil.copyfile(self.plain.folder / name, target)
-        return tuple(map(str, targets))
-
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(name_or_path={self.name_or_path!r}, vocab_size={self.vocab_size}, "
             f"padding_side={self.padding_side!r}, special_tokens={self.special_tokens_map})"
         )
+
+
+def restored(kind: type, files: dict[str, bytes], state: dict) -> Any:
+    """A tokenizer that was pickled or copied."""
+    tokenizer = blank(kind)
+    folder = tempfile.TemporaryDirectory(prefix="decoders-tokenizer-")
+    for name, content in files.items():
+        (Path(folder.name) / name).write_bytes(content)
+    plain = tokenize.load(folder.name)
+    vars(tokenizer).update(state, own_folder=folder, plain=plain, known=(-1, {}, {}))
+    return tokenizer
 
 
 class PreTrainedTokenizer(PreTrainedTokenizerBase):
@@ -492,4 +498,5 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
 class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
     """The class for which `is_fast` is true."""
 
+    theirs = ("transformers", "PreTrainedTokenizerFast")
     is_fast = True
