@@ -55,6 +55,7 @@ def model_class(config: dict[str, Any]) -> Any:
     module_name, default = formats.FAMILIES[formats.family(config)]
     module = importlib.import_module(f".{module_name}", __name__)
     heads = importlib.import_module(".heads", __name__)
+    named: Any
     for name in formats.architectures(config):
         named = getattr(module, name, None) or getattr(heads, name, None)
         # a documented class has a config; torch or nn, which the modules import, have none

@@ -326,7 +326,7 @@ def keep_bits(model: nn.Module, matched: Match, device: str | torch.device) -> N
     if kernels.is_quantized(model):
         return
     stored = {id(model.get_parameter(name)): name for name in matched.tensors}
-    kinds = set()
+    kinds: set[str] = set()
     for name, layer in kernels.linear_layers(model, "int4").items():
         tensor = matched.tensors.get(stored.get(id(layer.weight), ""))
         if (

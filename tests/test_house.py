@@ -20,7 +20,7 @@ EVERYTHING = {*MODELS, *ROOMS, "heads", "weights", "tokenize", "root"}
 # Room or file of the package -> what it may import beside itself; "root" is decoders/__init__.py.
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(MODELS, set()),
-    "root": {"formats"},
+    "root": {"formats", "heads"},
     "formats": set(),
     "kernels": set(),
     "heads": MODELS,
@@ -91,10 +91,23 @@ def dynamic(node: ast.AST) -> str | None:
     return value[1:] if str(value).startswith(".") else None
 
 
+def offered(package: str) -> set[str]:
+    """What the door of a room names in its `__all__`."""
+    file = MODULES[package]
+    if file.name != "__init__.py":
+        return set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.Assign | ast.AugAssign) and "__all__" in ast.dump(node):
+            return {text.value for text in ast.walk(node.value) if isinstance(text, ast.Constant)}
+    return set()
+
+
 def taken(file: Path, node: ast.ImportFrom, base: str) -> Iterator[Import]:
     """Of `from base import a, b` the modules among them, and `base` where there are other names."""
     names = [alias.name for alias in node.names]
-    modules = [name for name in names if f"{base}.{name}" in MODULES]
+    is_outside = room_of(module_of(file)) != room_of(base)
+    through_the_door = offered(base) if is_outside and base != "decoders" else set()
+    modules = [name for name in names if f"{base}.{name}" in MODULES and name not in through_the_door]
     for name in modules:
         yield Import(file, node.lineno, f"{base}.{name}", (), bool(node.level))
     if others := tuple(name for name in names if name not in modules):

@@ -296,7 +296,7 @@ def changed(name: str, base: Tensor | Packed | None, steps: list[tuple[Adapter, 
         raise ValueError(f"{first.file} changes {name}, which the base does not have")
     for adapter, update in steps:
         check_fits(name, base, adapter, update)
-    like = steps[0][1].replaced if base is None else base
+    like: Any = steps[0][1].replaced if base is None else base
     kind = f"{base.kind} + LoRA" if isinstance(base, Packed) else "LoRA"
     return Packed(like.shape, like.dtype, kind, like.nbytes, partial(changed_by, base, steps))
 
@@ -326,34 +326,34 @@ def changed_by(
     base: Tensor | Packed | None, steps: list[tuple[Adapter, Update]], dtype: torch.dtype
 ) -> Tensor:
     """The tensor with all adapters merged, one after the other, in `dtype`."""
-    w = None if base is None else unpacked(base, dtype)
+    w: Any = None if base is None else unpacked(base, dtype)
     start = w
     for adapter, update in steps:
         w = apply(w, start, update, adapter.weight, dtype)
     return w
 
 
-def apply(
-    w: Tensor | None, start: Tensor | None, update: Update, weight: float, dtype: torch.dtype
-) -> Tensor:
-    """`w` changed by one adapter; DoRA's norm is that of the base, `start`. A weight other than 1 takes that
-    share of the change."""
+def apply(w: Any, start: Any, update: Update, weight: float, dtype: torch.dtype) -> Tensor:
+    """`w`, None where the base has no such tensor, changed by one adapter; DoRA's norm is that of the base,
+    `start`. A weight other than 1 takes that share of the change."""
     if update.added is not None:
         return (w + update.added * weight).to(dtype)
     if update.B is not None:
         return low_rank(w, start, update, weight)
+    new: Any = update.replaced
     if update.rows is not None:
         ids, rows = update.rows
         new = w.clone()
         new[ids] = rows.to(dtype)
-    else:
-        new = update.replaced.to(dtype)
+    new = new.to(dtype)
     return new if weight == 1 or w is None else torch.lerp(w.float(), new.float(), weight).to(dtype)
 
 
 def low_rank(w: Tensor, start: Tensor, update: Update, weight: float) -> Tensor:
     """w + scale * B A; with DoRA each row of that is as long as its magnitude says."""
-    delta = update.B.float() @ update.A.float()  # never added up in half precision
+    A: Any = update.A
+    B: Any = update.B
+    delta = B.float() @ A.float()  # never added up in half precision
     delta = (delta.t() if update.turned else delta) * update.scale
     if update.magnitude is None:
         delta = delta if weight == 1 else delta * weight

@@ -48,8 +48,9 @@ def tensors(folder: Path, config: dict) -> Stored:
     stored = read_parts(stored_tensors(folder), ("SCB",), ("weight", "weight_format"), eight_bits)
     stored = read_parts(stored, STATES, FOUR_BIT_PARTS, four_bits)
     for file, name, tensor in stored:
-        turned = family(config) == "openai-gpt" and name.endswith(CONV1D) and isinstance(tensor, Packed)
-        yield file, name, transposed(tensor) if turned else tensor
+        if isinstance(tensor, Packed) and family(config) == "openai-gpt" and name.endswith(CONV1D):
+            tensor = transposed(tensor)
+        yield file, name, tensor
 
 
 def transposed(matrix: Packed) -> Packed:

@@ -162,7 +162,8 @@ def group_index(parts: Parts, scale: Tensor, inputs: int) -> Tensor | None:
 
 def whole_numbers(parts: Parts, scheme: dict) -> Packed:
     """`weight_packed`, as wide as the numbers that `weight_shape` says."""
-    words, scale, bits = parts["weight_packed"], parts["weight_scale"], scheme.get("num_bits")
+    words, scale = parts["weight_packed"], parts["weight_scale"]
+    bits: Any = scheme.get("num_bits")
     parts.check(words.dtype == torch.int32 and words.dim() == 2, "weight_packed", "must be a matrix of int32")
     fits = type(bits) is int and 1 <= bits <= 8
     parts.check(fits, "weight_packed", f"has num_bits {abridged(bits)} in config.json, not 1 to 8")

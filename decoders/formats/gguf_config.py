@@ -57,7 +57,7 @@ class Metadata:
 
     def real(self, key: str, default: float | None = None) -> float:
         key = f"{self.kind}.{key}"
-        value = self.values.get(key, default)
+        value: Any = self.values.get(key, default)
         if type(value) not in (int, float) or not 0 < value < 1e30:
             raise self.wrong(key, "a positive number")
         return shortest(value)
@@ -108,14 +108,14 @@ def gguf_config(path: Path) -> dict[str, Any]:
 
 def sizes(data: Metadata, tensors: dict[str, Placed]) -> dict[str, Any]:
     V, C = shape_of(data, tensors, "token_embd.weight")
-    layers = {int(found[1]) for name in tensors if (found := re.match(r"blk\.(\d{1,9})\.", name))}
+    layers = {int(block[1]) for name in tensors if (block := re.match(r"blk\.(\d{1,9})\.", name))}
     if len(layers) != data.whole("block_count") or layers != set(range(len(layers))):
         raise data.wrong(f"{data.kind}.block_count", f"the number of layers, {len(layers)}")
     H, K, D = heads(data, tensors)
     R = data.whole("rope.dimension_count")
     if R > D:
         raise data.wrong(f"{data.kind}.rope.dimension_count", f"at most {D}, the size of a head")
-    found = {
+    fields = {
         "model_type": FAMILY[data.kind],
         "vocab_size": V,
         "hidden_size": C,
@@ -127,7 +127,7 @@ def sizes(data: Metadata, tensors: dict[str, Placed]) -> dict[str, Any]:
         "partial_rotary_factor": share(R, D),
         "tie_word_embeddings": "output.weight" not in tensors,
     }
-    return found if H * D == C else {**found, "head_dim": D}
+    return fields if H * D == C else {**fields, "head_dim": D}
 
 
 def share(R: int, D: int) -> float:

@@ -7,6 +7,7 @@ is what llama.cpp goes by.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,12 +105,12 @@ def gguf_entries(
     """All tensors of the file. `shapes` are those of the hub's names, `numbers(name)` gives a tensor."""
     arch = ARCHITECTURES[config["model_type"]]
     found = [
-        Entry(name, (len(factors),), kind_named("F32"), lambda factors=factors: torch.tensor(factors))
+        Entry(name, (len(factors),), kind_named("F32"), partial(torch.tensor, factors))
         for name, factors in longrope_factors(config)
     ]
-    for hub, shape in shapes.items():
+    for hub, size in shapes.items():
         name = gguf_name(arch, hub)
-        found.append(Entry(name, tuple(shape), kind_of(name, shape, kind), lambda hub=hub: numbers(hub)))
+        found.append(Entry(name, tuple(size), kind_of(name, size, kind), partial(numbers, hub)))
     table = "model.embed_tokens.weight"
     if arch == "phi2" and "lm_head.weight" not in shapes:  # tied, and llama.cpp wants it twice
         shape = tuple(shapes[table])
@@ -167,8 +168,8 @@ def vocabulary_metadata(
     largest = max([*files.vocab.values(), *(token.id for token in added)])
     if largest >= rows:
         raise ValueError(f"the tokenizer has the id {largest}, and the token table has {rows} rows")
-    for token, id in files.vocab.items():
-        tokens[id], types[id] = token, type_of(token, files)
+    for piece, id in files.vocab.items():
+        tokens[id], types[id] = piece, type_of(piece, files)
     for token in added:
         control = token.special or (token.content.startswith("<|") and token.content.endswith("|>"))
         tokens[token.id], types[token.id] = token.content, CONTROL if control else USER_DEFINED
@@ -205,8 +206,8 @@ def piece_metadata(files: Files, added: list[AddedToken], rows: int) -> dict[str
         for rank, (a, b) in enumerate(files.merges):
             own[a + b] = own[a + b] or -1.0 - rank
     scores = [-10000.0] * rows
-    for token, id in files.vocab.items():
-        scores[id] = own[token]
+    for piece, id in files.vocab.items():
+        scores[id] = own[piece]
     for token in added:
         scores[token.id] = -1000.0
     return {

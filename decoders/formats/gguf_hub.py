@@ -27,7 +27,7 @@ def bpe(files: Files, **changes: Any) -> dict[str, Any]:
     merges = [" ".join(pair) for pair in files.merges or []]
     added = {token.content: id for id, token in files.added.items()}  # else they would get the next free ids
     vocab = dict(sorted({**files.vocab, **added}.items(), key=lambda item: item[1]))
-    plain = {"dropout": None, "unk_token": None, "continuing_subword_prefix": None}
+    plain: dict[str, Any] = {"dropout": None, "unk_token": None, "continuing_subword_prefix": None}
     plain |= {"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
     return {"type": "BPE", **plain, **changes, "vocab": vocab, "merges": merges}
 

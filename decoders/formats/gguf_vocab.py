@@ -65,12 +65,13 @@ class Vocabulary:
 
     def named(self, ids: list[int]) -> dict[str, int]:
         """token -> id, of distinct tokens."""
-        found = {self.tokens[id]: id for id in ids}
-        if len(found) < len(ids):
-            seen: set[str] = set()
-            twice = next(t for t in (self.tokens[id] for id in ids) if t in seen or seen.add(t))
-            raise self.wrong("tokens", f"distinct, and {ascii(twice)[:60]} is there twice")
-        return found
+        named: dict[str, int] = {}
+        for id in ids:
+            if self.tokens[id] in named:
+                token = ascii(self.tokens[id])[:60]
+                raise self.wrong("tokens", f"distinct, and {token} is there twice")
+            named[self.tokens[id]] = id
+        return named
 
 
 def gguf_vocabulary(path: Path) -> Files:
@@ -92,9 +93,12 @@ def byte_level(data: Vocabulary) -> Files:
         pattern = WITHOUT_PRE.get(data.kind)
     if pattern is None:
         raise data.wrong("pre", f"one of {', '.join(PATTERNS)}, not {ascii(pre)[:40]}")
-    merges = [tuple(merge.split(" ")) for merge in data.strings("merges")]
-    if bad := [merge for merge in merges if len(merge) != 2]:
-        raise data.wrong("merges", f"pairs, not {ascii(' '.join(bad[0]))[:40]}")
+    merges: list[tuple[str, str]] = []
+    for merge in data.strings("merges"):
+        first, blank, second = merge.partition(" ")
+        if not blank or " " in second:
+            raise data.wrong("merges", f"pairs, not {ascii(merge)[:40]}")
+        merges.append((first, second))
     vocab = data.named(data.ids(NORMAL, BYTE))
     return Files(
         data.header.file, vocab, added(data, data.ids(UNKNOWN, CONTROL, USER_DEFINED)), merges, pattern

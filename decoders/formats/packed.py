@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,8 +65,12 @@ def part_of(whole: Packed, i: int, shape: torch.Size, modern: Callable) -> Packe
     def read(dtype: torch.dtype) -> Tensor:
         return list(modern(whole.dequantize(dtype)))[i][1]
 
+    whole_bits = whole.bits
+    if whole_bits is None:
+        return Packed(shape, whole.dtype, whole.kind, share, read)
+
     def bits() -> Bits:  # every layout cuts by rows, which scales and zeros have too
-        parts = [t if t is None else list(modern(t))[i][1] for t in whole.bits()]
+        parts: list[Any] = [t if t is None else list(modern(t))[i][1] for t in whole_bits()]
         return Bits(*parts)
 
-    return Packed(shape, whole.dtype, whole.kind, share, read, bits if whole.bits else None)
+    return Packed(shape, whole.dtype, whole.kind, share, read, bits)
