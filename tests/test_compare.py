@@ -29,11 +29,21 @@ PORTS = Path(__file__).parent / "ports"
 ROOT = Path(__file__).parents[1]
 
 
+class Kits(dict):
+    """A kit of each family, made when it is asked for."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.folder = folder
+
+    def __missing__(self, family: str) -> kit.Kit:
+        self[family] = kit.Kit(kit.make(self.folder / family, family))
+        return self[family]
+
+
 @pytest.fixture(scope="session")
 def kits(tmp_path_factory):
-    """A kit of each family."""
-    folder = tmp_path_factory.mktemp("kits")
-    return {family: kit.Kit(kit.make(folder / family, family)) for family in draw.SMALL}
+    return Kits(tmp_path_factory.mktemp("kits"))
 
 
 @pytest.fixture
@@ -768,6 +778,58 @@ def test_exit_status_and_streams(kits, port, capsys, tmp_path):
     status, out, err = run_main(capsys, tmp_path, "transformers")
     assert status == 2 and "is no kit" in err
     assert run_main(capsys, folder)[0] == 2 and run_main(capsys, "--make", tmp_path / "k")[0] == 2
+
+
+ODD = {
+    "meta": ("torch.empty(*input_ids.shape, 67, device='meta')", "is a meta tensor"),
+    "sparse": ("torch.zeros(*input_ids.shape, 67).to_sparse()", "is a sparse tensor"),
+    "text": ("{'logits': 'many'}", "plain/logits is str: give numbers"),
+    "nothing": ("{'logits': None}", "plain/logits is NoneType: give numbers"),
+    "words": ("{'layers.0.out': ['a', 'b']}", "plain/layers.0.out is list: give numbers"),
+    "complex": ("torch.zeros(*input_ids.shape, 67, dtype=torch.complex64)", "no logits with 67 columns"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("module", [False, True], ids=["function", "module"])
+def test_what_holds_no_numbers_is_a_sentence_and_unusable(kits, kind, module, tmp_path, capsys):
+    """Status 1 means different; a traceback helps nobody."""
+    result, message = ODD[kind]
+    port = f"def port(input_ids):\n    return {result}"
+    if module:
+        port = f"class Port(torch.nn.Module):\n    def forward(self, input_ids):\n        return {result}\nport = Port()"
+    (tmp_path / "odd.py").write_text(f"import torch\n{port}\ndef build(config, weights):\n    return port\n")
+    status, out, err = run_main(
+        capsys, kits["phi"].folder, f"{tmp_path / 'odd.py'}:build", "--cases", "plain"
+    )
+    assert status == 2 and not out and len(err.splitlines()) == 1 and message in err, err
+
+
+def test_odd_inner_values_of_a_module_are_passed_over(kits):
+    """A module may hand sparse or meta tensors about, as long as its results are numbers."""
+    own = kits["phi"]
+    inner = own.model_class(own.config).eval()
+    inner.load_state_dict(own.weights)
+
+    class Odd(torch.nn.Module):
+        def forward(self, x):
+            return x, torch.zeros(3, 67).to_sparse(), torch.empty(3, 67, device="meta")
+
+    class Port(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.odd = inner, Odd()
+
+        def forward(self, input_ids, attention_mask=None, position_ids=None):
+            return self.odd(self.inner(input_ids, attention_mask, position_ids).logits)[0]
+
+    assert compare.run(own, Port()).equal
+
+
+def test_files_of_a_kit_are_as_open_as_others(kits, tmp_path):
+    (tmp_path / "other").touch()
+    mode = (tmp_path / "other").stat().st_mode
+    assert {file.stat().st_mode for file in kits["phi"].folder.iterdir()} == {mode}
 
 
 def test_what_a_port_prints_is_not_in_the_answer(kits, port):

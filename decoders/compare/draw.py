@@ -1,6 +1,7 @@
 """What a kit computes with: small configs of awkward sizes, redrawn weights, and the cases."""
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -39,6 +40,16 @@ SMALL = {
                   "rope_theta": 25000.0},
 }  # fmt: skip
 SMALL["fuyu"] = {**SMALL["persimmon"], "patch_size": 3, "image_token_id": 60}
+COMPACT = {  # smaller still, for kits that are kept in a repository
+    "gpt_neo": {"vocab_size": 29, "hidden_size": 20, "intermediate_size": 22, "max_position_embeddings": 53},
+    "openai-gpt": {"vocab_size": 29, "n_embd": 15, "n_positions": 53},
+    "phi": {"vocab_size": 37, "hidden_size": 24, "intermediate_size": 28},
+    "phi3": {"vocab_size": 29, "hidden_size": 24, "intermediate_size": 20,
+             "rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.3], "long_factor": [1.0, 2.7]}},
+    "persimmon": {"vocab_size": 29, "hidden_size": 24, "intermediate_size": 20, "partial_rotary_factor": 0.5},
+    "fuyu": {"vocab_size": 29, "hidden_size": 24, "intermediate_size": 20, "partial_rotary_factor": 0.5,
+             "image_token_id": 23},
+}  # fmt: skip
 SIZES = {
     "vocab_size",
     "hidden_size",
@@ -72,12 +83,26 @@ SIZES = {
 }
 
 
+SPELLINGS = {"gpt1": "openai-gpt", "gpt": "openai-gpt", "openaigpt1": "openai-gpt"}
+
+
+def family_of(name: str) -> str | None:
+    """The family that is meant: `openai_gpt`, `GPT-Neo`, `phi-3`; None where it is none, or where a folder of
+    this very name stands, which is a checkpoint."""
+    if name in FAMILIES:
+        return name
+    plain = re.sub("[-_ .]", "", name.lower())
+    spelled = {re.sub("[-_]", "", family): family for family in FAMILIES} | SPELLINGS
+    return None if Path(name).is_dir() else spelled.get(plain)
+
+
 def small_config(
     source: str, layers: int | None = None, fields: Mapping[str, Any] = MappingProxyType({})
 ) -> dict:
     """A `config.json` of awkward little sizes: a family's, or of all that a checkpoint folder says but its
     sizes. ValueError for a name that is neither."""
     own: dict = {}
+    source = family_of(source) or source
     if source not in FAMILIES:
         if not Path(source).exists() and "/" not in source:
             raise ValueError(f"{source} is neither a checkpoint nor one of {', '.join(FAMILIES)}")

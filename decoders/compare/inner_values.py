@@ -30,6 +30,38 @@ class PortValues:
     unsteady: bool = False
 
 
+def as_numbers(value: Any, name: str) -> Tensor:
+    """What a port gives under a name (a tensor, an array of NumPy or JAX, a number) as a dense tensor.
+    ValueError for what holds no numbers to compare: a meta or sparse tensor, text, None."""
+    if not isinstance(value, Tensor):
+        try:
+            value = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(
+                f"{name} is {type(value).__name__}: give numbers, a tensor or an array"
+            ) from None
+    if value.is_meta:
+        raise ValueError(f"{name} is a meta tensor, a shape without numbers: build the port on a real device")
+    if value.layout != torch.strided or value.is_quantized or value.is_nested:
+        raise ValueError(f"{name} is {special(value)}")
+    if value.is_complex():
+        raise ValueError(f"{name} is complex: give real numbers")
+    return value.detach().cpu()
+
+
+def special(value: Tensor) -> str:
+    """What kind of tensor has no plain numbers, and what to do."""
+    if value.is_quantized:
+        return "a quantized tensor: give the numbers themselves, with .dequantize()"
+    if value.is_nested:
+        return "a nested tensor: give the numbers themselves, with .to_padded_tensor()"
+    return "a sparse tensor: give the numbers themselves, with .to_dense()"
+
+
+def is_dense(value: Tensor) -> bool:
+    return not (value.is_meta or value.layout != torch.strided or value.is_quantized or value.is_nested)
+
+
 def leaves(output: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
     """Tensors in whatever a port returns; caches are looked at by nobody."""
     if isinstance(output, Tensor):
@@ -65,10 +97,10 @@ class Recorder:
     def hook(self, name: str) -> Callable:
         def hear(part: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
             for i, (path, t) in enumerate(leaves((args, dict(kwargs)))):
-                if t.numel() <= 10_000_000:
+                if is_dense(t) and t.numel() <= 10_000_000:
                     self.caught.append(Recorded(f"{name} input{path if i else ''}", t.detach().double()))
             for i, (path, t) in enumerate(leaves(output)):
-                if t.numel() <= 10_000_000:
+                if is_dense(t) and t.numel() <= 10_000_000:
                     self.caught.append(Recorded(f"{name}{path if i else ''}", t.detach().double()))
 
         return hear

@@ -16,6 +16,7 @@ import math
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -33,7 +34,7 @@ from decoders.formats import (
     switched,
 )
 
-from .draw import awkward, inputs_of, redraw, small_config
+from .draw import COMPACT, awkward, family_of, inputs_of, redraw, small_config
 from .kit_page import page
 from .noise import DTYPES, noise_of, spread, truth
 
@@ -52,16 +53,20 @@ def make(
     layers: int | None = None,
     format: str = "safetensors",
     fields: dict | None = None,
+    compact: bool = False,
 ) -> Path:
     """Write a kit of a family, or with the settings of a checkpoint, in small.
 
     `cases`: names out of `ABOUT`, all by default. `fields` replace those of `config.json`, None leaves one
-    out. ValueError for what there is not; OSError where nothing can be written. The model file itself
-    computes each case too: if it does not agree, nothing is written.
+    out. `compact`: less than 300 kB, to be kept in a repository: a smaller model, fewer stages, no gradients,
+    values in float32, which is enough for ports in float32 and half precision. ValueError for what there is
+    not; OSError where nothing can be written. The model file itself computes each case too: if it does not
+    agree, nothing is written.
     """
     if format not in ("safetensors", "npz"):
         raise ValueError(f"a kit's format is safetensors or npz, not {format!r}")
-    stored = small_config(str(source), layers, fields or {})
+    own = COMPACT.get(family_of(str(source)) or "", {}) if compact else {}
+    stored = small_config(str(source), layers, {**own, **(fields or {})})
     module, name = FAMILIES[stored["model_type"]]
     model_class = getattr(importlib.import_module(f"decoders.{module}"), name)
     config = model_class.config_class.from_dict(modern(stored))
@@ -69,17 +74,12 @@ def make(
     chosen = inputs_of(config, seed)
     if cases is not None and (unknown := set(cases) - chosen.keys()):
         raise ValueError(f"{stored['model_type']} has no case {min(unknown)}: {', '.join(chosen)}")
+    if compact and cases is None:
+        del chosen["right"]  # "left" has padding too
     chosen = {name: inputs for name, inputs in chosen.items() if cases is None or name in cases}
-    weights = {name: p.detach() for name, p in model.named_parameters()}
-    wide = {name: w.double() for name, w in weights.items()}
-    model, expected = model.double(), {}
-    for case, inputs in chosen.items():
-        exact = truth(config, wide, inputs)
-        check(model, case, inputs, exact)
-        for stage, value in exact.items():
-            expected[f"{case}/{stage}"] = value.clone(memory_format=torch.contiguous_format)
-        for stage, value in noise_of(config, weights, inputs, exact).items():
-            expected[f"noise/{case}/{stage}"] = value
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    expected = values_and_noise(config, weights, model.double(), chosen, gradients=not compact)
+    expected = rounded(expected) if compact else expected
     facts = {
         "kit": VERSION,
         "family": stored["model_type"],
@@ -100,6 +100,50 @@ def make(
     return folder
 
 
+def values_and_noise(
+    config: Any,
+    weights: Mapping[str, Tensor],
+    model: nn.Module,
+    cases: Mapping[str, dict],
+    gradients: bool = True,
+) -> dict[str, Tensor]:
+    """`CASE/STAGE` and `noise/CASE/STAGE`. `model` is the model file's, in float64: it must agree."""
+    expected: dict[str, Tensor] = {}
+    weights64 = {name: w.double() for name, w in weights.items()}
+    for case, inputs in cases.items():
+        exact = truth(config, weights64, inputs, gradients)
+        check(model, case, inputs, exact)
+        for stage, value in exact.items():
+            expected[f"{case}/{stage}"] = value.clone(memory_format=torch.contiguous_format)
+        for stage, value in noise_of(config, weights, inputs, exact, gradients=gradients).items():
+            expected[f"noise/{case}/{stage}"] = value
+    return expected
+
+
+def rounded(expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Values in float32, without stages that follow from those around them, and at least as much noise as
+    that rounding makes."""
+    rotates = any(name.endswith(".q_rotated") for name in expected)
+    left_out = (
+        "attn_in",
+        "scores",
+        "heads",
+        "mlp_up",
+        "q_normed",
+        "k_normed",
+        *(("q", "k") if rotates else ()),
+    )
+    found = {
+        name: value.float()
+        for name, value in expected.items()
+        if not name.startswith("noise/") and name.rpartition(".")[2] not in left_out
+    }
+    for name, value in list(found.items()):
+        least = torch.tensor(spread(expected[name], value.double()), dtype=torch.float64)
+        found[f"noise/{name}"] = torch.maximum(expected[f"noise/{name}"], least)
+    return found
+
+
 def check(model: nn.Module, case: str, inputs: dict, exact: Mapping[str, Tensor]) -> None:
     """The formula against the model file: they are written apart, and must say the same."""
     given = dict(inputs)
@@ -116,7 +160,7 @@ def check(model: nn.Module, case: str, inputs: dict, exact: Mapping[str, Tensor]
 
 def write(file: Path, content: dict[str, Tensor]) -> None:
     if file.suffix == ".safetensors":
-        safetensors.torch.save_file(content, file, metadata={"format": "pt"})
+        file.write_bytes(safetensors.torch.save(content, metadata={"format": "pt"}))  # as open as other files
         return
     try:
         import numpy
@@ -153,7 +197,8 @@ class Kit:
         for name, tensor in values.items():
             kind, _, rest = name.partition("/")
             case, _, stage = (rest if kind == "noise" else name).partition("/")
-            (self.noise if kind == "noise" else self.expected).setdefault(case, {})[stage] = tensor
+            values_of = self.noise if kind == "noise" else self.expected
+            values_of.setdefault(case, {})[stage] = tensor.double()
         lacking = [
             f"{case}/{name}"
             for case, stages in self.expected.items()

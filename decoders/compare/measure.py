@@ -96,8 +96,9 @@ def explain(report: Report, kit: Kit, values: dict[str, dict[str, Tensor]]) -> N
     if report.findings:
         return
     report.likeness = [
-        f"None of {len(mistakes.of(kit.family))} known mistakes, and no two of them, explain it. The more "
-        "inner values a port gives (KIT.md), the more mistakes can be told apart."
+        f"None of {len(mistakes.of(kit.family))} known mistakes, no two of them, and no other number in the "
+        f"place of one of {len(mistakes.quantities_of(kit.family))} explain it. The more inner values a port "
+        "gives (KIT.md), the more mistakes can be told apart."
     ]
     tolerance = kit.unit(first.case, first.stage, report.dtype)[0] * BEYOND
     exact, theirs = kit.expected[first.case][first.stage], values[first.case][first.stage]

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from decoders.formats import check_file
 
-from .inner_values import Matching, PortValues, Recorded, Recorder, leaves
+from .formula import stage_order
+from .inner_values import Matching, PortValues, Recorded, Recorder, as_numbers, is_dense, leaves
 from .kit import Kit, read, read_npz
 from .noise import BEYOND, spread
 
@@ -61,7 +62,7 @@ def from_values(
         case, _, stage = key.partition("/")
         if case in kit.expected and stage in kit.expected[case]:
             if case in cases:
-                got.values.setdefault(case, {})[stage] = torch.as_tensor(value)
+                got.values.setdefault(case, {})[stage] = as_numbers(value, key)
         else:
             unknown.append(key)
     if unknown:
@@ -177,7 +178,7 @@ def load_theirs(transformers: Any, class_name: str, folder: Path, dtype: torch.d
 
 def run_all(kit: Kit, port: Callable, got: PortValues, cases: list[str]) -> None:
     """Every case once, the first that runs twice."""
-    watch = Recorder(port) if isinstance(port, nn.Module) and not hasattr(port, "_orig_mod") else None
+    recorder = Recorder(port) if isinstance(port, nn.Module) and not hasattr(port, "_orig_mod") else None
     if hasattr(port, "_orig_mod"):
         got.remarks.append("compiled: its results are compared, there are no inner values")
     caught: dict[str, list[Recorded]] = {}
@@ -187,76 +188,87 @@ def run_all(kit: Kit, port: Callable, got: PortValues, cases: list[str]) -> None
             name: t.to(getattr(torch, got.dtype)) if t.is_floating_point() else t
             for name, t in kit.inputs[case].items()
         }
-        message, output, caught[case] = once(port, inputs, watch, f"{got.name} failed in case {case}")
+        message, output, caught[case] = once(port, inputs, recorder, f"{got.name} failed in case {case}")
         if message:
             got.remarks.append(f"{case} was not run: {message}")
             continue
-        if not outputs and steadiness(kit, case, output, once(port, inputs, None, got.name)[1], got.dtype):
+        if not outputs and is_unsteady(kit, case, output, once(port, inputs, None, got.name)[1], got.dtype):
             got.unsteady = True
             got.remarks.append(
                 "Two runs of the same case differ by more than noise: is dropout active "
                 "(call .eval()), or memory read before it is written?"
             )
         outputs[case] = output
-    if watch is not None:
-        watch.remove()
+    if recorder is not None:
+        recorder.remove()
     if not outputs:
         raise ValueError(f"{got.name} could run no case: {'; '.join(got.remarks)}")
     for case, output in outputs.items():
         got.values[case] = by_name(kit, case, output)
-    if watch is not None:
+    if recorder is not None:
         Matching(kit, port, got, {case: caught[case] for case in outputs}).fill()
 
 
 def once(
-    port: Callable, inputs: dict[str, Tensor], watch: Recorder | None, what: str
-) -> tuple[str, Any, list]:
+    port: Callable, inputs: dict[str, Tensor], recorder: Recorder | None, what: str
+) -> tuple[str, Any, list[Recorded]]:
     """(why it was not run, result, inner values)"""
     takes = accepted(port)
-    given = {name: t for name, t in inputs.items() if name not in ("input_ids", "past_ids", "labels")}
-    if all(bool((t != 0).all()) for name, t in given.items() if name == "attention_mask") and not takes(
-        "attention_mask"
-    ):
-        given.pop("attention_mask", None)
-    if "image_patches" in given and not takes("image_patches_indices"):
-        given.pop("image_patches_indices")  # ids say the same: they have image_token_id there
-    lacking = [name for name in given if not takes(name)]
-    if "past_ids" in inputs and not takes("past_key_values"):
-        lacking.append("past_key_values")
-    if lacking:
-        return f"the port takes no {lacking[0]}", None, []
-    trains = "labels" in inputs and takes("labels", by_name=True) and isinstance(port, nn.Module)
-    if "labels" in inputs and takes("labels", by_name=True):
-        given["labels"] = inputs["labels"]
-    wanted = ("output_attentions", "output_hidden_states")
-    asked = {name: True for name in wanted if takes(name, by_name=True)}
+    given, reason = arguments(inputs, takes)
+    if reason:
+        return reason, None, []
+    trains = "labels" in given and isinstance(port, nn.Module)
     with theirs_to_blame(what), torch.set_grad_enabled(trains):
         if "past_ids" in inputs:
             cache = {"use_cache": True} if takes("use_cache", by_name=True) else {}
-            first = port(inputs["past_ids"], **cache)
-            past = first.get("past_key_values") if isinstance(first, Mapping) else None
-            past = getattr(first, "past_key_values", past)
-            if past is None and isinstance(first, tuple) and len(first) > 1:
-                past = first[1]
+            given["past_key_values"] = past = past_of(port(inputs["past_ids"], **cache))
             if past is None:
                 return "the port gives no past_key_values", None, []
-            given["past_key_values"] = past
-        if watch is not None:
-            watch.caught.clear()
-        output = port(inputs["input_ids"], **given, **asked)
+        if recorder is not None:
+            recorder.caught.clear()
+        output = port(inputs["input_ids"], **given)
         loss = getattr(output, "loss", None)
         if trains and isinstance(loss, Tensor) and loss.requires_grad:
             port.zero_grad(set_to_none=True)
             loss.backward()
-    caught = [] if watch is None else list(watch.caught)
-    if watch is not None:
-        caught += [Recorded(f"result{name}", t.detach().double()) for name, t in leaves(output)]
-        caught += [
-            Recorded(f"grad {name}", p.grad.detach().double())
-            for name, p in port.named_parameters()
-            if trains and p.grad is not None
-        ]
+    if recorder is None:
+        return "", output, []
+    caught = list(recorder.caught)
+    caught += [Recorded(f"result{name}", t.detach().double()) for name, t in leaves(output) if is_dense(t)]
+    caught += [
+        Recorded(f"grad {name}", p.grad.detach().double())
+        for name, p in port.named_parameters()
+        if trains and p.grad is not None and is_dense(p.grad)
+    ]
     return "", output, caught
+
+
+def arguments(inputs: dict[str, Tensor], takes: Callable[..., bool]) -> tuple[dict[str, Any], str]:
+    """What a port gets besides input_ids, and why it cannot be run, if it lacks an argument."""
+    given = {name: t for name, t in inputs.items() if name not in ("input_ids", "past_ids", "labels")}
+    mask = given.get("attention_mask")
+    if mask is not None and bool((mask != 0).all()) and not takes("attention_mask"):
+        del given["attention_mask"]
+    if "image_patches" in given and not takes("image_patches_indices"):
+        del given["image_patches_indices"]  # ids say the same: they have image_token_id there
+    needed = [*given, *(["past_key_values"] if "past_ids" in inputs else [])]
+    if lacking := [name for name in needed if not takes(name)]:
+        return given, f"the port takes no {lacking[0]}"
+    if "labels" in inputs and takes("labels", by_name=True):
+        given["labels"] = inputs["labels"]
+    for name in ("output_attentions", "output_hidden_states"):
+        if takes(name, by_name=True):
+            given[name] = True
+    return given, ""
+
+
+def past_of(output: Any) -> Any:
+    """The cache in a port's result: by name, or the second of a tuple; None if there is none."""
+    if isinstance(output, Mapping):
+        return output.get("past_key_values")
+    if hasattr(output, "past_key_values"):
+        return output.past_key_values
+    return output[1] if isinstance(output, tuple) and len(output) > 1 else None
 
 
 def accepted(port: Callable) -> Callable[..., bool]:
@@ -270,36 +282,33 @@ def accepted(port: Callable) -> Callable[..., bool]:
 
 
 def by_name(kit: Kit, case: str, output: Any) -> dict[str, Tensor]:
-    """Stages under our names in a dict, else the logits, and the loss."""
-    exact, found = kit.expected[case], {}
+    """Stages under our names in a dict, else the logits, and the loss. ValueError if these are no numbers."""
+    exact = kit.expected[case]
     if isinstance(output, Mapping):
-        found = {name: as_tensor(value) for name, value in output.items() if name in exact}
-        if found:
-            return found
+        own = {name: as_numbers(output[name], f"{case}/{name}") for name in output if name in exact}
+        if own:
+            return own
+    stages = {}
     for name in ("logits", "loss"):
         value = getattr(output, name, None)
-        if isinstance(value, Tensor) and name in exact:
-            found[name] = value.detach()
-    if "logits" not in found:
-        output = as_tensor(output)
-        every = [t for _, t in leaves(output) if t.dim() and t.shape[-1] == exact["logits"].shape[-1]]
-        if not every and not found:
-            V = exact["logits"].shape[-1]
+        if value is not None and name in exact:
+            stages[name] = as_numbers(value, f"{case}/{name}")
+    if "logits" not in stages:
+        V = exact["logits"].shape[-1]
+        output = torch.as_tensor(output) if hasattr(output, "__array__") else output
+        wide = [t for _, t in leaves(output) if t.dim() and t.shape[-1] == V]
+        if not wide and not stages:
             raise ValueError(f"the port's result in case {case} holds no logits with {V} columns")
-        found |= {"logits": every[0].detach()} if every else {}
-    return found
+        if wide:
+            stages["logits"] = as_numbers(wide[0], f"{case}/logits")
+    return stages
 
 
-def as_tensor(value: Any) -> Any:
-    """NumPy's and JAX's arrays, and numbers, as tensors; other things as they are."""
-    if isinstance(value, Tensor):
-        return value.detach()
-    return torch.as_tensor(value) if hasattr(value, "__array__") or isinstance(value, float) else value
-
-
-def steadiness(kit: Kit, case: str, one: Any, two: Any, dtype: str) -> bool:
-    """Whether two runs differ by more than noise."""
-    a, b = (by_name(kit, case, output)["logits"].double() for output in (one, two))
-    if a.shape != b.shape:
+def is_unsteady(kit: Kit, case: str, one: Any, two: Any, dtype: str) -> bool:
+    """Whether two runs differ by more than noise, in the last stage that both give."""
+    first, second = (by_name(kit, case, output) for output in (one, two))
+    name = max(first.keys() & second.keys(), key=stage_order, default=None)
+    if name is None:
         return True
-    return spread(torch.nan_to_num(a), torch.nan_to_num(b))[0] > BEYOND * kit.unit(case, "logits", dtype)[0]
+    a, b = (torch.nan_to_num(values[name].double()) for values in (first, second))
+    return a.shape != b.shape or spread(a, b)[0] > BEYOND * kit.unit(case, name, dtype)[0]

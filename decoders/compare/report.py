@@ -104,6 +104,7 @@ class Report:
             "first": None if self.first is None else {"case": self.first.case, "stage": self.first.stage},
             "sentence": self.sentence, "unsteady": self.unsteady,
             "mistakes": [{"names": [m.name for m in f.mistakes], "fixes": [m.fix for m in f.mistakes],
+                          "numbers": [fitted(m) for m in f.mistakes],
                           "units": f.units, "before": finite(f.before), "values": f.values, "cases": f.cases,
                           "alike": [[m.name for m in other] for other in f.alike]} for f in self.findings],
             "likeness": self.likeness, "roundings": self.roundings, "remarks": self.remarks,
@@ -146,6 +147,11 @@ class Report:
                 f"{'x' if bad else '='} {len(grads)} gradients, {len(bad)} beyond the noise, the worst "
                 f"{worst.stage} at {human(worst.units)}x"
             )
+
+
+def fitted(m: Mistake) -> dict[str, float] | None:
+    """The number in a mistake, if it has one."""
+    return None if m.number is None else {"value": m.number, "error": m.error}
 
 
 def finite(x: float) -> float | str:

@@ -7,7 +7,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from . import mistakes
+from . import dropout, fit, mistakes
 from .formula import stage_order, stages
 from .kit import Kit
 from .mistakes import Mistake
@@ -44,6 +44,11 @@ def named(kit: Kit, values: Values, rows: list[Row], dtype: str) -> list[Finding
             return [finding(kit, rows, search, found)]
     if found := every.explaining(every.step_by_step(known)):
         return [finding(kit, rows, every, found)]
+    for search in [every] if named_only is every else [every, named_only]:
+        if found := search.explaining(fit.candidates(search), fall=10):
+            return [finding(kit, rows, search, found)]
+    if (active := dropout.active_dropout(every)) is not None:
+        return [finding(kit, rows, every, [(0.0, (active,))])]
     pairs = list(named_only.pairs(known))
     if found := named_only.explaining(pairs):
         return [finding(kit, rows, named_only, found)]
@@ -149,15 +154,18 @@ class Search:
                 return math.inf
         return worst
 
-    def explaining(self, candidates: Iterable[tuple[Mistake, ...]]) -> list[tuple[float, tuple]]:
-        """Those that leave noise only, the nearest first. Their noise is measured with the mistake in the
-        formula; before that, whatever is far beyond the right formula's noise is left out."""
+    def explaining(
+        self, candidates: Iterable[tuple[Mistake, ...]], fall: float = 3
+    ) -> list[tuple[float, tuple]]:
+        """Those that leave noise only, and no more than a `fall`-th of what there was, the nearest first.
+        Their noise is measured with the mistake in the formula; before that, whatever is far beyond the right
+        formula's noise is left out."""
         found = []
         for given in candidates if any(self.wrong.values()) else ():
             if self.distance(given, self.coarse, self.cases) > self.coarse:
                 continue
             units = self.precisely(given)
-            if units <= min(BEYOND, max(self.wrong.values()) / 3):  # less is no explanation
+            if units <= min(BEYOND, max(self.wrong.values()) / fall):  # less is no explanation
                 found.append((units, given))
         best = min((units for units, _ in found), default=0.0)  # of equals the table's first
         return sorted(found, key=lambda one: (len(one[1]), one[0] > 1.5 * best))

@@ -19,6 +19,8 @@ class Mistake:
     steps: dict[str, Step]
     half: bool = False  # shows in half precision only
     rounds: tuple[str, ...] = ()  # within the noise, but these stages are not what their own inputs give
+    number: float | None = None  # of a mistake with a number in it: the port's, as it was fitted
+    error: float = 0.0  # how far it may be off
 
     def into(self, right: Formula) -> None:
         for step, change in self.steps.items():
