@@ -5,7 +5,7 @@ MINUTES := 1
 SEED := 0
 CAPTION := Generate a coco-style caption.
 
-.PHONY: run test proof pairs ecosystem fuzz bench lint clean findings
+.PHONY: run test proof pairs ecosystem fuzz bench kits lint clean findings
 
 # Make .venv, install what is pinned and the `decoders` command, tell a story with every model.
 run: .venv/run
@@ -40,6 +40,10 @@ fuzz: .venv/test
 # Ours against Transformers on this machine; the table goes into README.md.
 bench: .venv/test
 	$(BIN)/python -m bench --write
+
+# The kits of kits/ anew, one for each family: for porters who have no Python.
+kits: .venv/run
+	$(BIN)/python -m examples.kits
 
 # Surprises of other libraries: every script of findings/, each in an environment of its own; half an hour.
 findings: .venv/run

@@ -673,6 +673,108 @@ def test_a_program_in_c(kits, c_port, mistake, old, new, tmp_path):
     assert report.equal if not mistake else is_named(report, mistake), report
 
 
+@pytest.fixture(scope="session")
+def c_compare(tmp_path_factory):
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+    program = tmp_path_factory.mktemp("c") / "compare"
+    command = ["cc", "-O2", "-Wall", "-Werror", "-o", program, PORTS / "compare.c", "-lm"]
+    subprocess.run(command, check=True, capture_output=True)
+    return program
+
+
+def in_c(program, *arguments) -> tuple[int, str, str]:
+    found = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True)
+    return found.returncode, found.stdout, found.stderr
+
+
+@pytest.mark.parametrize("place", ["ready", "made"])
+@pytest.mark.parametrize(("old", "new"), [("", ""), ("0.044715f", "0.05f"), ("1e-5f", "1e-3f")])
+def test_the_table_in_c_says_what_ours_does(kits, c_port, c_compare, place, old, new, tmp_path):
+    """Somebody without Python: the kit, his program, and a comparison in C."""
+    own = kits["gpt_neo"] if place == "made" else kit.Kit(ROOT / "kits" / "gpt_neo")
+    theirs = tmp_path / "theirs.safetensors"
+    subprocess.run([c_port(old, new), own.folder, theirs], check=True)
+    report = compare.run(own, theirs, names=False)
+    status, out, _ = in_c(c_compare, own.folder, theirs)
+    assert status == (0 if report.equal else 1)
+    lines = {}
+    for line in out.splitlines()[:-1]:
+        mark, name, *numbers = line[:1], *line[1:].split()
+        if numbers[0] == "largest":
+            case = name
+        else:
+            lines[case, name] = mark, *map(float, numbers)
+    assert lines.keys() == {(row.case, row.stage) for row in report.rows}
+    for row in report.rows:
+        mark, largest, typical, units = lines[row.case, row.stage]
+        assert mark == ("=" if row.units <= BEYOND else "x")
+        assert (largest, typical, units) == pytest.approx((row.largest, row.typical, row.units), rel=0.06)
+    if not report.equal:
+        assert f"First difference: {report.first.stage} in case" in out
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_the_table_in_c_reads_other_precisions(kits, c_compare, dtype, tmp_path):
+    own = kits["phi"]
+    values = computed(own, dtype=dtype, only=("logits", "loss", "layers.1.weights"))
+    save_file({name: value.contiguous() for name, value in values.items()}, tmp_path / "a.safetensors")
+    status, out, _ = in_c(c_compare, own.folder, tmp_path / "a.safetensors", dtype)
+    assert status == 0 and f"4 times the noise of {dtype}" in out
+    for name in values:
+        if name.endswith("weights"):
+            values[name] = values[name] * 1.5
+    save_file({name: value.contiguous() for name, value in values.items()}, tmp_path / "a.safetensors")
+    status, out, _ = in_c(c_compare, own.folder, tmp_path / "a.safetensors", dtype)
+    assert status == 1 and "First difference: layers.1.weights in case plain" in out
+
+
+def test_the_table_in_c_refuses_what_is_broken(kits, c_compare, tmp_path):
+    own, file = kits["phi"], tmp_path / "a.safetensors"
+    assert in_c(c_compare, own.folder, file)[0] == 2
+    file.write_bytes(b"no")
+    assert in_c(c_compare, own.folder, file)[0] == 2
+    save_file({"other": torch.zeros(3)}, file)
+    status, _, err = in_c(c_compare, own.folder, file)
+    assert status == 2 and "holds no stage of this kit" in err
+    save_file({"plain/logits": torch.zeros(3)}, file)
+    assert in_c(c_compare, own.folder, file)[0] == 2
+    file.write_bytes(file.read_bytes()[:-4])
+    assert in_c(c_compare, own.folder, file)[0] == 2
+
+
+# ---- Ready kits --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", draw.SMALL)
+def test_ready_kits_are_small_and_what_the_command_makes(name, tmp_path):
+    own, new = kit.Kit(ROOT / "kits" / name), kit.Kit(kit.make(tmp_path / "k", name, compact=True))
+    assert sum(file.stat().st_size for file in own.folder.iterdir()) < 300_000
+    assert own.config_json == new.config_json and own.inputs.keys() == new.inputs.keys()
+    for file in ("KIT.md", "kit.json", "inputs.safetensors", "model.safetensors"):
+        assert (own.folder / file).read_bytes() == (new.folder / file).read_bytes(), file
+    for case, stages_of_case in new.expected.items():
+        for stage, value in stages_of_case.items():
+            torch.testing.assert_close(own.expected[case][stage], value, atol=1e-5, rtol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", draw.SMALL)
+def test_ready_kits_tell_a_right_port_and_a_wrong_one(name):
+    own = kit.Kit(ROOT / "kits" / name)
+    assert compare.run(own, computed(own)).equal
+    m = next(m for m in mistakes.of(name) if m.name == "attention: k and v swapped")
+    assert names(compare.run(own, computed(own, (m,)))) == [m.name]
+
+
+@pytest.mark.parametrize(("spelled", "family_name"), [
+    ("openai_gpt", "openai-gpt"), ("OpenAI-GPT", "openai-gpt"), ("gpt1", "openai-gpt"), ("gpt-1", "openai-gpt"),
+    ("gpt-neo", "gpt_neo"), ("GPT Neo", "gpt_neo"), ("gptneo", "gpt_neo"), ("phi-3", "phi3"), ("Phi_3", "phi3"),
+    ("Phi", "phi"), ("Persimmon", "persimmon"), ("FUYU", "fuyu"),
+])  # fmt: skip
+def test_usual_spellings_of_a_family(spelled, family_name):
+    assert draw.small_config(spelled) == draw.small_config(family_name)
+
+
 # ---- The answer --------------------------------------------------------------------------------------------
 
 

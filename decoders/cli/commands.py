@@ -117,6 +117,7 @@ def add_compare(commands: Any) -> None:
     option("--seed", type=int, default=0, help="of a kit's weights (default: 0)")
     option("--layers", type=int, metavar="N", help="of a kit (default: 2)")
     option("--format", choices=("safetensors", "npz"), default="safetensors", help="of a kit's files")
+    option("--compact", action="store_true", help="a kit below 300 kB, to be kept in a repository")
     option("--dtype", choices=("float64", "float32", "bfloat16", "float16"), help="what the port computes in")
     option("--prompt", metavar="TEXT", help="of a checkpoint here and in Transformers, or of two")
     option("--tolerance", type=float, metavar="T", help="relative error of tensors that are the same")

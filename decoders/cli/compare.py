@@ -50,7 +50,13 @@ def make(args: argparse.Namespace, cases: list[str] | None) -> int:
     if args.first is None or args.second is not None:
         raise ValueError("--make KIT needs one family or checkpoint")
     folder = compare.make(
-        args.make, args.first, cases=cases, seed=args.seed, layers=args.layers, format=args.format
+        args.make,
+        args.first,
+        cases=cases,
+        seed=args.seed,
+        layers=args.layers,
+        format=args.format,
+        compact=args.compact,
     )
     print_note(f"{folder / 'KIT.md'} says what is in it")
     return 0
