@@ -1,5 +1,6 @@
 """The proof tool: kits, ports, mistakes planted and named."""
 
+import html
 import io
 import itertools
 import json
@@ -801,6 +802,13 @@ def test_answer_as_text_json_and_page(wrong):
         and page.count('class="first"') == 1
     )
     assert "<script" not in page and "http" not in page
+
+
+def test_a_report_shows_itself_in_a_frame(wrong):
+    """A notebook's style stays its own."""
+    markup = wrong._repr_html_()
+    assert markup.startswith('<iframe sandbox=""') and markup.count("<") == 2
+    assert html.unescape(markup.partition('srcdoc="')[2].rpartition('"></iframe>')[0]) == heat.page(wrong)
 
 
 def test_sure_is_a_count_and_a_fall(wrong):

@@ -4,6 +4,7 @@ import base64
 import json
 import math
 import os
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from decoders import look, model_class, read_config, tokenize, weights
 from decoders.cli import main
 from decoders.compare.formula import STAGES
-from decoders.look import attribution, diagram, drawing
+from decoders.look import attribution, diagram, drawing, plots
 from decoders.look import content as shown_content
 from decoders.look.source import source as source_of
 from examples import diary
@@ -230,6 +231,81 @@ def test_other_lengths_are_compared_where_they_agree():
     ]
     assert "bits" not in told and "residual" not in told and not told["writers"]
     assert "The models have other vocabularies, so their chances are not compared" in told["remarks"]
+
+
+# ---- In a notebook ----
+
+
+def framed(markup: str) -> str:
+    """The page in the frame that a notebook is given."""
+
+    class Frame(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            self.found = tag, dict(attributes)
+
+    frame = Frame()
+    frame.feed(markup)
+    tag, attributes = frame.found
+    assert tag == "iframe" and "allow-same-origin" not in attributes["sandbox"]
+    return attributes["srcdoc"]
+
+
+def test_a_trace_shows_itself_in_a_frame(tiny):
+    """As `display(HTML(page))` did not: it restyled the whole notebook."""
+    model, tokenizer = tiny
+    ids = tokenizer.encode("Once upon a time")
+    found = look.trace(model, ids, tokenizer=tokenizer)
+    page = framed(found._repr_html_())
+    assert found._repr_html_().count("<") == 2  # the frame alone
+    shown, _ = look.data(look.Run(model, ids, tokenizer))
+    assert content(page)["runs"][0] == json.loads(json.dumps(shown))
+    written = content(page)["runs"][0]["words"]
+    assert "".join(written[str(id)] for id in ids).strip().lower().endswith("once upon a time")
+    assert "tokens; embeddings, " in repr(found)
+
+
+def test_a_trace_of_few_stages_or_many_tokens_has_no_page(family):
+    model, (ids, _) = family.model(), inputs(101)
+    assert look.trace(model, ids[0], only=["out"])._repr_html_() is None
+    assert look.trace(model, ids[0]).patch({"layers.0.out": 0.0})._repr_html_().startswith("<iframe")
+
+
+def test_figures_show_the_numbers_of_the_trace(tiny):
+    pytest.importorskip("matplotlib")
+    model, tokenizer = tiny
+    ids = tokenizer.encode("Once upon a time there was a fox")
+    found = look.trace(model, ids, tokenizer=tokenizer)
+    plot = found.plot.attention(1, 2).axes[0]
+    shown = plot.images[0].get_array()
+    assert numpy.array_equal(shown, found["layers.1.weights"][0, 2].float().numpy())
+    words = [label.get_text() for label in plot.get_yticklabels()]
+    assert len(words) == len(ids) and words == [look.word(tokenizer, id).replace(" ", "␣") for id in ids]
+    lens = found.plot.lens().axes[0]
+    layers = len(found.f.layers)
+    assert lens.images[0].get_array().shape == (layers + 1, len(ids))
+    p = found["logits"][0].float().softmax(-1).max(-1).values
+    assert numpy.allclose(lens.images[0].get_array()[-1], p.numpy(), rtol=1e-5)
+    assert len(lens.texts) == (layers + 1) * len(ids)
+    norms = found.plot.norms().axes[0].lines[0].get_ydata()
+    first = [found["embeddings"], *(found[f"layers.{i}.out"] for i in found.f.layers)]
+    assert numpy.allclose(norms, [float(x[0, 0].float().norm()) for x in first], rtol=1e-5)
+    with pytest.raises(ValueError, match="there is no layer 99, head 0: layers are 0 to"):
+        found.plot.attention(99, 0)
+
+
+def test_figures_bear_any_token_and_one_alone(family):
+    """Dollar signs are formulas to matplotlib; ids stand for tokens without a tokenizer."""
+    pytest.importorskip("matplotlib")
+    found = look.trace(family.model(), [5])
+    for figure in (found.plot.attention(0, 0), found.plot.lens(), found.plot.norms()):
+        figure.canvas.draw()
+    assert plots.visible("$x^$ \n") == r"\$x^\$␣↵"
+
+
+def test_without_matplotlib_a_figure_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"figures need matplotlib: pip install '\.\[plot\]'"):
+        look.trace(PHI.model(), [5, 6]).plot.norms()
 
 
 # ---- Text stays text ----

@@ -21,6 +21,14 @@ CLOSE = 0.01  # of the number
 BOUNDS = {"norm: epsilon": (1e-7, 0.03), "rotary: base": (30.0, 1e7), "logits: capped by tanh at": (0.1, 30.0),
           "attention: scores capped by tanh at": (0.1, 10.0), "attention: q, k and v clamped at": (0.1, 2.0)}  # fmt: skip
 
+TABLE = {  # values that have a name of their own among the known mistakes
+    "loss: labels shifted by": lambda f: (0, 2),
+    "attention: the window is": lambda f: [max(w or 0 for w in f.windows) + n for n in (-1, 1)],
+    "positions: the first is": lambda f: (1, 2),
+    "positions: with a cache they are off by": lambda f: (-8,),
+    "rotary: dimensions that are rotated:": lambda f: (f.R - 2, f.D),
+}
+
 
 @pytest.fixture(scope="session")
 def kits(tmp_path_factory):
@@ -48,7 +56,8 @@ def drawn(quantity: Quantity, f: Formula, rng: random.Random) -> float | None:
             value = rng.uniform(low, high)
         else:
             value = math.exp(rng.uniform(math.log(low), math.log(high)))
-        if right is None or abs(value - right) > 0.02 * max(abs(right), 0.01):
+        known = TABLE.get(quantity.name, lambda f: ())(f)
+        if value not in known and (right is None or abs(value - right) > 0.02 * max(abs(right), 0.01)):
             return value
 
 
@@ -80,7 +89,7 @@ def shows(own: kit.Kit, mistake: mistakes.Mistake) -> bool:
 
 @pytest.mark.parametrize(
     ("every", "draws"),
-    [pytest.param(9, 1, id="some"), pytest.param(1, 3, id="all", marks=pytest.mark.proof)],
+    [pytest.param(25, 1, id="some"), pytest.param(1, 3, id="all", marks=pytest.mark.proof)],
 )
 @pytest.mark.parametrize(("only", "share"), [(None, 0.95), (RESULTS, 0.85)], ids=["inner values", "logits"])
 def test_a_number_drawn_at_random_is_told(kits, family, only, share, every, draws):

@@ -4,17 +4,13 @@ No formula computes it again, since it is drawn. But out of what the port had be
 gone or 1 / (1 - p) times itself, which nothing else does.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from .mistakes import Mistake
 from .mistakes.numbers import with_error
 from .noise import BEYOND, compared
-
-if TYPE_CHECKING:
-    from .search import Search
+from .search import Search
 
 WHERE = {  # stage -> what is dropped of it: itself, or the branch that it adds to the residual stream
     "embeddings": "embeddings",
@@ -29,7 +25,7 @@ WHERE = {  # stage -> what is dropped of it: itself, or the branch that it adds 
 FAR = 1000.0  # numbers of at least so many units of noise are looked at
 
 
-def active_dropout(search: "Search") -> Mistake | None:
+def active_dropout(search: Search) -> Mistake | None:
     """The mistake, with its rate, if every stage that does not follow from what the port had before it is one
     from which a constant share was dropped."""
     kept: list[Tensor] = []
@@ -54,7 +50,7 @@ def active_dropout(search: "Search") -> Mistake | None:
     return Mistake(name, "none when a model is used: .eval()", families, {}, number=rate, error=error)
 
 
-def stages_off(search: "Search", case: str) -> dict[str, tuple[Tensor, Tensor]]:
+def stages_off(search: Search, case: str) -> dict[str, tuple[Tensor, Tensor]]:
     """Stage -> (our value out of what the port had before it, what may be dropped of it), for each stage that
     does not follow from that."""
     theirs, exact = search.values[case], search.kit.expected[case]
@@ -76,7 +72,7 @@ def stages_off(search: "Search", case: str) -> dict[str, tuple[Tensor, Tensor]]:
     return off
 
 
-def kept_ratios(search: "Search", case: str, name: str, ours: Tensor, branch: Tensor) -> Tensor | None:
+def kept_ratios(search: Search, case: str, name: str, ours: Tensor, branch: Tensor) -> Tensor | None:
     """By how much the numbers that were kept are larger, 1 / (1 - p) - 1 each; None where that is not what
     the difference looks like."""
     if name.rpartition(".")[2] not in WHERE:

@@ -7,7 +7,7 @@ change with the value.
 """
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,9 +15,7 @@ from torch import Tensor
 from .formula import Formula, stage_order
 from .mistakes import Mistake, Quantity, quantities_of
 from .noise import compared
-
-if TYPE_CHECKING:
-    from .search import Search
+from .search import Search
 
 STEP = 1e-5  # of a value, or of its logarithm, for a derivative
 SURE = 2.0  # standard deviations
@@ -32,7 +30,7 @@ class Fitted(NamedTuple):
     units: float  # root mean square of what is left, in units of noise
 
 
-def candidates(search: "Search") -> list[tuple[Mistake]]:
+def candidates(search: Search) -> list[tuple[Mistake]]:
     """Mistakes with a fitted number that may explain what a port gave, the likeliest first."""
     f = Formula(search.kit.config, {})
     first = first_difference(search)
@@ -48,7 +46,7 @@ def candidates(search: "Search") -> list[tuple[Mistake]]:
     return [(one.mistake,) for one in sorted(fitted, key=lambda one: one.units)[:6]]
 
 
-def first_difference(search: "Search") -> tuple[str, str] | None:
+def first_difference(search: Search) -> tuple[str, str] | None:
     """Case and stage by which values are tried first: the first that is wrong, no gradient."""
     rows = [
         row
@@ -60,7 +58,7 @@ def first_difference(search: "Search") -> tuple[str, str] | None:
 
 
 def residual(
-    search: "Search", mistakes: tuple[Mistake, ...], case: str, last: str | None = None
+    search: Search, mistakes: tuple[Mistake, ...], case: str, last: str | None = None
 ) -> Tensor | None:
     """What the formula with mistakes gives, less what the port gave, in units of typical noise: of one stage,
     or of all that were given. None where it cannot be computed, or is not finite."""
@@ -92,7 +90,7 @@ def size(difference: Tensor | None) -> float:
     return math.inf if difference is None else difference.square().mean().sqrt().item()
 
 
-def whole_numbers(search: "Search", quantity: Quantity, f: Formula, first: tuple[str, str]) -> list[Fitted]:
+def whole_numbers(search: Search, quantity: Quantity, f: Formula, first: tuple[str, str]) -> list[Fitted]:
     """Every value is tried: there are few."""
     if quantity.right(f) is None:
         return []
@@ -106,7 +104,7 @@ def whole_numbers(search: "Search", quantity: Quantity, f: Formula, first: tuple
 class Fit:
     """A search of one quantity's value. It is moved in `t`, its logarithm where the grid is one of them."""
 
-    def __init__(self, search: "Search", quantity: Quantity, f: Formula):
+    def __init__(self, search: Search, quantity: Quantity, f: Formula):
         self.search, self.quantity, self.f = search, quantity, f
         self.log = quantity.grid == "log"
 

@@ -5,7 +5,6 @@ import math
 from typing import Any
 
 from .formula import stage_order
-from .report import human
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 70em; padding: 0 1em; color: #222; }
@@ -74,3 +73,16 @@ what is computed of it agrees: the port names or orders that value otherwise.</p
 {chr(10).join(lines)}
 </table></body></html>
 """
+
+
+def in_frame(page: str, height: int) -> str:
+    """A page inside another one, as a notebook shows it: its style stays its own."""
+    style = f"width: 100%; height: {min(height, 760)}px; border: 1px solid #8884; border-radius: 4px"
+    return f'<iframe sandbox="" style="{style}" srcdoc="{html.escape(page)}"></iframe>'
+
+
+def human(x: float) -> str:
+    """Example: 1.23, 12.3, 123, 1.2e+04"""
+    if math.isinf(x):
+        return "NaN"
+    return f"{x:.3g}" if x < 1000 else f"{x:.1e}"

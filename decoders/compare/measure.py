@@ -20,10 +20,11 @@ from .formula import stage_order
 from .inner_values import PortValues
 from .kit import Kit
 from .likeness import likeness
+from .naming import named
 from .noise import BEYOND, DTYPES
 from .report import Report, Row
 from .rows import fitted, marked, measured
-from .search import Search, named
+from .search import Search
 
 
 def run(

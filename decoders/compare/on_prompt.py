@@ -18,12 +18,13 @@ from decoders.formats import FAMILIES, family, find, modern, read_config
 from . import ports
 from .arithmetic import Arithmetic
 from .formula import Formula, stage_order
+from .heat import human
 from .inner_values import PortValues
 from .likeness import likeness
+from .naming import named
 from .noise import BEYOND, DTYPES, spread
-from .report import Report, human
+from .report import Report
 from .rows import marked, measured
-from .search import named
 
 SEARCHED = 50_000_000  # weights, up to which the mistake is looked for
 

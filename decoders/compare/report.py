@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from .formula import stage_order
+from .heat import human, in_frame, page
 from .mistakes import Mistake
 
 
@@ -115,6 +116,10 @@ class Report:
     def __str__(self) -> str:
         return "\n" + self.text()  # below pytest's own line
 
+    def _repr_html_(self) -> str:
+        """The page, in a frame: what a notebook shows."""
+        return in_frame(page(self), 120 + 26 * len({row.stage for row in self.rows}))
+
     def text(self, every_stage: bool = False) -> str:
         """The answer, and below it the table; `every_stage`: of every case."""
         parts = [self.sentence, *map(str, self.findings), *self.likeness, *self.roundings, *self.remarks]
@@ -157,10 +162,3 @@ def fitted(m: Mistake) -> dict[str, float] | None:
 def finite(x: float) -> float | str:
     """JSON has no infinity."""
     return x if math.isfinite(x) else str(x)
-
-
-def human(x: float) -> str:
-    """Example: 1.23, 12.3, 123, 1.2e+04"""
-    if math.isinf(x):
-        return "NaN"
-    return f"{x:.3g}" if x < 1000 else f"{x:.1e}"

@@ -5,9 +5,11 @@ trace = look.trace(model, ids)           # values, and passes with values replac
 look.write("page.html", look.page([look.Run(model, ids, tokenizer)]))
 """
 
-from .content import Run, check_length, data, word
+from .content import Run
 from .page import page, seen_picture, write
+from .runs import check_length, data
 from .traces import Trace, induction, trace
+from .words import word
 
 __all__ = [
     "Run",

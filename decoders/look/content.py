@@ -1,4 +1,4 @@
-"""What a page shows of a run, as JSON has it: rounded to what can be seen.
+"""What a page shows of a run and its trace (`found`), as JSON has it: rounded to what can be seen.
 
 Of a large model the largest values are kept, and the page says what was left out. Letters: see `traces.py`.
 """
@@ -6,7 +6,6 @@ Of a large model the largest values are kept, and the page says what was left ou
 import base64
 import ctypes
 import math
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,9 +18,8 @@ from decoders.compare.formula import STAGES, Formula
 from .diagram import plan
 from .drawing import drawing
 from .source import source
-from .traces import Trace, trace
+from .words import word
 
-MOST = 512  # tokens that a page shows
 LIKELIEST = 10  # next tokens that are listed; in the lens of a large model fewer
 WHOLE = 2**20  # attention weights that a page holds whole; beyond, of each query up to KEPT, the largest
 KEPT = 8
@@ -47,41 +45,8 @@ class Run:
     spelled: dict[int, str] = field(default_factory=dict)  # tokens that are written otherwise than they look
 
 
-@torch.no_grad()
-def traced(run: Run) -> tuple[Trace, int]:
-    """The trace of what is shown, and how many tokens stand before it. ValueError for too many tokens."""
-    ids = torch.as_tensor(run.ids).reshape(1, -1).to(next(run.model.parameters()).device)
-    T = ids.shape[1]
-    if T == 0:
-        raise ValueError("the prompt is empty: there is no token to look at")
-    start = T - check_length(T, run.last)
-    if not start:
-        return trace(run.model, ids, **run.inputs), 0
-    if run.inputs:  # a picture, a mask: they belong to the whole text
-        raise ValueError(f"--last cannot cut a text with {', '.join(run.inputs)}")
-    past = None
-    for part in ids[:, :start].split(256, 1):  # bounded memory
-        past = run.model(
-            input_ids=part, past_key_values=past, use_cache=True, logits_to_keep=1
-        ).past_key_values
-    return trace(run.model, ids[:, start:], past_key_values=past), start
-
-
-def check_length(T: int, last: int | None) -> int:
-    """How many of T tokens are shown. ValueError for more than a page holds."""
-    if last is None and T > MOST:
-        raise ValueError(
-            f"{T:,} tokens, with those to come, are more than the {MOST} of a page: with "
-            "--last 256 all are read, and the last 256 are shown"
-        )
-    if last is not None and not 1 <= last <= MOST:
-        raise ValueError(f"--last must be from 1 to {MOST}, not {last}")
-    return T if last is None else min(last, T)
-
-
-def data(run: Run) -> tuple[dict[str, Any], Trace]:
-    """What the page shows of a run, as JSON has it."""
-    found, start = traced(run)
+def shown_of(run: Run, found: Any, start: int = 0) -> dict[str, Any]:
+    """What the page shows of a run whose trace begins behind `start` tokens, as JSON has it."""
     f, ids, T = found.f, found.ids[0], found.ids.shape[1]
     logits = found["logits"][0].double()
     chances = logits.softmax(-1)
@@ -129,7 +94,7 @@ def data(run: Run) -> tuple[dict[str, Any], Trace]:
     }
     for id in {*ids.tolist(), *following.tolist()}:
         words.setdefault(id, word(run.tokenizer, id))
-    return shown, found
+    return shown
 
 
 def titled(run: Run) -> str:
@@ -139,20 +104,7 @@ def titled(run: Run) -> str:
     return run.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
-def word(tokenizer: Any, id: int) -> str:
-    """How a token is written; without a tokenizer its id. What is no whole character is spelled in bytes."""
-    if tokenizer is None:
-        return f" {id}"
-    content = tokenizer.bytes_of.get(id)
-    if content is None:
-        return f"[{id}]"
-    text = content.decode(errors="backslashreplace").replace("▁", " ")
-    if byte := re.fullmatch("<0x([2-7][0-9A-F])>", text):  # a letter without a piece of its own
-        return chr(int(byte[1], 16))
-    return text.removesuffix("</w>") + " " * text.endswith("</w>")
-
-
-def facts(found: Trace) -> list[list[str]]:
+def facts(found: Any) -> list[list[str]]:
     f = found.f
     heads = f"{f.H}" if f.K == f.H else f"{f.H}, sharing {f.K} of keys and values"
     numbers = sum(p.numel() for p in found.model.parameters())
@@ -188,7 +140,7 @@ def given(chances: Tensor, ids: Tensor) -> dict[str, list]:
     return {"p": [None, *rounded(p)], "rank": [None, *rank.tolist()], "bits": [None, *rounded(-p.log2())]}
 
 
-def attention(found: Trace) -> dict[str, Any]:
+def attention(found: Any) -> dict[str, Any]:
     """Bytes of sqrt(weight) * 255 (L, H, T, T), whole, or of each query the largest with their keys. What
     goes to keys before the text that is shown is `earlier`."""
     T, L, H = found.ids.shape[1], len(found.f.layers), found.f.H
@@ -227,7 +179,7 @@ def as_text(numbers: Tensor) -> str:
     return base64.b64encode(ctypes.string_at(numbers.data_ptr(), numbers.nbytes)).decode()
 
 
-def writers(found: Trace, following: Tensor) -> dict[str, Any]:
+def writers(found: Any, following: Tensor) -> dict[str, Any]:
     """Who wrote the logit of what follows; at the last place of what is likeliest."""
     shares_of, f = found.attribution(following[None]), found.f
     names, shares = shares_of.names, shares_of.values[:, 0]  # (n, T)
@@ -245,11 +197,11 @@ def writers(found: Trace, following: Tensor) -> dict[str, Any]:
     }
 
 
-def magnitudes(found: Trace) -> list[list]:
+def magnitudes(found: Any) -> list[list]:
     return [[row.stage, finite(row.largest), row.position, list(row.index)] for row in found.magnitudes()]
 
 
-def values(found: Trace) -> dict[str, dict]:
+def values(found: Any) -> dict[str, dict]:
     """Of each stage at each token, from `first` on: root mean square, largest number, and some to draw."""
     shown: dict[str, dict] = {}
     T = found.ids.shape[1]

@@ -10,9 +10,7 @@
 
 import base64
 import io
-import json
 from collections.abc import Iterable, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +18,10 @@ import torch
 
 from decoders.formats import write_file
 
-from .content import Run, data
+from .content import Run
 from .difference import compared
-from .drawing import STYLE
-
-# In this order one script: each uses what stands in front of it.
-SCRIPTS = (
-    "parts",
-    "text",
-    "attention",
-    "lens",
-    "attribution",
-    "magnitudes",
-    "picture",
-    "block",
-    "two",
-    "start",
-)
+from .html import filled
+from .runs import data
 
 
 def page(runs: Sequence[Run], title: str = "") -> str:
@@ -52,26 +37,6 @@ def page(runs: Sequence[Run], title: str = "") -> str:
         )
     title = title or " and ".join(dict.fromkeys(each["name"] for each in content["runs"]))
     return filled(title, content)
-
-
-def filled(title: str, content: dict) -> str:
-    """The file: text of others stays text, in JSON without `<`, which no HTML parser can take for a tag."""
-    here = Path(__file__).parent
-    text_of_data = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for char, written in (("<", "\\u003c"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029")):
-        text_of_data = text_of_data.replace(char, written)
-    style = (here / "look.css").read_text(encoding="utf-8") + STYLE
-    script = "\n".join((here / "js" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline';
- script-src 'unsafe-inline'; img-src data:">
-<title>{escape(title)}</title><style>{style}</style></head>
-<body><noscript>This page draws itself: it needs JavaScript, but no network.</noscript>
-<script type="application/json" id="data">{text_of_data}</script>
-<script>{script}</script></body></html>
-"""
 
 
 def write(file: str | Path, text: str) -> Path:

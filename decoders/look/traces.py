@@ -30,6 +30,8 @@ from decoders.formats import switched
 
 from .attribution import Attribution, attribution, matrix_of
 from .changes import Change, chained, replaced, silenced
+from .content import Run, shown_of
+from .html import MOST, filled, in_frame
 from .measures import (
     FLOAT16,
     Magnitude,
@@ -40,6 +42,7 @@ from .measures import (
     rotary,
     safe_dtypes,
 )
+from .plots import Plots
 from .taps import Taps
 
 
@@ -50,14 +53,16 @@ def trace(
     *,
     only: Iterable[str] | None = None,
     changes: Mapping[str, Change] = MappingProxyType({}),
+    tokenizer: Any = None,
     **inputs: Any,
 ) -> "Trace":
     """The values of one pass over ids (B, T), or a list of one sequence's.
 
     `only`: names of stages, of a layer's without `layers.N.` ("out", "weights"); what is not asked for takes
-    no memory. `changes`: stage -> a function from its value to the one with which to go on. `inputs` are
-    other arguments of `forward`; cached keys in `past_key_values` stay as they are. ValueError for a model
-    that is in training or no language model of ours, and for a stage that it does not have.
+    no memory. `changes`: stage -> a function from its value to the one with which to go on. `tokenizer`: with
+    one, figures and the page write tokens instead of ids. `inputs` are other arguments of `forward`; cached
+    keys in `past_key_values` stay as they are. ValueError for a model that is in training or no language
+    model of ours, and for a stage that it does not have.
     """
     model = checked(model)
     ids = torch.as_tensor(ids, device=next(model.parameters()).device)
@@ -83,7 +88,7 @@ def trace(
     if output.loss is not None:
         values["loss"] = output.loss
     values = {name: values[name] for name in sorted(values, key=stage_order)}
-    return Trace(model, ids, inputs, values, wanted, dict(changes))
+    return Trace(model, ids, inputs, values, wanted, dict(changes), tokenizer)
 
 
 def kind_of(name: str) -> str:
@@ -134,8 +139,10 @@ class Trace(Mapping):
         values: dict[str, Tensor],
         wanted: set[str] | None,
         changes: dict[str, Change],
+        tokenizer: Any = None,
     ):
         self.model, self.ids, self.inputs, self.stages = model, ids, inputs, values
+        self.tokenizer = tokenizer
         self.wanted, self.changes = wanted, changes
         self.f = Formula(model.config, {})
         self.largest: list[Magnitude] | None = None  # once they are computed
@@ -157,6 +164,27 @@ class Trace(Mapping):
                 {name: value.clone(memory_format=torch.contiguous_format) for name, value in self.items()},
                 new / file.name,
             )
+
+    # In a notebook
+
+    @property
+    def plot(self) -> Plots:
+        """Figures by matplotlib: `attention(layer, head)`, `lens()`, `norms()`."""
+        return Plots(self, self.tokenizer)
+
+    def _repr_html_(self) -> str | None:
+        """The page of the first sequence, in a frame. None, so that a notebook writes what `repr` says, where
+        not all stages were asked for, or more tokens were read than a page has."""
+        if self.wanted is not None or self.ids.shape[1] > MOST:
+            return None
+        run = Run(self.model, self.ids[:1], self.tokenizer, inputs=self.inputs)
+        content = shown_of(run, self)
+        return in_frame(filled(content["name"], {"runs": [content]}))
+
+    def __repr__(self) -> str:
+        B, T = self.ids.shape
+        kinds = dict.fromkeys(kind_of(name) for name in self.stages)
+        return f"<Trace of {type(self.model).__name__}: {B} x {T} tokens; {', '.join(kinds)}>"
 
     # Activation patching
 
@@ -183,7 +211,9 @@ class Trace(Mapping):
         for name, columns in self.ablated(ablate):
             changes.setdefault(name, []).append(silenced(name, columns, by))
         every = {name: chained(each) for name, each in changes.items()}
-        return trace(self.model, self.ids, only=self.wanted, changes=every, **self.inputs)
+        return trace(
+            self.model, self.ids, only=self.wanted, changes=every, tokenizer=self.tokenizer, **self.inputs
+        )
 
     def ablated(self, what: Iterable[int | tuple[int, int] | str]) -> Iterator[tuple[str, slice]]:
         """Stage, and which of its last dimension."""

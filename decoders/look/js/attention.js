@@ -225,8 +225,8 @@ function headList(run, name, about) {
 
 function drawBig(run, box, layer, head) {
   const T = run.ids.length,
-    cell = Math.max(2, Math.min(15, Math.floor(680 / T))),
-    every = Math.ceil(10 / cell),
+    cell = chosen.large ? 24 : Math.max(2, Math.min(15, Math.floor(680 / T))),
+    every = Math.ceil(15 / cell), // a label of 14 px and air
     query = at(run);
   const canvas = el("canvas", {
     role: "img",
@@ -260,7 +260,21 @@ function drawBig(run, box, layer, head) {
   });
   canvas.addEventListener("click", event => choose({ run: RUNS.indexOf(run), token: cellAt(event)[0] }));
   box.replaceChildren(
-    el("h3", {}, `layer ${layer}, head ${head}: who reads whom`),
+    el(
+      "h3",
+      {},
+      `layer ${layer}, head ${head}: who reads whom  `,
+      el(
+        "button",
+        {
+          type: "button",
+          class: "large",
+          "aria-pressed": chosen.large,
+          onclick: () => choose({ large: !chosen.large }),
+        },
+        chosen.large ? "smaller" : "larger",
+      ),
+    ),
     el(
       "div",
       { class: "scroll" },
@@ -290,7 +304,7 @@ function drawArcs(run, box, layer, head) {
   let x = 8;
   for (let i = from; i <= Math.min(T - 1, query + 3); i++) {
     const text = visible(token(run, i)),
-      width = 7.3 * [...text].length + 7;
+      width = 8.5 * [...text].length + 7;
     spots[i] = { x: x + width / 2, left: x, text };
     x += width;
   }

@@ -14,6 +14,7 @@ const chosen = {
   head: 0,
   box: null,
   mean: true,
+  large: false, // the big attention map, for the back of a hall
 };
 
 function el(tag, given = {}, ...children) {
