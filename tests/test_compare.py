@@ -112,7 +112,8 @@ def test_formula_equals_the_model_file_in_float64(family):
 
 def test_every_stage_of_the_model_file_is_within_float64_noise(own):
     model = own.model_class(own.config).double().eval()
-    model.load_state_dict(own.weights64)
+    missing, unexpected = model.load_state_dict(own.weights64, strict=False)
+    assert not unexpected and {*missing} <= {"lm_head.weight"}  # tied
     report = compare.run(own, model, dtype="float64")
     assert report.equal, report
     seen = {row.stage.rpartition(".")[2] for row in report.rows}
