@@ -27,10 +27,10 @@ from tqdm import tqdm
 
 from decoders import kernels
 from decoders.formats import (
+    ALIASES,
     HEADS,
     LAYOUTS,
     NEW_HEADS,
-    TWINS,
     Adapters,
     Packed,
     check_ids,
@@ -90,27 +90,29 @@ def tensors(path: str | Path, adapter: Adapters | None = None) -> Tensors:
     understood is a ValueError."""
     folder, adapters = find_adapters(find(path), adapter)
     config = read_config(folder)
-    layout, found = LAYOUTS[family(config)], Tensors()
-    for file, stored, whole in stored_tensors(folder, config):
-        if re.search(layout.dead + "$", f".{stored}"):
+    layout, result = LAYOUTS[family(config)], Tensors()
+    for file, stored, tensor in stored_tensors(folder, config):
+        if re.search(layout.buffers_to_drop + "$", f".{stored}"):
             continue
         try:
-            parts = named_parts(whole, lambda tensor: layout.modern(stored, tensor, config))  # noqa: B023
+            parts = named_parts(tensor, lambda part: layout.modern(stored, part, config))  # noqa: B023
         except (RuntimeError, TypeError, KeyError, ZeroDivisionError) as error:
-            told = f"{stored} {tuple(whole.shape)} cannot be cut into q, k and v ({first_line(error)})"
-            raise ValueError(f"{file}: {told}") from None
-        check_plain(file, stored, whole, config)
-        for name, tensor in parts:
-            if not name.startswith((layout.prefix + ".", *layout.beside)):
+            message = f"{stored} {tuple(tensor.shape)} cannot be cut into q, k and v ({first_line(error)})"
+            raise ValueError(f"{file}: {message}") from None
+        check_plain(file, stored, tensor, config)
+        for name, part in parts:
+            if not name.startswith((layout.prefix + ".", *layout.top_level)):
                 name = f"{layout.prefix}.{name}"
-            if name not in found:
-                found.stored[name], found.origin[name] = tensor, (file, stored)
-            elif found.origin[name][1] == stored or not torch.equal(found[name], unpacked(tensor)):  # no twin
-                raise ValueError(f"{file} holds {stored}, which {found.origin[name][0].name} holds as well")
+            if name not in result:
+                result.stored[name], result.origin[name] = part, (file, stored)
+                continue
+            file_before, stored_before = result.origin[name]
+            if stored_before == stored or not torch.equal(result[name], unpacked(part)):
+                raise ValueError(f"{file} holds {stored}, which {file_before.name} holds as well")
     if adapters:
-        found.stored, files, found.untied = merge_adapters(found.stored, adapters, config)
-        found.origin |= {name: (file, name) for name, file in files.items()}
-    return found
+        result.stored, files, result.untied = merge_adapters(result.stored, adapters, config)
+        result.origin |= {name: (file, name) for name, file in files.items()}
+    return result
 
 
 def check_plain(file: Path, stored: str, tensor: Tensor | Packed, config: dict) -> None:
@@ -118,8 +120,10 @@ def check_plain(file: Path, stored: str, tensor: Tensor | Packed, config: dict) 
     own = (config.get("quantization_config") or {}).get("quant_method") == "decoders"
     if tensor.dtype not in FLOATS and not (own and stored.endswith((".qweight", ".zero"))):
         dtype = str(tensor.dtype).removeprefix("torch.")
-        told = f"{stored} is {dtype} of {tuple(tensor.shape)}, packed in a way that config.json does not name"
-        raise ValueError(f"{file}: {told}: get the folder's own config.json, or the plain weights")
+        message = (
+            f"{stored} is {dtype} of {tuple(tensor.shape)}, packed in a way that config.json does not name"
+        )
+        raise ValueError(f"{file}: {message}: get the folder's own config.json, or the plain weights")
 
 
 # ---- Into a model ------------------------------------------------------------------------------------------
@@ -134,9 +138,9 @@ class Match(NamedTuple):
     unused: list[str]  # heads of the checkpoint that this model does not have
 
 
-def match(model: nn.Module, found: Tensors) -> Match:
-    """Pair the model's parameters with the tensors of the same name; tied ones may be stored under any of
-    theirs."""
+def match(model: nn.Module, checkpoint: Tensors) -> Match:
+    """Pair the model's parameters with the tensors of the same name. Of tied ones (weight tying) any name
+    will do."""
     prefix = prefix_of(model)
     names: dict[int, list[str]] = {}
     bits = dict(model.named_buffers())  # of layers of 8 and 4 bits, which alone have buffers
@@ -147,33 +151,30 @@ def match(model: nn.Module, found: Tensors) -> Match:
     absent: list[tuple[str, str, tuple[int, ...]]] = []
     problems: list[str] = []
     known: set[str] = set()
-    for own in names.values():
-        stored = [prefix + name for name in own if prefix + name in found]
-        known.update(prefix + name for name in own)
-        shape = tuple(wanted[own[0]].shape)
+    for aliases in names.values():
+        stored = [prefix + name for name in aliases if prefix + name in checkpoint]
+        known.update(prefix + name for name in aliases)
+        shape = tuple(wanted[aliases[0]].shape)
         if not stored:
-            absent.append((prefix + own[0], own[0], shape))
+            absent.append((prefix + aliases[0], aliases[0], shape))
             continue
-        chosen[own[0]] = found.stored[stored[0]]
-        problems += [
-            f"{name} is {tuple(found.stored[name].shape)} in {found.origin[name][0].name}, not {shape}"
-            for name in stored
-            if tuple(found.stored[name].shape) != shape
-        ]
-        kind = bits[own[0]].dtype if own[0] in bits else None
-        problems += [
-            f"{name} is {found.stored[name].dtype} in {found.origin[name][0].name}, not {kind}"
-            for name in stored
-            if kind and found.stored[name].dtype != kind
-        ]
-        if len(stored) > 1 and not problems and not torch.equal(found[stored[0]], found[stored[1]]):
+        chosen[aliases[0]] = checkpoint.stored[stored[0]]
+        kind = bits[aliases[0]].dtype if aliases[0] in bits else None
+        for name in stored:
+            tensor, file = checkpoint.stored[name], checkpoint.origin[name][0].name
+            if tuple(tensor.shape) != shape:
+                problems.append(f"{name} is {tuple(tensor.shape)} in {file}, not {shape}")
+            if kind and tensor.dtype != kind:
+                problems.append(f"{name} is {tensor.dtype} in {file}, not {kind}")
+        if len(stored) > 1 and not problems and not torch.equal(checkpoint[stored[0]], checkpoint[stored[1]]):
             problems.append(
-                f"{stored[1]} differs from the token table it is tied to; "
+                f"{stored[1]} differs from the embedding it is tied to; "
                 "load with tie_word_embeddings=False to keep both"
             )
-    extra = [name for name in found if name not in known]
+    extra = [name for name in checkpoint if name not in known]
     missing = [f"{stored} {shape}" for stored, _, shape in absent if not stored.startswith(NEW_HEADS)]
-    unexpected = [f"{name} {tuple(found.stored[name].shape)}" for name in extra if not name.startswith(HEADS)]
+    strange = [name for name in extra if not name.startswith(HEADS)]
+    unexpected = [f"{name} {tuple(checkpoint.stored[name].shape)}" for name in strange]
     first = [f"missing: {grouped(missing)}"] if missing else []
     first += [f"unexpected: {grouped(unexpected)}"] if unexpected else []
     new = [name for stored, name, _ in absent if stored.startswith(NEW_HEADS)]
@@ -216,10 +217,10 @@ def load(
     ValueError lists all that is missing, unexpected or misshapen at once. A head that the checkpoint does not
     have (classification on a base model) is drawn anew, with a warning.
     """
-    folder, (model, found) = read_settled(
+    folder, (model, checkpoint) = read_settled(
         path_or_id, partial(fitting, model_class, adapter=adapter, **overrides)
     )
-    matched = matching(model, found)
+    matched = matching(model, checkpoint)
     if matched.problems:
         raise ValueError(f"{folder} does not fit {model_class.__name__}: {'; '.join(matched.problems)}")
     bits = {name for name, _ in model.named_buffers()}  # whose dtypes are those of the format
@@ -263,7 +264,7 @@ def prepare_training(model: nn.Module) -> None:
 
 def tied_to(part: nn.Module) -> str | None:
     """The name of the embedding's weight, where the output layer has the same."""
-    output = part.get_submodule("lm_head").weight
+    output = getattr(part.get_submodule("lm_head"), "weight", None)  # a quantised layer has none
     for name, module in part.named_modules():
         if isinstance(module, nn.Embedding) and module.weight is output:
             return f"{name}.weight"
@@ -308,14 +309,15 @@ def quantize_while_reading(
 ) -> None:
     """Linear layers of 8 or 4 bits in place of those on the meta device; a new head is left as it is."""
     layers = kernels.linear_layers(model, kind, skip)
-    stored = {id(model.get_parameter(name)): name for name in matched.tensors}  # a tied one has the table's
+    # a tied one has the embedding's name
+    stored = {id(model.get_parameter(name)): name for name in matched.tensors}
     for name, layer in layers.items():
-        if found := stored.get(id(layer.weight)):
-            tensor = unpacked(matched.tensors[found])
+        if stored_name := stored.get(id(layer.weight)):
+            tensor = unpacked(matched.tensors[stored_name])
             own = kernels.Quantized.from_weight(layer, kind, tensor, device, name)
             kernels.replace_module(model, name, own)
-            if found == f"{name}.weight":
-                del matched.tensors[found]
+            if stored_name == f"{name}.weight":
+                del matched.tensors[stored_name]
             forget(tensor)
     kernels.mark_quantized(model, kind)
 
@@ -356,15 +358,15 @@ def fitting(
     model_class: type[M], folder: Path, adapter: Adapters | None = None, **overrides: Any
 ) -> tuple[M, Tensors]:
     """A model without memory for its weights, its layers in 8 or 4 bits where the folder's are, and these."""
-    model, found = on_meta(model_class, folder, **overrides), tensors(folder, adapter)
-    if found.untied:
+    model, checkpoint = on_meta(model_class, folder, **overrides), tensors(folder, adapter)
+    if checkpoint.untied:
         model = on_meta(model_class, folder, **{**overrides, "tie_word_embeddings": False})
     prefix = prefix_of(model)
     try:
-        kernels.expect_quantized(model, lambda name: f"{prefix}{name}.qweight" in found)
+        kernels.expect_quantized(model, lambda name: f"{prefix}{name}.qweight" in checkpoint)
     except ValueError as error:
         raise ValueError(f"{config_file(folder)}: {error}") from None
-    return model, found
+    return model, checkpoint
 
 
 def on_meta(model_class: type[M], folder: Path, **overrides: Any) -> M:
@@ -384,8 +386,8 @@ def on_meta(model_class: type[M], folder: Path, **overrides: Any) -> M:
         current = modern(stored, config_class.model_type)
         config = config_class.from_dict(current)
     except (ValueError, TypeError) as error:
-        told = first_line(error)
-        raise ValueError(told if str(folder) in told else f"{config_file(folder)}: {told}") from None
+        message = first_line(error)
+        raise ValueError(message if str(folder) in message else f"{config_file(folder)}: {message}") from None
     with torch.device("meta"), Undrawn():
         model: Any = model_class(config)
     model.config_json = {key: value for key, value in current.items() if key not in overrides}
@@ -415,22 +417,22 @@ def stored_dtype(folder: Path, stored: Iterable[Tensor | Packed]) -> torch.dtype
 
 
 def resize_embeddings(model: Any, n: int) -> None:
-    """Make the token table and the output layer n rows long, in place. New rows are the mean of the old: a
+    """Make the embedding and the output layer n rows long, in place. New rows are the mean of the old: a
     new token is neither likely nor unlikely until it is trained. ValueError if n is not positive."""
     if n < 1:
-        raise ValueError(f"a token table of {n} rows is not possible")
+        raise ValueError(f"an embedding of {n} rows is not possible")
     if kernels.is_quantized(model):
         raise ValueError("a quantised model has the tokens that it has: resize it before it is quantised")
     old = model.config.vocab_size
-    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m.num_embeddings == old][:1]
+    embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding) and m.num_embeddings == old][:1]
     outputs = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == old]
-    for module in tables + outputs:
+    for module in embeddings + outputs:
         for name, p in list(module.named_parameters()):
             new = p.data.mean(0, keepdim=True).expand(max(0, n - old), *p.shape[1:])
             grown = torch.cat([p.data[:n], new])
             setattr(module, name, nn.Parameter(grown, requires_grad=p.requires_grad))
-    for table in tables:
-        table.num_embeddings = n
+    for embedding in embeddings:
+        embedding.num_embeddings = n
     for output in outputs:
         output.out_features = n
     for part in model.modules():
@@ -458,8 +460,8 @@ def save(
         raise ValueError("the model is cut over processes: save parallel.gather(model)")
     dtype = stored_dtype(folder, state.values())
     state |= dict(model.named_buffers())  # 8 or 4 bits
-    twins = TWINS.get(type(model).__name__, {})  # what an older Transformers looks for
-    state |= {twins[name]: tensor.clone() for name, tensor in state.items() if name in twins}
+    aliases = ALIASES.get(type(model).__name__, {})  # what an older Transformers looks for
+    state |= {aliases[name]: tensor.clone() for name, tensor in state.items() if name in aliases}
     write_checkpoint(model, dtype, state, folder, tokenizer, max_shard_bytes)
 
 
@@ -508,13 +510,13 @@ def write_shards(state: Mapping[str, Tensor | Packed], folder: Path, max_shard_b
     """`model.safetensors`, or shards of at most `max_shard_bytes` (a larger tensor has one to itself)."""
     parts: list[dict[str, Tensor | Packed]] = [{}]
     sizes = {name: tensor.shape.numel() * tensor.dtype.itemsize for name, tensor in state.items()}
-    room = max_shard_bytes
+    bytes_left = max_shard_bytes
     for name, tensor in state.items():
-        if sizes[name] > room and parts[-1]:
+        if sizes[name] > bytes_left and parts[-1]:
             parts.append({})
-            room = max_shard_bytes
+            bytes_left = max_shard_bytes
         parts[-1][name] = tensor
-        room -= sizes[name]
+        bytes_left -= sizes[name]
     names = [f"model-{i:05}-of-{len(parts):05}.safetensors" for i in range(1, len(parts) + 1)]
     names = names if len(parts) > 1 else ["model.safetensors"]
     for file, part in zip(names, parts, strict=True):

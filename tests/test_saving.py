@@ -130,15 +130,15 @@ def test_a_folder_that_changes_while_it_is_read_is_read_again(tmp_path, monkeypa
     weights.save(saves.model_of(1), tmp_path)
     plain, times = weights.tensors, []
 
-    def disturbed(folder, always=False):
+    def disturbed(folder, adapter=None, always=False):
         times.append(1)
         if always or len(times) == 1:
             weights.save(saves.model_of(2 if len(times) % 2 else 1), tmp_path)
-        return plain(folder)
+        return plain(folder, adapter)
 
     monkeypatch.setattr(weights, "tensors", disturbed)
     assert saves.kind_of(tmp_path) == 2 and len(times) == 2
-    monkeypatch.setattr(weights, "tensors", lambda folder: disturbed(folder, always=True))
+    monkeypatch.setattr(weights, "tensors", lambda folder, adapter: disturbed(folder, adapter, always=True))
     with pytest.raises(ValueError, match="is being written: load it again"):
         saves.kind_of(tmp_path)
 
@@ -165,9 +165,9 @@ def test_a_log_beside_the_weights_is_not_a_save(tmp_path, monkeypatch):
     weights.save(saves.model_of(1), tmp_path)
     plain = weights.tensors
 
-    def logged(folder):
+    def logged(folder, adapter):
         (tmp_path / "train.log").open("a").write("step\n")
-        return plain(folder)
+        return plain(folder, adapter)
 
     monkeypatch.setattr(weights, "tensors", logged)
     assert saves.kind_of(tmp_path) == 1

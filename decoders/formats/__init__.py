@@ -40,7 +40,7 @@ from .gguf_export import gguf_entries, gguf_metadata
 from .gguf_hub import write_gguf_tokenizer
 from .gguf_vocab import gguf_tokenizer_config, gguf_vocabulary
 from .gguf_writer import write_gguf
-from .names import HEADS, LAYOUTS, NEW_HEADS, TWINS, as_it_is, grouped, modern_fuyu, no_number
+from .names import ALIASES, HEADS, LAYOUTS, NEW_HEADS, as_it_is, grouped, modern_fuyu, no_number
 from .packagings import packaging, packaging_name, stored_tensors
 from .packed import Packed, as_dtype, named_parts, unpacked
 from .pictures import preprocessor
@@ -83,7 +83,7 @@ __all__ = [
     "RELEASE",
     "SMALL_FILES",
     "TOKENIZER_FILES",
-    "TWINS",
+    "ALIASES",
     "WEIGHT_FILES",
     "AddedToken",
     "Cutter",

@@ -211,7 +211,7 @@ def hub_names(name: str, tensor: Tensor, layout: Layout, config: dict) -> list[t
     for own, part in layout.modern(
         name, tensor, {"n_embd": config.get("hidden_size"), "n_head": heads, **config}
     ):
-        outside = own.startswith((layout.prefix + ".", *layout.beside))
+        outside = own.startswith((layout.prefix + ".", *layout.top_level))
         named.append((own if outside else f"{layout.prefix}.{own}", part))
     return named
 

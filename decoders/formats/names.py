@@ -67,16 +67,16 @@ def modern_fuyu(name: str, tensor: Tensor, config: dict) -> Named:
 
 HEADS = ("lm_head.", "score.", "classifier.", "qa_outputs.", "multiple_choice_head.")
 NEW_HEADS = HEADS[1:]  # may be absent: they are what a user adds to a base checkpoint
-TWINS = {  # class -> names under which an old Transformers, here 4.37, looks for the same tensor
+ALIASES = {  # class -> names under which an old Transformers, here 4.37, looks for the same tensor
     "PhiForTokenClassification": {"score.weight": "classifier.weight", "score.bias": "classifier.bias"},
 }
 
 
 class Layout(NamedTuple):
-    prefix: str  # of every tensor but those beside it; files of the bare model lack it
-    dead: str  # pattern of buffers that old versions stored: masks and tables, not weights
+    prefix: str  # of every tensor but the top_level ones; files of the bare model lack it
+    buffers_to_drop: str  # pattern of buffers that old versions stored: masks and rotary angles, not weights
     modern: Callable[[str, Tensor, dict], Named] = as_it_is
-    beside: tuple[str, ...] = HEADS
+    top_level: tuple[str, ...] = HEADS
 
 
 LAYOUTS = {
