@@ -105,7 +105,7 @@ def distance(a, b) -> float:
 
 
 @pytest.mark.parametrize("name", PHI)
-@pytest.mark.parametrize("kind", ["Q4_0"])
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
 def test_packed_layers_hold_the_bits_of_the_file(tmp_path, name, kind):
     """No weight is rounded again: the layers give the package's numbers, and logits differ by the order of
     float32 sums."""
@@ -124,6 +124,36 @@ def test_packed_layers_hold_the_bits_of_the_file(tmp_path, name, kind):
         assert distance(packed(ids).logits, plain(ids).logits) < 2e-6
         step = packed(ids[:1, :1]).logits
         assert distance(step, plain(ids[:1, :1]).logits) < 2e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_int8_by_groups_multiplies_as_it_dequantizes(dtype):
+    """More groups than the kernel takes at a time, rows of x that fill its registers and that do not."""
+    layer = torch.nn.Linear(1056, 41)
+    q = torch.randint(-128, 128, (41, 1056), dtype=torch.int8)
+    scale = torch.randn(41, 33).half() / 100
+    packed = kernels.Quantized.from_bits(layer, q, scale, None)
+    wanted = q.unflatten(1, (33, 32)).double() * scale[..., None].double()
+    assert torch.equal(packed.dequantize().double(), wanted.flatten(1))
+    for rows in (1, 2, 5, 6, 7, 12, 13, 40):
+        x = torch.randn(3, rows, 1056)[0].to(dtype)
+        with torch.no_grad():
+            right = x.double() @ wanted.flatten(1).t() + layer.bias.double()
+            own = {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}[dtype]
+            assert distance(packed(x), right) < own, rows
+    packed.to(torch.bfloat16)
+    assert packed.scale.dtype == torch.float16 and packed.qweight.dtype == torch.int8
+
+
+def test_a_packed_model_is_saved_and_loaded_in_its_bits(tmp_path):
+    file, _ = written(tmp_path, PHI["phi3"], "Q8_0", hidden_size=64, intermediate_size=96, head_dim=None)
+    packed = weights.load(Phi3ForCausalLM, file, packed=True)
+    weights.save(packed, tmp_path / "saved")
+    again = weights.load(Phi3ForCausalLM, tmp_path / "saved")
+    ids = torch.randint(0, PHI["phi3"].tiny["vocab_size"], (1, 9))
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, packed(ids).logits)
+    assert sum(isinstance(m, kernels.Quantized) for m in again.modules()) == 13
 
 
 # ---- Config ------------------------------------------------------------------------------------------------

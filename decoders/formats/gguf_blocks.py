@@ -39,12 +39,14 @@ def dequantize(packed: Tensor, kind: Kind, shape: tuple[int, ...], dtype: torch.
 
 
 def whole_numbers(packed: Tensor, kind: Kind, shape: tuple[int, ...]) -> Bits | None:
-    """The same numbers as (q - zero) * scale, where the type is just that: Q4_0 with a zero of 8."""
-    if kind.name != "Q4_0":
+    """The same as (q - zero) * scale, where the type is just that: Q8_0, and Q4_0 with a zero of 8."""
+    if kind.name not in ("Q8_0", "Q4_0"):
         return None
     rows, columns = shape
     blocks = packed.view(rows, columns // kind.block, kind.nbytes)
     scale = blocks[..., :2].contiguous().view(torch.float16)[..., 0]
+    if kind.name == "Q8_0":
+        return Bits(blocks[..., 2:].contiguous().view(torch.int8).view(rows, columns), scale, None)
     return Bits(planes(blocks[..., 2:], 4).view(rows, columns), scale, torch.full_like(scale, 8).byte())
 
 

@@ -16,6 +16,7 @@ ARGUMENTS = {
     "transposed_product": (p, p, p, p, i, n, n, n, n, i),
     "int8_product": (p, p, i, i, n, n, i),
     "int8_weights_product": (p, p, i, i, n, n, i),
+    "int8_groups_product": (p, p, i, i, n, n, i),
     "int4_product": (p, p, i, i, n, n, i),
     "bfloat16_product": (p, p, i, p, p, p, p, n, n, n, n, i),
     "dequantize_int8": (p, p, p, i, n, n, i),
@@ -95,6 +96,11 @@ def int8_product(lib: Library, x: Tensor, *layers: Layer) -> list[Tensor]:
 def int8_weights_product(lib: Library, x: Tensor, *layers: Layer) -> list[Tensor]:
     """(..., N) each: each row of x rounded to 24 bits, with w int8 (N, K)."""
     return call_product(lib.int8_weights_product, x, layers)
+
+
+def int8_groups_product(lib: Library, x: Tensor, *layers: Layer) -> list[Tensor]:
+    """(..., N) each: x (..., K) with w int8 (N, K), scale float16 (N, K / 32)."""
+    return call_product(lib.int8_groups_product, x, layers)
 
 
 def int4_product(lib: Library, x: Tensor, *layers: Layer) -> list[Tensor]:

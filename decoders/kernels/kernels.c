@@ -8,6 +8,7 @@
 // | transposed_product     | float32, bf16, f16 | the same, stored [K, N]  | 1 to 16                          |
 // | int8_product           | float32, bf16, f16 | int8; x becomes int8 too | any; from 36 on in another order |
 // | int8_weights_product   | float32, bf16, f16 | int8                     | 1 to 5 in bf16, else 1 to 32     |
+// | int8_groups_product    | float32, bf16, f16 | int8 by groups           | 1 to 12                          |
 // | int4_product           | float32, bf16, f16 | int4                     | 1 to 5 in bf16, else 1 to 32     |
 // | bfloat16_product       | bf16               | int8, int4               | more than the two above          |
 // | dequantize_int8, _int4 | float32, bf16, f16 | int8, int4               | -                                |
@@ -799,6 +800,54 @@ void dequantize_int8(const int8_t *w, const float *scale, void *to, int kind, lo
                 _mm512_mul_ps(load(w, INT8, n * inputs + k, first(inputs - k)), _mm512_set1_ps(scale[n]));
             store(to, kind, n * inputs + k, first(inputs - k), v);
         }
+}
+
+// ---- 8 bits by groups
+// ---------------------------------------------------------------------------------------- w[n, k] = q scale,
+// scale float16 for each 32 inputs, and x in float32. Rows are whole groups.
+
+// One row of w, straight through memory, with M of x.
+INLINE void groups_of_bytes(int M, const float *x, long inputs, const int8_t *w, const uint16_t *scale,
+                            float *out) {
+    __m512 sum[6][2];
+    UNROLL for (int m = 0; m < M; m++)
+        sum[m][0] = sum[m][1] = _mm512_setzero_ps();
+    for (long k = 0; k < inputs; k += 512) {  // 16 groups
+        const __m512 scales = load(scale, FLOAT16, k / 32, first((inputs - k) / 32));
+        for (int g = 0; g < 16 && k + g * 32 < inputs; g++) {
+            const long at = k + g * 32;
+            const __m512 s = _mm512_permutexvar_ps(_mm512_set1_epi32(g), scales);
+            const __m512 a = _mm512_mul_ps(load(w, INT8, at, 0xFFFF), s);
+            const __m512 b = _mm512_mul_ps(load(w, INT8, at + 16, 0xFFFF), s);
+            ASK(w + at + AHEAD);
+            UNROLL for (int m = 0; m < M; m++) {
+                sum[m][0] = _mm512_fmadd_ps(a, _mm512_loadu_ps(x + m * inputs + at), sum[m][0]);
+                sum[m][1] = _mm512_fmadd_ps(b, _mm512_loadu_ps(x + m * inputs + at + 16), sum[m][1]);
+            }
+        }
+    }
+    UNROLL for (int m = 0; m < M; m++)
+        out[m] = _mm512_reduce_add_ps(_mm512_add_ps(sum[m][0], sum[m][1]));
+}
+
+void int8_groups_product(const void *x, const Layer *layer, int count, int kind, long M, long inputs,
+                         int threads) {
+    float *wide = widened(x, kind, M * inputs);
+#pragma omp parallel num_threads(threads)
+    for (int i = 0; i < count; i++) {
+        const Result to = {0, layer[i].bias, layer[i].y, kind, M, layer[i].N};
+#pragma omp for schedule(static) nowait
+        for (long n = 0; n < to.N; n++)
+            for (long m = 0; m < M; m += 6) {
+                const int few = M - m < 6 ? (int)(M - m) : 6;
+                const int8_t *w = (const int8_t *)layer[i].w + n * inputs;
+                const uint16_t *scale = (const uint16_t *)layer[i].scale + n * (inputs / 32);
+                float out[6];
+                OF_CONSTANT(few, groups_of_bytes, wide + m * inputs, inputs, w, scale, out)
+                for (int j = 0; j < few; j++) finish(&to, m + j, n, out[j]);
+            }
+    }
+    free(wide);
 }
 
 // ---- 4 bits

@@ -37,6 +37,7 @@ PRODUCTS = {
     "int8-weights": calls.int8_weights_product,
     "int4": calls.int4_product,
 }
+INT8_GROUPS = "int8-groups"  # a scale for each 32 inputs: a format to be read, not one to quantize to
 
 # ---- A layer -----------------------------------------------------------------------------------------------
 
@@ -76,6 +77,8 @@ class Quantized(nn.Module):
         """On the meta device, with the bias of `layer`; the weights are still to come."""
         outputs, inputs = matrix(layer, layer.weight).shape
         with torch.device("meta"):
+            if kind == INT8_GROUPS:
+                return Int8Groups(inputs, outputs, layer.bias)
             return cls(kind, inputs, outputs, layer.bias)
 
     @classmethod
@@ -97,22 +100,27 @@ class Quantized(nn.Module):
         cls, layer: Any, q: Tensor, scale: Tensor, zero: Tensor | None, device: str | torch.device = "cpu"
     ) -> "Quantized | None":
         """`layer` of whole numbers as they are, w = (q - zero) * scale: q (out, in) uint8 below 16 with scale
-        and zero (out, groups), or int8 with a scale (out, 1). None where that cannot be held exactly: int4
-        has groups of 32, 64, 96 ... inputs and scales that float16 holds."""
+        and zero (out, groups), or int8 with a scale (out, groups) and no zero. None where that cannot be held
+        exactly: groups have 32, 64, 96 ... inputs and scales that float16 holds, or of int8 whole rows."""
+        inputs, groups = q.shape[1], scale.shape[1]
+        half = scale.half()
+        in_groups = not inputs % (groups * GROUP) and torch.equal(half.to(scale.dtype), scale)
+        times = inputs // (groups * GROUP)
         if q.dtype == torch.int8:
-            if zero is not None or scale.shape[1] != 1:
+            kind = "int8-weights" if groups == 1 else INT8_GROUPS
+            if zero is not None or not (groups == 1 or in_groups):
                 return None
-            tensors = {"qweight": q, "scale": scale[:, 0].float()}
+            spread = scale[:, 0].float() if groups == 1 else half.repeat_interleave(times, 1)
+            tensors = {"qweight": q, "scale": spread}
         else:
-            inputs, groups = q.shape[1], scale.shape[1]
-            half = scale.half()
-            if zero is None or inputs % (groups * GROUP) or not torch.equal(half.to(scale.dtype), scale):
+            kind = "int4"
+            if zero is None or not in_groups:
                 return None
             pad = -inputs % BLOCK
-            q, times = F.pad(q, (0, pad)), inputs // (groups * GROUP)
-            spread = [F.pad(t.repeat_interleave(times, 1), (0, pad // GROUP)) for t in (half, zero)]
-            tensors = {"qweight": q[:, ::2] | q[:, 1::2] << 4, "scale": spread[0], "zero": spread[1]}
-        quantized = cls.empty_like(layer, "int8-weights" if q.dtype == torch.int8 else "int4")
+            q = F.pad(q, (0, pad))
+            scale, zero = (F.pad(t.repeat_interleave(times, 1), (0, pad // GROUP)) for t in (half, zero))
+            tensors = {"qweight": q[:, ::2] | q[:, 1::2] << 4, "scale": scale, "zero": zero}
+        quantized = cls.empty_like(layer, kind)
         for key, t in tensors.items():
             setattr(quantized, key, t.contiguous().to(device))
         return quantized
@@ -206,6 +214,38 @@ class Quantized(nn.Module):
         return (y if bias is None else y + bias.float()).to(x.dtype)
 
 
+class Int8Groups(Quantized):
+    """A linear layer of int8 with a `scale` in float16 for each 32 inputs, as GGUF's Q8_0 has it:
+
+    w[n, k] = qweight[n, k] * scale[n, k // 32]
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: nn.Parameter | None):
+        super().__init__("int8-weights", in_features, out_features, bias)
+        self.kind = INT8_GROUPS
+        self.scale = torch.empty(out_features, in_features // GROUP, dtype=torch.float16)
+
+    def dequantize(self, dtype: torch.dtype = torch.float32, rows: slice = slice(None)) -> Tensor:
+        q, scale = self.qweight[rows], self.scale[rows]
+        return (q.unflatten(1, (-1, GROUP)) * scale[..., None].float()).flatten(1).to(dtype)
+
+    def supports(self, x: Tensor) -> bool:
+        """Whether the kernel takes x, and is the fastest way."""
+        dense = is_dense_cpu(x) and x.dtype in NATIVE_DTYPES and x.shape[-1] == self.in_features
+        return dense and self.qweight.is_cpu and 0 < x.numel() <= 12 * self.in_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"weights of {self.kind} have no gradient: load the model without packed")
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"a layer of {self.in_features} inputs got {x.shape[-1]}")
+        layer = self.stored(x.dtype)
+        lib = None if is_traced() else native.library()
+        if lib and self.supports(x):
+            return calls.int8_groups_product(lib, x, layer)[0]
+        return self.dequantized_product(x, layer[-1])
+
+
 # ---- Rounding ----------------------------------------------------------------------------------------------
 
 
@@ -263,7 +303,7 @@ def quantize(model: nn.Module, kind: str, skip: Iterable[str] = ()) -> nn.Module
 
 def linear_layers(model: nn.Module, kind: str, skip: Iterable[str] = ()) -> dict[str, Any]:
     """Name -> layer, of what is to be quantised."""
-    if kind not in KINDS:
+    if kind not in (*KINDS, INT8_GROUPS):
         raise ValueError(f"quantize must be one of {', '.join(KINDS)}, not {kind!r}")
     if is_quantized(model):
         raise ValueError("the model is quantised already")

@@ -6,6 +6,7 @@ Products of small whole numbers are exact in any order and dtype; attention look
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import calls
@@ -44,6 +45,8 @@ def products(lib: calls.Library, x: Tensor, w: Tensor, dtype: torch.dtype) -> Pa
     ys += calls.int8_product(lib, x, *[(w8, ones, None, None)] * 2)
     ys += calls.int8_weights_product(lib, x, *[(w8, ones, None, None)] * 2)
     ys += calls.int4_product(lib, x, *[(*w4, None)] * 2)
+    whole, scale = F.pad(w8, (0, -K % 32)), torch.ones(N, -(-K // 32)).half()
+    ys += calls.int8_groups_product(lib, F.pad(x, (0, -K % 32)), *[(whole, scale, None, None)] * 2)
     if dtype is torch.bfloat16:
         ys.append(calls.bfloat16_product(lib, x, (w8, ones, None, None)))
         ys.append(calls.bfloat16_product(lib, x, (*w4, None)))
