@@ -4,6 +4,7 @@ What Transformers gets right is compared with it; else a property decides: cache
 alone, or the definition by whole passes.
 """
 
+import dataclasses
 import math
 import warnings
 
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from decoders import decoding, kernels
+from decoders.decoding.settings import Arguments
 from tests.families import GPT_NEO, LENGTH, LONGROPE, PADDED, PERSIMMON, PHI, PHI3, inputs
 
 EOS = [3, 17, 40, 77]
@@ -166,7 +168,9 @@ def test_positions_of_the_caller_go_on_by_ones(family, use_cache):
         new = theirs(ids, position_ids=positions).logits[:, -1].argmax(-1, keepdim=True)
         ids, positions = torch.cat([ids, new], 1), torch.cat([positions, positions[:, -1:] + 1], 1)
     assert found.tolist() == ids.tolist()
-    with pytest.raises(ValueError, match=r"position_ids must be a tensor \(2, 29\), not \(2, 23\)"):
+    with pytest.raises(
+        ValueError, match=r"position_ids must be a tensor \(2, 29\) of whole numbers, not \(2, 23\)"
+    ):
         decoding.generate(ours, ids, position_ids=positions[:, :23], **options)
 
 
@@ -383,3 +387,17 @@ def test_odd_arguments_are_one_sentence(arguments, options, message):
     with pytest.raises(ValueError, match=message) as caught:
         decoding.generate(GPT_NEO.model(), *arguments, **options)
     assert "\n" not in str(caught.value)
+
+
+ODD = [-1, 1.5, "x", [], {}, [[]], math.nan, object(), torch.tensor(3), [1, "a"], {1: 2}, (3,), (3, "x"), [[-1, 2], 1.0], torch.ones(2, 23)]  # fmt: skip
+TAKEN = [field.name for kind in (decoding.GenerationConfig, Arguments) for field in dataclasses.fields(kind)]
+
+
+@pytest.mark.parametrize("name", [*TAKEN, "generation_config", "attention_mask", "position_ids"])
+def test_odd_values_are_honoured_or_refused_in_one_sentence(name):
+    model, (ids, _) = GPT_NEO.model(), inputs(101)
+    for value in ODD:
+        try:
+            decoding.generate(model, ids, **{"max_new_tokens": 2, name: value})
+        except ValueError as error:
+            assert "\n" not in str(error) and len(str(error)) < 300, (value, error)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .settings import GenerationConfig
-from .token_ids import bias_pairs, check_ids
+from .token_ids import bias_pairs, check_ids, listed
 
 Processor = Callable[[Tensor, Tensor], Tensor]
 NO_TOKEN = -1  # in place of padding, and of a token of a group of beams that has ended
@@ -288,9 +288,8 @@ def forced_and_suppressed(
     found: list[Processor] = []
     if s.forced_bos_token_id is not None:
         found.append(force_tokens([s.forced_bos_token_id], 1))
-    if s.forced_eos_token_id is not None:
-        forced = s.forced_eos_token_id
-        found.append(force_tokens([forced] if isinstance(forced, int) else forced, max_length - 1))
+    if forced := listed(s.forced_eos_token_id):
+        found.append(force_tokens(forced, max_length - 1))
     if s.remove_invalid_values:
         found.append(remove_invalid_values)
     if s.exponential_decay_length_penalty is not None and eos:

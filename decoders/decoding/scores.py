@@ -8,8 +8,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import check_prompt
 from .sequences import lm_head_of
-from .settings import check_prompt
 
 
 @torch.no_grad()

@@ -101,9 +101,10 @@ class Sequences:
     def all_positions(self, shape: torch.Size, max_new_tokens: int) -> Tensor:
         """(B, T + new) from `position_ids` (B, T) or (1, T)."""
         given = self.position_ids
-        if not isinstance(given, Tensor) or given.shape not in (shape, (1, shape[1])):
+        whole = isinstance(given, Tensor) and not given.is_floating_point()
+        if not whole or given.shape not in (shape, (1, shape[1])):
             wrong = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
-            raise ValueError(f"position_ids must be a tensor {tuple(shape)}, not {wrong}")
+            raise ValueError(f"position_ids must be a tensor {tuple(shape)} of whole numbers, not {wrong}")
         new = torch.arange(1, max_new_tokens + 1, device=given.device)
         return torch.cat([given, given[:, -1:] + new], 1).expand(shape[0], -1)
 

@@ -146,6 +146,19 @@ MEANT = {
 
 SETTINGS = {field.name for field in fields(GenerationConfig)}
 TINY, HUGE = 1e-30, 1e30
+SWITCHES = (
+    "do_sample",
+    "use_cache",
+    "compiled",
+    "remove_invalid_values",
+    "renormalize_logits",
+    "return_dict_in_generate",
+    "output_scores",
+    "output_logits",
+    "output_attentions",
+    "output_hidden_states",
+)
+LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids", "constraints")
 FOR_SAMPLING = ("temperature", "top_p", "typical_p")  # 0 without do_sample is another word for greedy
 NUMBERS: dict[str, tuple[type, float, float]] = {  # name -> (type, lowest, highest)
     "max_length": (int, 1, math.inf),
@@ -191,9 +204,12 @@ def read_settings(model: nn.Module, config: Any, given: dict) -> tuple[Generatio
     s = GenerationConfig(**{**stored, **arguments})
     if s.max_new_tokens is None and "max_length" not in stored.keys() | given.keys():
         s.max_length = None  # 20 new ones
+    check_kinds(s)
     for name in NUMBERS:
-        if s.do_sample or name not in FOR_SAMPLING or getattr(s, name) != 0:
-            check_number(name, getattr(s, name))
+        value = getattr(s, name)
+        greedy = not s.do_sample and name in FOR_SAMPLING and isinstance(value, int | float) and value == 0
+        if not greedy:
+            check_number(name, value)
     for name in ("num_beams", "num_beam_groups", "num_return_sequences", "length_penalty"):
         if getattr(s, name) is None:
             setattr(s, name, 1)
@@ -206,9 +222,42 @@ def stored_settings(model: nn.Module, config: Any) -> dict:
     if hasattr(own, "to_dict"):
         own = own.to_dict()
     elif not isinstance(own, dict | GenerationConfig):
-        raise ValueError(f"generation_config must be a GenerationConfig or a dict, not {own!r}")
+        raise ValueError(f"generation_config must be a GenerationConfig or a dict, not {shown(own)}")
     own = own if isinstance(own, dict) else vars(own)
     return {name: value for name, value in own.items() if name in SETTINGS and value is not None}
+
+
+def shown(value: Any) -> str:
+    """A value in a line of an error."""
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)}" if value.dim() else f"a tensor of {value.item()}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def check_kinds(s: GenerationConfig) -> None:
+    """ValueError for values that are of another kind than what is documented; numbers come later."""
+    for name in SWITCHES:
+        if not isinstance(getattr(s, name), bool | int | None):
+            raise ValueError(f"{name} must be True or False, not {shown(getattr(s, name))}")
+    for name in LISTS:
+        value = getattr(s, name)
+        if value is not None and not isinstance(value, list | tuple | set | range):
+            raise ValueError(f"{name} must be a list, not {shown(value)}")
+    if isinstance(s.early_stopping, Tensor) or isinstance(s.stop_strings, Tensor):
+        raise ValueError("early_stopping and stop_strings are no tensors")
+    if not isinstance(s.dola_layers, str | list | tuple | None):
+        raise ValueError(f"dola_layers must be 'low', 'high' or a list of layers, not {shown(s.dola_layers)}")
+    decay = s.exponential_decay_length_penalty
+    if decay is not None and not is_pair_of_numbers(decay):
+        raise ValueError(
+            f"exponential_decay_length_penalty must be (tokens to wait, factor), not {shown(decay)}"
+        )
+
+
+def is_pair_of_numbers(value: Any) -> bool:
+    pair = isinstance(value, list | tuple) and len(value) == 2
+    return pair and all(isinstance(number, int | float) and math.isfinite(number) for number in value)
 
 
 def check_names(given: Iterable[str], forward_names: Iterable[str]) -> None:
@@ -228,141 +277,4 @@ def check_number(name: str, value: Any) -> None:
         return
     bounds = f"from {lowest:g} " + (f"to {highest:g}" if highest < math.inf else "on")
     number = "a whole number" if kind is int else "a number"
-    raise ValueError(f"{name} must be {number} {bounds}, not {value!r}")
-
-
-# ---- Checks ------------------------------------------------------------------------------------------------
-
-
-def check_together(s: GenerationConfig, prompts: int, arguments: Arguments) -> None:
-    """ValueError for settings that contradict each other."""
-    check_beams(s, arguments.streamer)
-    check_assisted(s, prompts, arguments.assistant_model)
-    check_contrastive(s)
-    check_prefill(s)
-    for name in ("put", "end"):
-        if arguments.streamer is not None and not callable(getattr(arguments.streamer, name, None)):
-            kind = type(arguments.streamer).__name__
-            raise ValueError(f"streamer must have put(ids) and end(), as tokenizer.stream() has, not {kind}")
-    if s.stop_strings and arguments.tokenizer is None:
-        raise ValueError("stop_strings needs tokenizer=, for the text of the tokens")
-
-
-def check_beams(s: GenerationConfig, streamer: Any) -> None:
-    N, groups, wanted = s.num_beams, s.num_beam_groups, s.num_return_sequences
-    if N > 1 and streamer is not None:
-        raise ValueError("beams change their text to the end: a streamer needs num_beams=1")
-    if N % groups:
-        raise ValueError(f"num_beam_groups {groups} does not divide num_beams {N}")
-    if 1 < N < wanted:
-        raise ValueError(f"num_return_sequences {wanted} is more than num_beams {N}")
-    if N == 1 and wanted > 1 and not s.do_sample:
-        raise ValueError(f"num_return_sequences {wanted} needs do_sample=True or num_beams")
-    if groups > 1 and s.do_sample:
-        raise ValueError("num_beam_groups has no do_sample: a penalty parts them")
-    if groups == 1 and s.diversity_penalty:
-        raise ValueError("diversity_penalty needs num_beam_groups above 1")
-    if s.early_stopping not in (True, False, None, "never"):
-        raise ValueError("early_stopping must be True, False or 'never'")
-
-
-def check_assisted(s: GenerationConfig, prompts: int, assistant: Any) -> None:
-    lookup = s.prompt_lookup_num_tokens is not None
-    if s.num_assistant_tokens_schedule not in (None, "constant", "heuristic", "heuristic_transient"):
-        raise ValueError("num_assistant_tokens_schedule must be 'constant' or 'heuristic'")
-    if assistant is None and not lookup:
-        return
-    if s.num_beams > 1 or s.contrastive or s.dola_layers or s.guided:
-        raise ValueError(
-            "assisted decoding is greedy or plain sampling: no beams, contrastive search, DoLa, guidance"
-        )
-    if prompts * s.num_return_sequences > 1:
-        raise ValueError(f"assisted decoding follows one text, not {prompts * s.num_return_sequences}")
-    if assistant is not None and lookup:
-        raise ValueError("give assistant_model or prompt_lookup_num_tokens, not both")
-
-
-def check_contrastive(s: GenerationConfig) -> None:
-    if not s.contrastive:
-        return
-    if s.num_beams > 1 or s.do_sample:
-        raise ValueError("penalty_alpha (contrastive search) has no beams and no do_sample")
-    if (s.top_k or 0) < 2:
-        raise ValueError("penalty_alpha (contrastive search) needs top_k of 2 or more")
-    if s.guided:
-        raise ValueError("penalty_alpha and guidance_scale do not go together")
-    if not s.use_cache:
-        raise ValueError("penalty_alpha (contrastive search) needs use_cache")
-
-
-def check_prefill(s: GenerationConfig) -> None:
-    if not s.prefill_chunk_size:
-        return
-    if not s.use_cache:
-        raise ValueError("prefill_chunk_size needs use_cache")
-    if s.output_attentions or s.output_hidden_states or s.dola_layers:
-        raise ValueError(
-            "prefill_chunk_size keeps nothing of a prompt's layers: no attentions, hidden states, DoLa"
-        )
-
-
-def check_prompt(ids: Any, mask: Any, embeds: Any = None) -> None:
-    """ValueError for shapes that are no batch of prompts."""
-    if embeds is not None and not is_batch(embeds, 3):
-        raise ValueError(f"inputs_embeds must be a tensor (batch, tokens, width), not {described(embeds)}")
-    if ids is not None and not is_batch(ids, 2):
-        message = "input_ids must be a tensor (batch, tokens), one token at least"
-        raise ValueError(f"{message}, not {described(ids)}{way_out(ids)}")
-    if ids is not None and embeds is not None and ids.shape != embeds.shape[:2]:
-        message = f"input_ids beside inputs_embeds must be of the same shape {tuple(embeds.shape[:2])}"
-        raise ValueError(f"{message}, not {tuple(ids.shape)}")
-    check_mask("attention_mask", mask, (embeds if ids is None else ids).shape[:2])
-
-
-def check_mask(name: str, mask: Any, shape: Sequence[int]) -> None:
-    if mask is None:
-        return
-    if not isinstance(mask, Tensor) or mask.shape != shape or ((mask != 0) & (mask != 1)).any():
-        wrong = "" if isinstance(mask, Tensor) else f", not {type(mask).__name__}"
-        if isinstance(mask, int):
-            wrong += f": a number of tokens is max_new_tokens={mask}"
-        raise ValueError(f"{name} must be a tensor {tuple(shape)}, 0 at padding and 1 elsewhere{wrong}")
-
-
-def way_out(ids: Any) -> str:
-    """What makes a batch of prompts of it."""
-    if isinstance(ids, str):
-        return ": torch.tensor([tokenizer.encode(text)]) is one"
-    if isinstance(ids, list):
-        return ": torch.tensor([ids]) is one"
-    if isinstance(ids, Tensor) and ids.dim() == 1 and len(ids):
-        return ": ids[None] is one"
-    return ""
-
-
-def is_batch(value: Any, dims: int) -> bool:
-    return isinstance(value, Tensor) and value.dim() == dims and value.shape[1] > 0
-
-
-def described(value: Any) -> str:
-    """The shape of a tensor, the type of anything else."""
-    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
-
-
-def new_tokens_limit(model: Any, s: GenerationConfig, T: int) -> int:
-    """How many new ids there may be after T. ValueError for none, or more than the model can read."""
-    positions: int | float = getattr(model, "max_positions", math.inf)
-    unread = 0 if s.contrastive else 1  # the last new token is not fed, but by contrastive search
-    if s.max_new_tokens is not None:
-        limit = s.max_new_tokens
-    elif s.max_length is None:
-        limit = int(min(20, positions - T + unread))
-    else:
-        limit = s.max_length - T
-        if limit <= 0:
-            raise ValueError(f"max_length {s.max_length} leaves no room after a prompt of {T} tokens")
-    if T + limit - unread > positions:
-        raise ValueError(f"{T} prompt + {limit} new tokens do not fit into {positions} positions")
-    if (s.min_new_tokens or 0) > limit or (s.min_length or 0) > T + limit:
-        raise ValueError(f"min_length, min_new_tokens ask for more than the {limit} new tokens that may come")
-    return limit
+    raise ValueError(f"{name} must be {number} {bounds}, not {shown(value)}")

@@ -8,21 +8,12 @@ import torch
 from torch import Tensor
 
 from . import stopping
+from .checks import check_mask, check_prompt, check_together, described, is_batch, new_tokens_limit
 from .constraints import Constraint, read_constraints
 from .guidance import GuidedSequences
 from .logits_processors import Diversity, processors_of
 from .sequences import Sequences, rope_varies, text_config_of
-from .settings import (
-    Arguments,
-    check_mask,
-    check_prompt,
-    check_together,
-    described,
-    is_batch,
-    new_tokens_limit,
-    read_settings,
-    stored_settings,
-)
+from .settings import Arguments, read_settings, stored_settings
 from .token_ids import check_ids, check_settings_of_ids, stop_and_pad_ids
 
 

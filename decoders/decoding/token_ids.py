@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from .constraints import Constraint
-from .settings import GenerationConfig
+from .settings import GenerationConfig, shown
 
 
 def listed(ids: Any) -> list:
@@ -23,7 +23,7 @@ def check_ids(name: str, ids: Iterable[Any], vocab_size: int) -> None:
     """ValueError for what is no id of the vocabulary."""
     for id in ids:
         if not isinstance(id, int) or not 0 <= id < vocab_size:
-            raise ValueError(f"{name} must hold token ids from 0 to {vocab_size - 1}, not {id!r}")
+            raise ValueError(f"{name} must hold token ids from 0 to {vocab_size - 1}, not {shown(id)}")
 
 
 def check_settings_of_ids(s: GenerationConfig, constraints: Iterable[Constraint], vocab_size: int) -> None:
@@ -40,7 +40,7 @@ def check_settings_of_ids(s: GenerationConfig, constraints: Iterable[Constraint]
 
 def check_sequence(name: str, ids: Any, vocab_size: int) -> None:
     if not isinstance(ids, Iterable) or isinstance(ids, str) or not listed(ids):
-        raise ValueError(f"{name} must hold lists of token ids that are not empty, not {ids!r}")
+        raise ValueError(f"{name} must hold lists of token ids that are not empty, not {shown(ids)}")
     check_ids(name, listed(ids), vocab_size)
 
 
@@ -53,7 +53,7 @@ def bias_pairs(sequence_bias: Any) -> list[tuple[Any, Any]]:
         return [(ids, float(bias)) for ids, bias in pairs]
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"sequence_bias must be {{(ids): number}} or [[ids, number]], not {sequence_bias!r}"
+            f"sequence_bias must be {{(ids): number}} or [[ids, number]], not {shown(sequence_bias)}"
         ) from error
 
 
@@ -74,7 +74,9 @@ def stop_and_pad_ids(
         eos = model.generation_config.get("eos_token_id", model.config.eos_token_id)
     stops = listed(eos)
     if not all(isinstance(id, int) for id in stops) or not isinstance(pad, int | None):
-        raise ValueError(f"eos_token_id and pad_token_id must be token ids or None, not {stops}, {pad!r}")
+        raise ValueError(
+            f"eos_token_id and pad_token_id must be token ids or None, not {shown(stops)}, {shown(pad)}"
+        )
     if "eos_token_id" in given:
         check_ids("eos_token_id", stops, vocab_size)
     if "pad_token_id" in given:
