@@ -5,7 +5,10 @@ NotPlanned says why a model has none.
 """
 
 import ctypes
+from collections.abc import Iterator
 from functools import partial
+from itertools import chain
+from operator import is_, itemgetter
 from typing import Any
 
 import torch
@@ -99,52 +102,52 @@ def function_of(act: Any) -> str:
 
 
 class Watch:
-    """What a plan stands on: the tensors, where their numbers lie, the modules, and that nobody looks in."""
+    """What a plan stands on: the tensors, where their numbers lie, the modules, and that nobody looks in.
+    It is asked before every step, so it compares lists, and names nothing."""
 
     OWN = ("forward", "attend", "rotate", "qkv")
+    HOLDERS = ("_modules", "_parameters", "_buffers")
 
     def __init__(self, model: nn.Module):
         self.modules = [vars(m) for m in model.modules()]
-        self.own = [tuple(d.get(name) for name in self.OWN) for d in self.modules]
-        self.children = [(d["_modules"], n, c) for d in self.modules for n, c in d["_modules"].items()]
-        self.tensors = [
-            (d[kind], name, t, t.data_ptr())
-            for d in self.modules
-            for kind in ("_parameters", "_buffers")
-            for name, t in d[kind].items()
-            if t is not None
-        ]
+        self.hooks = [d[name] for d in self.modules for name in ("_forward_hooks", "_forward_pre_hooks")]
+        self.sizes = list(map(len, self.modules))  # who puts a method on a module makes it larger
+        self.own = [(d, name, d[name]) for d in self.modules for name in self.OWN if name in d]
+        self.holders = [d[name] for d in self.modules for name in self.HOLDERS]
+        self.held = list(self.all_held())
+        self.tensors = [t for t in self.held if isinstance(t, Tensor)]
+        self.places = [t.data_ptr() for t in self.tensors]
         classes = {type(m) for m in model.modules()}
         self.classes = [(c, c.forward) for c in classes]
+        names_of = {id(names): names for names in map(globals_of, classes)}.values()
         self.globals = [
-            (vars_of, name, vars_of[name])
-            for vars_of in {id(g): g for g in map(globals_of, classes)}.values()
-            for name in vars_of
+            (names, name, names[name])
+            for names in names_of
+            for name in names
             if name.endswith(("cos_sin", "rotate", "attention", "_mask", "embed"))
         ]
         self.config: Any = model.config
         self.settings = dict(vars(self.config))
 
+    def all_held(self) -> Iterator[Any]:
+        """Submodules, parameters and buffers of all modules, and an end."""
+        return chain(chain.from_iterable(holder.values() for holder in self.holders), [Watch])
+
     def is_observed(self) -> bool:
         """Whether somebody looks into a module, or trains it."""
-        return nn.modules.module._has_any_global_hook() or any(
-            d["_forward_hooks"] or d["_forward_pre_hooks"] or d["training"] for d in self.modules
-        )
+        is_training = any(map(itemgetter("training"), self.modules))
+        return is_training or any(self.hooks) or nn.modules.module._has_any_global_hook()
 
     def is_as_it_was(self) -> bool:
         """Whether tensors, modules, methods and config are those that the plan was made of."""
-        if vars(self.config) != self.settings:
-            return False
-        for d, (forward, attend, rotation, projections) in zip(self.modules, self.own, strict=True):
-            if d.get("forward") is not forward or d.get("attend") is not attend:
-                return False
-            if d.get("rotate") is not rotation or d.get("qkv") is not projections:
-                return False
         return (
-            all(d.get(name) is child for d, name, child in self.children)
-            and all(d.get(name) is t and t.data_ptr() == at for d, name, t, at in self.tensors)
+            all(map(is_, self.all_held(), self.held))
+            and [t.data_ptr() for t in self.tensors] == self.places
+            and list(map(len, self.modules)) == self.sizes
+            and all(d.get(name) is value for d, name, value in self.own)
             and all(c.forward is function for c, function in self.classes)
             and all(d.get(name) is value for d, name, value in self.globals)
+            and vars(self.config) == self.settings
         )
 
 

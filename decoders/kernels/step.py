@@ -8,6 +8,7 @@ cache, is left to the modules, with their errors.
 import ctypes
 import threading
 from collections.abc import Callable
+from operator import is_
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -42,10 +43,11 @@ class State:
     """The plan of a base model, or why it has none. The model holds it; a copy of the model makes its own."""
 
     def __init__(self, model: nn.Module, plain: Callable):
+        vars(model).setdefault("step_state", None)  # before it is watched
         self.watch, self.plan, self.reason = Watch(model), None, ""
         self.is_proved, self.lock = False, threading.Lock()
         self.tables: tuple[Tensor, Tensor] | None = None
-        self.caches: WeakKeyDictionary = WeakKeyDictionary()  # -> (its buffers, where they are)
+        self.caches: WeakKeyDictionary = WeakKeyDictionary()  # -> Buffers
         self.names = plain.__globals__  # type: ignore[attr-defined]
         try:
             self.plan = Plan(model, self.watch)
@@ -130,26 +132,26 @@ def run(lib: calls.Library, state: State, model: Any, cache: Any, given: dict[st
     arguments are not for a plan."""
     plan: Any = state.plan
     source = tokens(plan, given)
-    if source is None or not cache_fits(plan, cache, source.shape[0]):
+    if source is None:
         return None
     (B, T), past = source.shape[:2], cache.lengths[0]
     mask, positions = visible(given.get("attention_mask"), B, T, past), positions_of(given, B, T, past)
     if B * T > plan.max_rows or mask is False or positions is None or past + T > plan.max_positions:
         return None
-    tables = rotary(state, model, cache, positions, past + T)
+    buffers = buffers_of(state, cache, B, T)
+    if buffers is None:
+        return None
     y = torch.empty(B, T, plan.hidden_size, dtype=plan.dtype)
-    c_step = CStep(M=B * T, T=T, past=past, y=y.data_ptr(), mask=calls.pointer(mask))
+    c_step = CStep(M=B * T, T=T, past=past, y=y.data_ptr(), mask=calls.pointer(mask), cache=buffers.address)
     if source.dim() == 2:
         c_step.ids[0] = source.data_ptr()
     else:
         c_step.embeds = source.data_ptr()
     c_step.ids[1] = positions.data_ptr()
-    if tables:
+    if tables := rotary(state, model, cache, positions, past + T):
         cos, sin = tables
         c_step.cos, c_step.sin, c_step.R = cos.data_ptr(), sin.data_ptr(), cos.shape[-1]
         c_step.tables = len(cos) if cos.dim() == 2 else 0
-    buffers = addresses(state, cache, T)
-    c_step.cache = ctypes.addressof(buffers)
     is_done = lib.run_plan(ctypes.byref(plan.c_plan), ctypes.byref(c_step), plan.threads())
     return y if is_done else None
 
@@ -165,26 +167,9 @@ def tokens(plan: Plan, given: dict[str, Any]) -> Tensor | None:
     if ids is None:
         fits = t.dim() == 3 and t.shape[2] == plan.hidden_size and t.dtype is plan.dtype
         return t.contiguous() if fits else None
-    return t.long().contiguous() if t.dim() == 2 and t.dtype in (torch.int64, torch.int32) else None
-
-
-def cache_fits(plan: Any, cache: Any, B: int) -> bool:
-    """Whether every layer has keys and values of this model's shape and dtype, all of one length."""
-    n, shape = cache.lengths[0], (B, plan.K, plan.D)
-    if len(cache.buffers) != len(plan.layers) or any(length != n for length in cache.lengths):
-        return False
-    return all(
-        type(t) is Tensor
-        and t.dtype is plan.dtype
-        and t.is_cpu
-        and t.dim() == 4
-        and (t.shape[0], t.shape[1], t.shape[3]) == shape
-        and t.shape[2] >= n
-        and t.stride(3) == 1
-        and all(step > 0 or size == 1 for step, size in zip(t.stride(), t.shape, strict=True))
-        for pair in cache.buffers
-        for t in pair
-    )
+    if t.dim() != 2 or t.dtype not in (torch.int64, torch.int32):
+        return None
+    return t if t.dtype is torch.int64 and t.is_contiguous() else t.long().contiguous()
 
 
 def visible(mask: Any, B: int, T: int, past: int) -> Any:
@@ -205,12 +190,22 @@ def positions_of(given: dict[str, Any], B: int, T: int, past: int) -> Tensor | N
     """(B, T) positions."""
     positions = given.get("position_ids")
     if positions is None:
-        return torch.arange(past, past + T).expand(B, T).contiguous()
+        return counted(past + T)[past : past + T].expand(B, T).contiguous()
     if type(positions) is not Tensor or positions.dtype is not torch.int64 or not positions.is_cpu:
         return None
     if positions.shape[-1:] != (T,) or positions.dim() > 2 or positions.numel() not in (T, B * T):
         return None
     return positions.expand(B, T).contiguous()
+
+
+COUNTED = [torch.arange(4096)]
+
+
+def counted(n: int) -> Tensor:
+    """0, 1, 2 and so on, n at least."""
+    if len(COUNTED[0]) < n:
+        COUNTED[0] = torch.arange(2 * n)
+    return COUNTED[0]
 
 
 def rotary(state: State, model: Any, cache: Any, positions: Tensor, length: int) -> Any:
@@ -235,19 +230,57 @@ def rotary(state: State, model: Any, cache: Any, positions: Tensor, length: int)
     return state.tables
 
 
-def addresses(state: State, cache: Any, T: int) -> ctypes.Array:
-    """Where the cache's buffers are, with room for T more."""
-    n, (buffers, array) = cache.lengths[0], state.caches.get(cache, ((), None))
-    for i, (k, v) in enumerate(cache.buffers):
+# ---- The cache ---------------------------------------------------------------------------------------------
+
+
+class Buffers:
+    """Where the keys and values of a cache lie."""
+
+    def __init__(self, pairs: list[tuple[Tensor, Tensor]]):
+        self.pairs = list(pairs)
+        self.batch = len(pairs[0][0])
+        self.room = min(t.shape[2] for pair in pairs for t in pair)
+        self.array = (CCache * len(pairs))()
+        for i, (k, v) in enumerate(pairs):
+            self.array[i] = CCache(k.data_ptr(), v.data_ptr(), *k.stride()[:3], *v.stride()[:3])
+        self.address = ctypes.addressof(self.array)
+
+    def holds(self, pairs: list[tuple[Tensor, Tensor]], B: int, length: int) -> bool:
+        """Whether these are the same, with room for `length` positions."""
+        is_same = len(self.pairs) == len(pairs) and all(map(is_, self.pairs, pairs))
+        return is_same and self.batch == B and length <= self.room
+
+
+def buffers_of(state: State, cache: Any, B: int, T: int) -> Buffers | None:
+    """Those of `cache`, with room for T more; None where they are not this model's."""
+    n, pairs, known = cache.lengths[0], cache.buffers, state.caches.get(cache)
+    if cache.lengths.count(n) != len(pairs) or len(cache.lengths) != len(pairs):
+        return None
+    if known is not None and known.holds(pairs, B, n + T):
+        return known
+    if not cache_fits(state.plan, pairs, B, n):
+        return None
+    for i, (k, v) in enumerate(pairs):
         if n + T > min(k.shape[2], v.shape[2]):
-            new = k.new_empty(k.shape[0], k.shape[1], T, k.shape[3])
-            cache.buffers[i] = cache.append(k, new, n), cache.append(v, new, n)
-    if len(buffers) == len(cache.buffers) and all(
-        a is b for a, b in zip(buffers, cache.buffers, strict=True)
-    ):
-        return array
-    array = (CCache * len(cache.buffers))()
-    for i, (k, v) in enumerate(cache.buffers):
-        array[i] = CCache(k.data_ptr(), v.data_ptr(), *k.stride()[:3], *v.stride()[:3])
-    state.caches[cache] = list(cache.buffers), array
-    return array
+            new = k.new_empty(B, k.shape[1], T, k.shape[3])
+            pairs[i] = cache.append(k, new, n), cache.append(v, new, n)
+    state.caches[cache] = buffers = Buffers(pairs)
+    return buffers
+
+
+def cache_fits(plan: Any, pairs: list[tuple[Tensor, Tensor]], B: int, n: int) -> bool:
+    """Whether every layer has keys and values of this model's shape and dtype."""
+    if len(pairs) != len(plan.layers):
+        return False
+    return all(
+        type(t) is Tensor
+        and t.dtype is plan.dtype
+        and t.is_cpu
+        and t.dim() == 4
+        and (t.shape[0], t.shape[1], t.shape[3]) == (B, plan.K, plan.D)
+        and t.shape[2] >= n
+        and t.stride(3) == 1
+        and all(step > 0 or size == 1 for step, size in zip(t.stride(), t.shape, strict=True))
+        for pair in pairs
+        for t in pair
+    )

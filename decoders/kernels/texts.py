@@ -27,30 +27,40 @@ def base_forward(model_class: Callable) -> Callable:
     """The `forward` of a prepared base model of this class; its signature stays."""
     plain = model_class.forward  # type: ignore[attr-defined]
     names = list(inspect.signature(plain).parameters)[1:]
+    is_of_a_model_file = "KVCache" in plain.__globals__  # else its arguments may be others
 
     @wraps(plain)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if must_run_plain_ops():
             return plain(self, *args, **kwargs)
-        if len(args) > len(names) or not kwargs.keys() <= set(names[len(args) :]):
-            return plain(self, *args, **kwargs)  # which says what is wrong
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        return run(plain, self, given)
+        past = next(filter(is_cache, (*args, *kwargs.values())), None)
+        if past is not None and past in PLAIN_TEXTS:
+            with native.without():
+                return plain(self, *args, **kwargs)
+        is_known = is_of_a_model_file and len(args) <= len(names)
+        is_known = is_known and kwargs.keys() <= set(names[len(args) :])
+        if past is not None and is_known and (lib := native.library()):
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            if (output := step(lib, plain, self, given)) is not None:
+                return output
+        return begun(plain(self, *args, **kwargs)) if past is not None else begin(plain, self, args, kwargs)
 
     return forward
 
 
-def run(plain: Callable, model: nn.Module, given: dict[str, Any]) -> Any:
-    """`plain`, with the operators that the text began with; a decoding step by its plan."""
-    past: Any = given.get("past_key_values")
-    if not (hasattr(past, "update") and len(past)):
-        native.begin_text()
-    elif past in PLAIN_TEXTS:
-        with native.without():
-            return plain(model, **given)
-    elif (lib := native.library()) and (output := step(lib, plain, model, given)) is not None:
-        return output
-    output = plain(model, **given)
-    if native.is_pending() and hasattr(output.past_key_values, "update"):
-        PLAIN_TEXTS.add(output.past_key_values)
+def is_cache(argument: Any) -> bool:
+    """Whether it is a model file's KVCache, with something in it."""
+    return hasattr(argument, "buffers") and hasattr(argument, "lengths") and len(argument) > 0
+
+
+def begin(plain: Callable, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """The first pass of a text, which decides on the operators of all its passes."""
+    native.begin_text()
+    return begun(plain(model, *args, **kwargs))
+
+
+def begun(output: Any) -> Any:
+    """`output`, its text noted where it was read without the kernels."""
+    if native.is_pending() and is_cache(past := getattr(output, "past_key_values", None)):
+        PLAIN_TEXTS.add(past)
     return output
