@@ -49,24 +49,86 @@ NOT_BUILT = (
 )  # fmt: skip
 
 
-@dataclass
-class Update:
-    """What an adapter does to one tensor of the base, whose name on the hub is known."""
+# ---- What an adapter does to one tensor --------------------------------------------------------------------
 
-    replaced: Tensor | None = None  # by this
-    rows: tuple[list[int], Tensor] | None = None  # of the token embedding, and what they become
-    A: Tensor | None = None  # (r, in)
-    B: Tensor | None = None  # (out, r)
-    scale: float = 1.0
-    magnitude: Tensor | None = None  # (out,), of DoRA
+
+class Whole(NamedTuple):
+    """Another tensor in its place."""
+
+    tensor: Tensor
+
+    def shape_of_base(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+    def apply(self, w: Tensor, start: Tensor, weight: float) -> Tensor:
+        return share(w, self.tensor.to(w.dtype), weight)
+
+
+class Rows(NamedTuple):
+    """Other rows of the token embedding."""
+
+    ids: list[int]
+    rows: Tensor
+
+    def shape_of_base(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return max(shape[0], *(i + 1 for i in self.ids)), *self.rows.shape[1:]
+
+    def apply(self, w: Tensor, start: Tensor, weight: float) -> Tensor:
+        new = w.clone()
+        new[self.ids] = self.rows.to(w.dtype)
+        return share(w, new, weight)
+
+
+class Added(NamedTuple):
+    """What is added to a bias."""
+
+    tensor: Tensor
+
+    def shape_of_base(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+    def apply(self, w: Tensor, start: Tensor, weight: float) -> Tensor:
+        return (w + self.tensor * weight).to(w.dtype)
+
+
+class LowRank(NamedTuple):
+    """scale * B A, and of DoRA how long each row is then."""
+
+    A: Tensor  # (r, in)
+    B: Tensor  # (out, r)
+    scale: float
+    magnitude: Tensor | None = None  # (out,)
     turned: bool = False  # the base's matrix is [in, out]
     embedding: bool = False  # what is added is rounded first
-    added: Tensor | None = None  # to a bias
+
+    def shape_of_base(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        outputs, inputs = self.B.shape[0], self.A.shape[1]
+        return (inputs, outputs) if self.turned else (outputs, inputs)
+
+    def apply(self, w: Tensor, start: Tensor, weight: float) -> Tensor:
+        """DoRA's norm is that of the base, `start`, whatever else was merged before."""
+        delta = self.B.float() @ self.A.float()  # never added up in half precision
+        delta = (delta.t() if self.turned else delta) * self.scale
+        if self.magnitude is None:
+            delta = delta if weight == 1 else delta * weight
+            return (w + (delta.to(w.dtype) if self.embedding else delta)).to(w.dtype)
+        inner = start.t() + delta.t() if self.turned else start + delta  # (out, in)
+        norm = torch.linalg.norm(inner, dim=1).to(inner.dtype)
+        factor = (self.magnitude.flatten() / norm)[:, None]
+        new = (factor.t() if self.turned else factor) * (w + delta)
+        return share(w, new.to(w.dtype), weight)
+
+
+Update = Whole | Rows | Added | LowRank
+
+
+def share(w: Tensor, new: Tensor, weight: float) -> Tensor:
+    """`new`, or of a weight other than 1 that share of the way to it."""
+    return new if weight == 1 else torch.lerp(w.float(), new.float(), weight).to(w.dtype)
 
 
 @dataclass
 class Adapter:
-    folder: Path
     file: Path
     weight: float
     updates: list[tuple[str, Update]] = field(default_factory=list)  # name on the hub, what is done to it
@@ -106,7 +168,7 @@ def read_adapter(folder: Path, weight: float, layout: Layout, config: dict) -> A
     stated, where = read_json(folder / ADAPTER), folder / ADAPTER
     check_supported(stated, where)
     file = next((folder / name for name in FILES if (folder / name).exists()), folder / next(iter(FILES)))
-    adapter = Adapter(folder, check_file(file), weight)
+    adapter = Adapter(check_file(file), weight)
     modules: dict[str, dict[str, Tensor]] = {}
     for key, tensor in FILES[file.name](file).items():
         module, part = split_key(key)
@@ -172,45 +234,45 @@ def updates_of(
     for leaf in ("weight", "bias"):
         if leaf in parts:
             for name, tensor in names(f"{module}.{leaf}", parts[leaf]):
-                yield name, Update(replaced=tensor)
+                yield name, Whole(tensor)
     if "trainable_tokens_delta" in parts:
         delta = parts["trainable_tokens_delta"]
         [(name, _)] = names(f"{module}.weight", delta)
-        yield name, Update(rows=(token_rows(module, stated, len(delta)), delta))
-    scale = scale_of(module, parts, stated)
-    if "lora_embedding_A" in parts:
-        [(name, _)] = names(f"{module}.weight", parts["lora_embedding_B"])
-        A, B = parts["lora_embedding_A"], parts["lora_embedding_B"]
-        magnitude = parts.get("lora_magnitude_vector")
-        yield name, Update(A=A, B=B, scale=scale, magnitude=magnitude, turned=True, embedding=True)
-    if "lora_A.weight" in parts or "lora_B.weight" in parts:
-        yield from linear_updates(module, parts, scale, names, family(config) == "openai-gpt")
+        yield name, Rows(token_rows(module, stated, len(delta)), delta)
+    low_rank = {part for part in parts if part.startswith("lora_")}
+    if low_rank & {"lora_embedding_A", "lora_embedding_B"}:
+        A, B = (matrix_of(parts, f"lora_embedding_{x}") for x in "AB")
+        [(name, _)] = names(f"{module}.weight", B)
+        scale, magnitude = scale_of(module, A, stated), parts.get("lora_magnitude_vector")
+        yield name, LowRank(A, B, scale, magnitude, turned=True, embedding=True)
+    elif low_rank:
+        yield from linear_updates(module, parts, stated, names, family(config) == "openai-gpt")
+
+
+def matrix_of(parts: dict[str, Tensor], part: str) -> Tensor:
+    if part not in parts or parts[part].dim() != 2:
+        raise ValueError(f"{part} is missing" if part not in parts else f"{part} is no matrix")
+    return parts[part]
 
 
 def linear_updates(
-    module: str, parts: dict[str, Tensor], scale: float, names: Callable, conv1d: bool
+    module: str, parts: dict[str, Tensor], stated: dict, names: Callable, conv1d: bool
 ) -> Iterator[tuple[str, Update]]:
-    A, B = parts["lora_A.weight"], parts["lora_B.weight"]
-    if A.dim() != 2 or B.dim() != 2 or A.shape[0] != B.shape[1]:
-        raise ValueError(f"lora_A of {tuple(A.shape)} does not fit lora_B of {tuple(B.shape)}")
-    magnitudes = (
-        dict(names(f"{module}.weight", m)) if (m := parts.get("lora_magnitude_vector")) is not None else {}
-    )
+    A, B = (matrix_of(parts, f"lora_{x}.weight") for x in "AB")
+    scale, magnitude = scale_of(module, A, stated), parts.get("lora_magnitude_vector")
+    magnitudes = {} if magnitude is None else dict(names(f"{module}.weight", magnitude.flatten()))
     for name, rows in names(f"{module}.weight", B):  # a joint matrix is cut by rows
         turned = conv1d and name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight"))
-        yield name, Update(A=A, B=rows, scale=scale, magnitude=magnitudes.get(name), turned=turned)
+        yield name, LowRank(A, rows, scale, magnitudes.get(name), turned)
     if "lora_B.bias" in parts:
         for name, bias in names(f"{module}.bias", parts["lora_B.bias"]):
-            yield name, Update(added=bias.float() * scale)
+            yield name, Added(bias.float() * scale)
 
 
 def hub_names(name: str, tensor: Tensor, layout: Layout, config: dict) -> list[tuple[str, Tensor]]:
     """As `weights.tensors` names it. Phi's remote code of 2023 is known by its names alone."""
-    heads = config.get("num_attention_heads")
-    named = []
-    for own, part in layout.modern(
-        name, tensor, {"n_embd": config.get("hidden_size"), "n_head": heads, **config}
-    ):
+    named, fields = [], {"n_embd": config.get("hidden_size"), "n_head": config.get("num_attention_heads")}
+    for own, part in layout.modern(name, tensor, {**fields, **config}):
         outside = own.startswith((layout.prefix + ".", *layout.top_level))
         named.append((own if outside else f"{layout.prefix}.{own}", part))
     return named
@@ -221,16 +283,14 @@ def token_rows(module: str, stated: dict, count: int) -> list[int]:
     ids: Any = stated.get("trainable_token_indices")
     if isinstance(ids, dict):
         ids = next((own for key, own in ids.items() if module.endswith(key)), None)
-    if not isinstance(ids, list) or len(ids) != count or not all(type(i) is int and i >= 0 for i in ids):
+    whole = isinstance(ids, list) and all(type(i) is int and i >= 0 for i in ids)
+    if not whole or not ids or len(ids) != count:
         raise ValueError(f"trainable_token_indices does not name {count} tokens")
     return ids
 
 
-def scale_of(module: str, parts: dict[str, Tensor], stated: dict) -> float:
+def scale_of(module: str, A: Tensor, stated: dict) -> float:
     """alpha / r, or alpha / sqrt(r). The first pattern that matches the end of the module's name wins."""
-    A = parts.get("lora_A.weight", parts.get("lora_embedding_A"))
-    if A is None:
-        return 1.0
     r = matching(module, stated.get("rank_pattern"), stated.get("r"))
     alpha = matching(module, stated.get("alpha_pattern"), stated.get("lora_alpha"))
     if type(r) is not int or r != A.shape[0]:
@@ -271,7 +331,7 @@ def merge_adapters(
     head = "language_model.lm_head.weight" if kind == "fuyu" else "lm_head.weight"
     adapters = [read_adapter(folder, weight, layout, config) for folder, weight in given]
     changes = [(name, (adapter, update)) for adapter in adapters for name, update in adapter.updates]
-    replaced = [name for name, (_, update) in changes if update.replaced is not None]
+    replaced = [name for name, (_, update) in changes if isinstance(update, Whole)]
     if twice := [name for name in replaced if replaced.count(name) > 1]:
         raise ValueError(f"{twice[0]} is replaced as a whole by two adapters")
     found, untied = dict(stored), bool({head, embedding} & set(replaced))
@@ -291,75 +351,34 @@ def merge_adapters(
 
 def changed(name: str, base: Tensor | Packed | None, steps: list[tuple[Adapter, Update]]) -> Packed:
     """A lazy tensor: the base's with all changes made. ValueError if one does not fit."""
-    first, update = steps[0]
-    if base is None and update.replaced is None:
-        raise ValueError(f"{first.file} changes {name}, which the base does not have")
+    adapter, update = steps[0]
+    if base is None and not isinstance(update, Whole):
+        raise ValueError(f"{adapter.file} changes {name}, which the base does not have")
+    like = base if base is not None or not isinstance(update, Whole) else update.tensor
+    assert like is not None
     for adapter, update in steps:
-        check_fits(name, base, adapter, update)
-    like: Any = steps[0][1].replaced if base is None else base
+        check_fits(name, tuple(like.shape), adapter, update)
     kind = f"{base.kind} + LoRA" if isinstance(base, Packed) else "LoRA"
-    return Packed(like.shape, like.dtype, kind, like.nbytes, partial(changed_by, base, steps))
+    return Packed(like.shape, like.dtype, kind, like.nbytes, partial(changed_by, like, steps))
 
 
-def check_fits(name: str, base: Tensor | Packed | None, adapter: Adapter, update: Update) -> None:
+def check_fits(name: str, shape: tuple[int, ...], adapter: Adapter, update: Update) -> None:
     """ValueError that names both shapes."""
-    shape = None if base is None else tuple(base.shape)
-    own = shape
-    if update.replaced is not None:
-        own = tuple(update.replaced.shape)
-    elif update.B is not None and update.A is not None:
-        own = (update.B.shape[0], update.A.shape[1])
-        own = own[::-1] if update.turned else own
-    elif update.added is not None:
-        own = tuple(update.added.shape)
-    elif update.rows is not None and shape is not None:
-        ids, rows = update.rows
-        own = (max(shape[0], max(ids) + 1), *rows.shape[1:])
-    if shape not in (None, own):
+    own = update.shape_of_base(shape)
+    if own != shape:
         raise ValueError(f"{adapter.file} is for another base: {name} is {own} there, and here {shape}")
-    m = update.magnitude
-    if m is not None and update.B is not None and m.numel() != len(update.B):
-        raise ValueError(f"{adapter.file}: {name} has a lora_magnitude_vector of {tuple(m.shape)}")
+    if isinstance(update, LowRank):
+        if update.A.shape[0] != update.B.shape[1]:
+            told = f"lora_A of {tuple(update.A.shape)} does not fit lora_B of {tuple(update.B.shape)}"
+            raise ValueError(f"{adapter.file}: {name}: {told}")
+        m = update.magnitude
+        if m is not None and m.numel() != len(update.B):
+            raise ValueError(f"{adapter.file}: {name} has a lora_magnitude_vector of {tuple(m.shape)}")
 
 
-def changed_by(
-    base: Tensor | Packed | None, steps: list[tuple[Adapter, Update]], dtype: torch.dtype
-) -> Tensor:
+def changed_by(base: Tensor | Packed, steps: list[tuple[Adapter, Update]], dtype: torch.dtype) -> Tensor:
     """The tensor with all adapters merged, one after the other, in `dtype`."""
-    w: Any = None if base is None else unpacked(base, dtype)
-    start = w
+    w = start = unpacked(base, dtype)
     for adapter, update in steps:
-        w = apply(w, start, update, adapter.weight, dtype)
+        w = update.apply(w, start, adapter.weight)
     return w
-
-
-def apply(w: Any, start: Any, update: Update, weight: float, dtype: torch.dtype) -> Tensor:
-    """`w`, None where the base has no such tensor, changed by one adapter; DoRA's norm is that of the base,
-    `start`. A weight other than 1 takes that share of the change."""
-    if update.added is not None:
-        return (w + update.added * weight).to(dtype)
-    if update.B is not None:
-        return low_rank(w, start, update, weight)
-    new: Any = update.replaced
-    if update.rows is not None:
-        ids, rows = update.rows
-        new = w.clone()
-        new[ids] = rows.to(dtype)
-    new = new.to(dtype)
-    return new if weight == 1 or w is None else torch.lerp(w.float(), new.float(), weight).to(dtype)
-
-
-def low_rank(w: Tensor, start: Tensor, update: Update, weight: float) -> Tensor:
-    """w + scale * B A; with DoRA each row of that is as long as its magnitude says."""
-    A: Any = update.A
-    B: Any = update.B
-    delta = B.float() @ A.float()  # never added up in half precision
-    delta = (delta.t() if update.turned else delta) * update.scale
-    if update.magnitude is None:
-        delta = delta if weight == 1 else delta * weight
-        return (w + (delta.to(w.dtype) if update.embedding else delta)).to(w.dtype)
-    inner = start.t() + delta.t() if update.turned else start + delta  # (out, in)
-    norm = torch.linalg.norm(inner, dim=1).to(inner.dtype)
-    factor = (update.magnitude.flatten() / norm)[:, None]
-    new = ((factor.t() if update.turned else factor) * (w + delta)).to(w.dtype)
-    return new if weight == 1 else torch.lerp(w.float(), new.float(), weight).to(w.dtype)

@@ -48,7 +48,7 @@ def tensors(folder: Path, config: dict) -> Stored:
     stored = read_parts(stored_tensors(folder), ("SCB",), ("weight", "weight_format"), eight_bits)
     stored = read_parts(stored, STATES, FOUR_BIT_PARTS, four_bits)
     for file, name, tensor in stored:
-        if isinstance(tensor, Packed) and family(config) == "openai-gpt" and name.endswith(CONV1D):
+        if family(config) == "openai-gpt" and name.endswith(CONV1D) and isinstance(tensor, Packed):
             tensor = transposed(tensor)
         yield file, name, tensor
 
