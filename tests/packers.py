@@ -458,8 +458,14 @@ def config_of(family: Family) -> dict:
 
 def write(folder: Path, kind: str, family: Family, seed: int = 0) -> dict[str, Tensor]:
     """A folder of `kind`; returns the plain tensors that it stands for, under the hub's names."""
+    model = family.model(dtype=KINDS[kind].dtype, **SIZES[family.name])
+    config = {"architectures": [family.class_name()], **config_of(family)}
+    return write_model(folder, kind, model, config, seed)
+
+
+def write_model(folder: Path, kind: str, model: nn.Module, config: dict, seed: int = 0) -> dict[str, Tensor]:
+    """A folder of `kind` with the model's shapes; what is packed is drawn anew."""
     made, draw = KINDS[kind], torch.Generator().manual_seed(seed)
-    model = family.model(dtype=made.dtype, **SIZES[family.name])
     names = packed_names(model, made)
     stored: dict[str, Tensor] = {}
     plain: dict[str, Tensor] = {}
@@ -477,8 +483,7 @@ def write(folder: Path, kind: str, family: Family, seed: int = 0) -> dict[str, T
         if made.metadata:
             metadata[name] = made.metadata(name)
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"architectures": [family.class_name()], **config_of(family), **made.config}
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps({**config, **made.config}))
     save_file(stored, folder / "model.safetensors", metadata=metadata)
     return plain
 

@@ -7,6 +7,7 @@ fewest edits that do it and printed as a test.
 
 import functools
 import io
+import json
 import random
 import re
 import shutil
@@ -17,10 +18,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from decoders import model_class, read_config, tokenize, weights
 from decoders.cli import convert
 from tests import folders as layouts
+from tests import packers
 from tests.fuzz.budget import arguments, numbers
 from tests.fuzz.folders import CHECKPOINTS, link, outcome
 
@@ -30,6 +33,12 @@ LAYOUTS: dict[str, Callable | None] = {
     "old pickle": layouts.pickle_old, "pickle in shards": layouts.pickle_shards,
 }  # fmt: skip
 GGUF = {"GGUF": "F16", "GGUF of 4 bits": "Q4_0"}  # of the families that have one
+PACKED = {  # as `packers.py` calls them -> the checkpoint that is packed so
+    "gptq-4bits": "tiny-phi3", "gptq-3bits": "tiny-phi", "gptq-actorder": "tiny-gpt-neo", "awq": "tiny-phi3",
+    "bnb-nf4dq": "tiny-openai-gpt", "bnb-fp4": "tiny-fuyu", "bnb-int8": "tiny-persimmon", "mlx-4bits": "tiny-phi3",
+    "mlx-mxfp4": "tiny-phi", "ct-int4-asymmetric": "tiny-phi3", "ct-fp8-block": "tiny-phi", "fp8": "tiny-phi",
+    "torchao-int4": "tiny-gpt-neo", "hqq-3bits-axis1": "tiny-phi3", "adapter": "tiny-phi",
+}  # fmt: skip
 KEYS = re.compile(
     rb"(general|tokenizer|phi[23])\.|blk\.|output|token_embd"
 )  # where a GGUF header's fields begin
@@ -57,6 +66,8 @@ def prepared(name: str, layout: str) -> Path:
         )
         weights.save(model, folder, tokenize.load(CHECKPOINTS / name))
         return folder
+    if layout in PACKED:
+        return packed(CHECKPOINTS / name, folder, layout)
     shutil.copytree(
         CHECKPOINTS / name, folder, ignore=shutil.ignore_patterns("*.safetensors" if LAYOUTS[layout] else "")
     )
@@ -69,6 +80,25 @@ def prepared(name: str, layout: str) -> Path:
                 for k, v in weights.load(model_class(config), CHECKPOINTS / name).state_dict().items()
             },
         )
+    return folder
+
+
+def packed(source: Path, folder: Path, kind: str) -> Path:
+    """The checkpoint in a packaging, its bits drawn; or with a LoRA beside it."""
+    weightless = shutil.ignore_patterns("*.safetensors", "config.json")
+    shutil.copytree(source, folder, ignore=None if kind == "adapter" else weightless)
+    if kind == "adapter":
+        module = "base_model.model.model.layers.0.self_attn.q_proj"
+        width = read_config(source)["hidden_size"]
+        tensors = {"lora_A.weight": torch.ones(4, width), "lora_B.weight": torch.ones(width, 4)}
+        save_file(
+            {f"{module}.{part}": t for part, t in tensors.items()}, folder / "adapter_model.safetensors"
+        )
+        config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "rank_pattern": {"k_proj": 2}}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        return folder
+    config = read_config(source)
+    packers.write_model(folder, kind, weights.load(model_class(config), source), config)
     return folder
 
 
@@ -140,7 +170,8 @@ def edits_of(rng: random.Random, folder: Path) -> list[Edit]:
 
 def drawn_cases(rng: random.Random) -> Iterator[tuple[str, str, list[Edit]]]:
     while True:
-        name, layout = rng.choice(NAMES), rng.choice([*LAYOUTS, *QUANTIZED, *GGUF])
+        name, layout = rng.choice(NAMES), rng.choice([*LAYOUTS, *QUANTIZED, *GGUF, *PACKED])
+        name = PACKED.get(layout, name)
         if layout in GGUF:
             name = rng.choice(("tiny-phi", "tiny-phi3"))
         yield name, layout, edits_of(rng, prepared(name, layout))
