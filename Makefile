@@ -5,7 +5,7 @@ MINUTES := 1
 SEED := 0
 CAPTION := Generate a coco-style caption.
 
-.PHONY: run test proof pairs ecosystem fuzz bench kits lint clean findings
+.PHONY: run test proof pairs ecosystem versions fuzz bench kits lint clean findings
 
 # Make .venv, install what is pinned and the `decoders` command, tell a story with every model.
 run: .venv/run
@@ -48,6 +48,10 @@ kits: .venv/run
 # Surprises of other libraries: every script of findings/, each in an environment of its own; half an hour.
 findings: .venv/run
 	$(BIN)/python -m findings
+
+# The tests of whoever else's versions matter, with each of them; the table goes into docs/versions.md.
+versions: .venv/ecosystem
+	$(BIN)/python -m tests.matrix --write
 
 # Style, and types of what users read and call: pyproject.toml lists the files.
 lint: .venv/test

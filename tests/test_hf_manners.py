@@ -234,3 +234,23 @@ def test_num_items_in_batch_divides_the_sum(family, tmp_path):
     torch.testing.assert_close(
         model(ids, labels=labels, num_items_in_batch=torch.tensor(2 * n)).loss, mean / 2
     )
+
+
+# ---- Hints -------------------------------------------------------------------------------------------------
+
+
+def test_hints_never_lead_astray(tmp_path):
+    """`token_type_ids` of Phi was answered with pad_token_id."""
+    model, (ids, _) = documented(PHI, tmp_path), inputs(101)
+    for name, hint in (
+        ("attention_maks", "attention_mask"),
+        ("mask", "attention_mask"),
+        ("ids", "input_ids"),
+    ):
+        with pytest.raises(TypeError, match=f"{name!r}: did you mean {hint!r}"):
+            model(ids, **{name: None})
+    for name in ("token_type_ids", "head_mask", "images"):
+        with pytest.raises(TypeError, match=f"keyword argument {name!r}$"):
+            model(ids, **{name: None})
+    with pytest.raises(AttributeError, match="has no 'FluxPipeline'$"):
+        hf.FluxPipeline  # noqa: B018

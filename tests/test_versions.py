@@ -5,6 +5,7 @@ Set DECODERS_REFERENCES to the Python executables of environments with other ver
 """
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import pytest
 import torch
 
 from decoders import model_class, read_config, tokenize, weights
+from tests import matrix
 from tests.families import GPT_NEO, PHI, inputs
 
+ROOT = Path(__file__).parents[1]
 REFERENCES = [path for path in os.environ.get("DECODERS_REFERENCES", "").split(":") if path]
 FILE = Path(__file__).with_name("reference.py")
 
@@ -156,3 +159,29 @@ def test_a_saved_tokenizer_is_read_by_every_version(other, tmp_path, name):
     texts = ["Once upon a time", "Once<|extra|> upon, a fox.", "<|extra|><|extra|>"]
     _, [found] = other([{"folder": str(tmp_path / "saved"), "texts": texts}])
     assert found == [tokenizer.encode(text) for text in texts]
+
+
+# ---- The versions that are promised ------------------------------------------------------------------------
+
+
+def test_the_lowest_torch_has_what_is_asked_of_it():
+    """`_has_any_global_hook` came with 2.8: every forward of a loaded Phi or GPT-Neo failed before, and the bound
+    said 2.6."""
+    bound = re.search(r'"torch>=(\d+)\.(\d+)"', (ROOT / "pyproject.toml").read_text())
+    assert bound is not None
+    used = any(
+        "_has_any_global_hook" in file.read_text() for file in (ROOT / "decoders" / "kernels").glob("*.py")
+    )
+    assert used and tuple(map(int, bound.groups())) >= (2, 8)
+    assert callable(torch.nn.modules.module._has_any_global_hook)
+
+
+def test_the_matrix_covers_every_bound():
+    """`make versions` tries the newest and the lowest of each; the page has their table."""
+    assert {version.partition("==")[0] for version in matrix.lowest()} == {*matrix.FILES} - {"transformers"}
+    assert all((ROOT / "tests" / name).exists() for files in matrix.FILES.values() for name in files)
+    page = matrix.PAGE.read_text()
+    shown = page[page.index(matrix.MARKS[0]) : page.index(matrix.MARKS[1])]
+    assert {"transformers==5.23.0", "transformers==5.24.0"} <= {
+        *re.findall(r"^\| (\S+==\S+) ", shown, re.MULTILINE)
+    }

@@ -34,9 +34,23 @@ def no_effect(name: str, why: str) -> None:
         warnings.warn(f"{name} has no effect: {why}", stacklevel=4)
 
 
+MEANT = {  # what other libraries and versions call it -> how it is called here, if it is known there
+    "cache": "past_key_values",
+    "embeds": "inputs_embeds",
+    "ids": "input_ids",
+    "mask": "attention_mask",
+    "max_len": "max_length",
+    "n_labels": "num_labels",
+    "positions": "position_ids",
+}
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Example: ": did you mean 'padding'?", or nothing."""
-    near = difflib.get_close_matches(name, list(known), 1)
+    """Example: ": did you mean 'padding'?". Nothing where no name means the same or differs by a slip: a hint
+    must not lead astray."""
+    known = [*known]
+    meant = MEANT.get(name)
+    near = [meant] if meant in known else difflib.get_close_matches(name, known, 1, cutoff=0.85)
     return f": did you mean {near[0]!r}?" if near else ""
 
 

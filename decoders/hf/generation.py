@@ -209,9 +209,16 @@ def is_watched(model: Any) -> bool:
     """Whether somebody has replaced, or hooked, what `generate` calls once a token."""
     parts = [part for part in model.modules() if hasattr(type(part), "plain_class")]
     hooked = model._forward_hooks or model._forward_pre_hooks
-    replaced = any("forward" in vars(part) or not is_documented(type(part).forward) for part in parts)
+    replaced = any(is_replaced(part) or not is_documented(type(part).forward) for part in parts)
     prepare = type(model).prepare_inputs_for_generation is not GenerationMixin.prepare_inputs_for_generation
     return bool(hooked) or replaced or prepare or "prepare_inputs_for_generation" in vars(model)
+
+
+def is_replaced(part: nn.Module) -> bool:
+    """Whether somebody set a `forward` on the object, other than the kernels."""
+    forward = vars(part).get("forward")
+    module = getattr(getattr(forward, "__func__", None), "__globals__", {}).get("__name__", "")
+    return forward is not None and not module.startswith("decoders.kernels")
 
 
 def is_documented(forward: Any) -> bool:
