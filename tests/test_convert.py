@@ -9,6 +9,7 @@ import torch
 from decoders import formats, model_class, read_config, tokenize, weights
 from decoders.cli import convert
 from decoders.cli.commands import GGUF_TYPES, main
+from decoders.compare.kit import redraw
 from decoders.formats import gguf_writer
 from tests import folders
 from tests.conftest import ROOT
@@ -136,6 +137,35 @@ def test_real_vocabularies_come_back(tmp_path, data, name):
         assert theirs.encode(row["text"], add_special_tokens=False) == row["ids"], row["text"]
     messages = [{"role": "user", "content": "Hi"}]
     assert again.chat(messages) == ours.chat(messages) == tokenize.load(folder).chat(messages)
+
+
+LONGROPE = {"type": "longrope", "short_factor": [1.0 + i / 20 for i in range(9)], "long_factor": [1.0 + 1.5 * i for i in range(9)]}  # fmt: skip
+LLAMA = {  # what differs from the tiny checkpoint -> how far apart logits may be
+    "longrope and partial rotary": ("tiny-phi3", 2e-6, {"rope_scaling": LONGROPE, "partial_rotary_factor": 0.75,
+        "original_max_position_embeddings": 32, "max_position_embeddings": 256, "sliding_window": None}),
+    "tied": ("tiny-phi3", 2e-6, {"tie_word_embeddings": True, "sliding_window": None}),
+    "grouped-query attention, another base": ("tiny-phi", 5e-4, {"num_key_value_heads": 2, "rope_theta": 5000.0}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LLAMA)
+def test_llama_cpp_loads_it_and_gives_the_same_logits(tmp_path, case):
+    """With keys and values in float32; its tanh GELU is a table in float16. Where it is installed."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    name, near, changes = LLAMA[case]
+    cls = model_class(read_config(TINY / name))
+    config = {**json.loads((TINY / name / "config.json").read_text()), **changes}
+    model = redraw(cls(cls.config_class.from_dict(formats.modern(config, config["model_type"]))), 0).eval()
+    model.config_json, model.generation_config = {}, {}
+    weights.save(model, tmp_path / "plain", tokenize.load(TINY / name))
+    file = converted(tmp_path / "plain", tmp_path / "model.gguf", packaging="gguf", type="F32")
+    ids = torch.randint(3, 900, (50,))
+    theirs = llama_cpp.Llama(str(file), n_ctx=256, logits_all=True, verbose=False, type_k=0, type_v=0)
+    theirs.eval(ids.tolist())
+    with torch.no_grad():
+        ours = model(ids[None]).logits[0]
+    difference = torch.tensor(theirs.scores[:50]) - ours
+    assert difference.norm() < near * ours.norm()
 
 
 def test_what_gguf_has_no_place_for_is_refused(tmp_path):
