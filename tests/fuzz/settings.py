@@ -75,9 +75,10 @@ def draw(seed: int, number: int) -> Case:
     B, T = 1 if one else rng.randint(1, 3), rng.randint(7 if changes else 1, 16)
     ids = [[rng.randrange(VOCABULARY) for _ in range(T)] for _ in range(B)]
     if rng.random() < 0.3:  # repeats itself
-        ids = [(row[: max(1, T // 3)] * 4)[:T] for row in ids]
+        ids = [(row[: max(1, T // 3)] * T)[:T] for row in ids]
     padding = [rng.randrange(T) if rng.random() < 0.5 else 0 for _ in range(B)]
-    case = Case(family.name, changes, ids, padding, rng.random() < 0.2, strategy)
+    embeddings = rng.random() < 0.2 and strategy != "assistant"  # which reads ids alone
+    case = Case(family.name, changes, ids, padding, embeddings, strategy)
     case.options = {**draw_common(rng, T), **STRATEGIES[strategy](rng), **draw_processors(rng)}
     if strategy in ("greedy", "sample", "beams", "beam sample") and rng.random() < 0.25:
         case.options["guidance_scale"] = rng.choice((0.5, 1.5, 3.0))
@@ -348,6 +349,14 @@ def alone(case: Case) -> Any:
     return found
 
 
+def embeddings_are_right_there(case: Case) -> bool:
+    """Not in GPT-1, which has none; nor where their length or their padding counts."""
+    counted = {"no_repeat_ngram_size", "max_length"} | (
+        {"repetition_penalty"} if any(case.padding) else set()
+    )
+    return case.family != "openai-gpt" and not case.changing and not counted & case.options.keys()
+
+
 def transformers(case: Case) -> Any:
     """What 5.x still has, and gets right."""
     options, padded = case.options, any(case.padding)
@@ -357,9 +366,7 @@ def transformers(case: Case) -> Any:
         return None  # no cache there; a cache that stays behind; positions of padding
     if "guidance_scale" in options and (case.embeddings or options.get("num_return_sequences", 1) > 1):
         return None
-    if case.embeddings and (
-        case.family == "openai-gpt" or "no_repeat_ngram_size" in options or "max_length" in options
-    ):
+    if case.embeddings and not embeddings_are_right_there(case):
         return None
     if padded and (
         case.changing or {"no_repeat_ngram_size", "sequence_bias", "bad_words_ids"} & options.keys()
@@ -367,8 +374,8 @@ def transformers(case: Case) -> Any:
         return None  # where padding counts
     if case.changing and case.family != "phi3":
         return None  # frequencies of the prompt stay with the cache
-    if "num_beams" in options and "exponential_decay_length_penalty" in options:
-        return None
+    if case.strategy == "beam sample" and "forced_eos_token_id" in options:
+        return None  # of one token more are sampled
     try:
         return theirs(case)
     except Exception:  # their crash
