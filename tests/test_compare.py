@@ -984,13 +984,13 @@ def test_broken_kits(kits, tmp_path):
         kit.Kit(folder)
 
 
-def test_gigabytes_in_a_small_file(kits, tmp_path):
+def test_more_numbers_than_a_file_can_mean(kits, tmp_path):
     numpy = pytest.importorskip("numpy")
     own, file = kits["phi"], tmp_path / "theirs.npz"
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as content:
         header = io.BytesIO()
         numpy.lib.format.write_array_header_1_0(
-            header, {"descr": "<f4", "fortran_order": False, "shape": (10_000_000_000,)}
+            header, {"descr": "<f4", "fortran_order": False, "shape": (1_000_000,)}
         )
         content.writestr("plain/logits.npy", header.getvalue() + bytes(1000))
     with pytest.raises(ValueError, match="more than can be meant"):
@@ -1004,7 +1004,7 @@ def test_gigabytes_in_a_small_file(kits, tmp_path):
     assert report.equal and "not known to the kit, and left out: other" in report.remarks[0]
     lying = tmp_path / "theirs.safetensors"
     text = json.dumps(
-        {"plain/logits": {"dtype": "F32", "shape": [10_000_000_000], "data_offsets": [0, 40_000_000_000]}}
+        {"plain/logits": {"dtype": "F32", "shape": [1_000_000], "data_offsets": [0, 4_000_000]}}
     ).encode()
     lying.write_bytes(len(text).to_bytes(8, "little") + text)
     with pytest.raises(ValueError, match="not a sound safetensors file"):

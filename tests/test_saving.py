@@ -27,8 +27,8 @@ def test_killed_writers_and_readers_beside_writers(tmp_path):
         str(tmp_path / "folder"),
         "--kills",
         "40",
-        "--seconds",
-        "1.5",
+        "--reads",
+        "40",
     ]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert found.returncode == 0, found.stderr

@@ -63,7 +63,7 @@ def rows(minutes: float, seed: int, cases: int) -> tuple[list[tuple[str, str, st
         found.append(("a writer killed at a random step while it saves over another model", f"{sum(seen.values()):,}",
                       f"{seen[1]} times the one, {seen[2]} times the other model whole, never neither"))  # fmt: skip
         for writers, word in ((1, "one writer"), (2, "two writers, one of them in shards")):
-            whole, refused = saves.reads(Path(base), 20, writers)
+            whole, refused = saves.reads(Path(base), 1000, writers)
             found.append((f"a folder read beside {word} that never rest", f"{whole + refused:,}",
                           f"{whole} read whole, {refused} times said that it is being written, no mixture"))  # fmt: skip
     return found, failures

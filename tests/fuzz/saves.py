@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import sys
-import time
 from itertools import cycle
 from pathlib import Path
 
@@ -106,14 +105,13 @@ def kills(folder: Path, times: int, rng: random.Random) -> dict[int, int]:
     return seen
 
 
-def reads(folder: Path, seconds: float, writers: int) -> tuple[int, int]:
-    """(whole reads, refusals because it is being written) beside as many writers."""
+def reads(folder: Path, times: int, writers: int) -> tuple[int, int]:
+    """(whole reads, refusals because it is being written) beside as many writers, `times` in all."""
     weights.save(model_of(1), folder)
     running = [start(folder, [1, 2], [2_000, 10**9][i]) for i in range(writers)]
     whole = refused = 0
-    end = time.monotonic() + seconds
     try:
-        while time.monotonic() < end:
+        for _ in range(times):
             try:
                 kind_of(folder)
                 whole += 1
@@ -131,9 +129,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=1000)
-    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--reads", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     print("killed; the folder held", kills(given.folder, given.kills, random.Random(given.seed)))
     for number in (1, 2):
-        print(f"read beside {number} writers (whole, refused)", reads(given.folder, given.seconds, number))
+        print(f"read beside {number} writers (whole, refused)", reads(given.folder, given.reads, number))
