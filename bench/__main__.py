@@ -32,6 +32,7 @@ from tqdm import tqdm
 from bench.decoding import decoding_rows
 from decoders import gpt_neo, kernels, openai_gpt, persimmon, phi, phi3, weights
 from decoders.formats.config import cache_shape
+from decoders.kernels import native
 from decoders.kernels.linear import linear
 
 README = Path(__file__).parent.parent / "README.md"
@@ -500,7 +501,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--family", choices=FAMILIES, help="measure these rows only")
     parser.add_argument("--device", help="decode there instead, beside the bandwidth: bench/device.py")
+    parser.add_argument("--against", metavar="COMMIT", help="decode by that commit too, in turns")
     args = parser.parse_args()
+    if args.against:
+        from bench import against
+
+        against.main(args.against, args.rounds)
+        return
+    native.wait()
     if args.device:
         from bench import device
 

@@ -96,7 +96,7 @@ class Ours:
 
         torch.set_num_threads(threads)
         self.model = weights.load(model_class(read_config(folder)), folder, quantize=bits)
-        self.extra = {"native": kernels.is_available()}
+        self.extra = {"native": kernels.native.wait()}
 
     def read(self, ids: list[int]) -> list[float]:
         return self.run(ids, None)

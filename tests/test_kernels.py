@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 
 from decoders import gpt_neo, kernels, phi, phi3
-from decoders.kernels import native
+from decoders.kernels import build, calls, native
 from decoders.kernels.attention import attention, rotate
 from decoders.kernels.linear import MAX_ROWS, linear
 from tests.families import PADDED, inputs
@@ -220,10 +220,10 @@ def test_one_call_for_q_k_and_v_gives_what_three_give(dtype, kind, rows, monkeyp
         x = torch.randn(1, rows, 48).to(dtype)
         expected = [layer(x) for layer in (attn.q_proj, attn.k_proj, attn.v_proj)]
         with monkeypatch.context() as patch:
-            calls = count_calls(patch, type(attn.q_proj))
+            counted = count_calls(patch, type(attn.q_proj))
             for found, one in zip(attn.qkv(x), expected, strict=True):
                 assert torch.equal(found, one)
-        assert len(calls) == (0 if native.library() and rows <= most else 3)
+        assert len(counted) == (0 if native.library() and rows <= most else 3)
         assert [len(part) for part in attn.qkv(x[:0])] == [0, 0, 0]
 
 
@@ -259,3 +259,15 @@ def test_who_looks_into_q_k_or_v_sees_each_of_them(kind, monkeypatch):
     monkeypatch.undo()
     attn.v_proj = nn.Sequential(attn.v_proj, nn.Tanh())
     assert torch.equal(attn.qkv(x)[2], v.tanh()) and torch.equal(attn.qkv(x)[0], q)
+
+
+def test_lines_of_c_are_no_longer_than_others():
+    for source in sorted(build.SOURCE.parent.glob("*.c")):
+        for number, line in enumerate(source.read_text().splitlines(), 1):
+            assert len(line) <= 110, f"{source.name}:{number}"
+
+
+def test_the_table_of_kernels_names_every_function():
+    table = "".join(line for line in (build.SOURCE.parent / "kernels.c").open() if line.startswith("// |"))
+    named = table.replace(", _int4", ", dequantize_int4")
+    assert [name for name in calls.ARGUMENTS if name not in named] == []

@@ -10,7 +10,7 @@ import torch.nn as nn
 
 from decoders import decoding, gpt_neo, kernels, phi
 from decoders.kernels import native, step, texts
-from decoders.kernels.plan import Plan
+from decoders.kernels.plan import NotPlanned, Plan, Watch
 from tests.families import FAMILIES, LONGROPE, PADDED, PHI3, inputs
 
 PARTS = (PADDED + 4, 1, 1, 2, 1, 4)  # a prompt, steps, and drafted tokens
@@ -359,3 +359,13 @@ def test_a_model_without_a_description_takes_its_modules(steps):
     cache = model(ids[:, :5], use_cache=True).past_key_values
     model(ids[:, 5:6], past_key_values=cache, use_cache=True)
     assert not steps and "has no description" in step.planned(model)
+
+
+def test_layers_of_a_kind_that_plans_do_not_know_take_their_modules():
+    """As packed files have them, beside those that `quantize` makes."""
+    model = prepared(FAMILIES[2], "int8")
+    for layer in model.modules():
+        if isinstance(layer, kernels.Quantized):
+            layer.kind = "int8-weights" if layer is model.lm_head else "another"
+    with pytest.raises(NotPlanned, match="a layer is another"):
+        Plan(base_of(model), Watch(base_of(model)))

@@ -1,21 +1,22 @@
-// Products of few rows, products with int8 and int4 weights, RMSNorm, rotary embedding, attention of one query:
-// for x86 with AVX-512's bfloat16 and VNNI instructions. `native.py` has this file compiled where it can, believes
-// it only after it has given the right numbers, and does without it where it cannot.
+// Products of few rows, products with int8 and int4 weights, RMSNorm, rotary embedding, attention of one
+// query: for x86 with AVX-512's bfloat16 and VNNI instructions. `build.py` compiles it (through `plan.c`, a
+// whole decoding step); `native.py` believes it only after it has given the right numbers.
 //
-// | entry point            | activations        | weights                  | rows of x it is called for       |
-// |------------------------|--------------------|--------------------------|----------------------------------|
-// | product                | float32, bf16, f16 | of the same dtype        | 1 to 16                          |
-// | transposed_product     | float32, bf16, f16 | the same, stored [K, N]  | 1 to 16                          |
-// | int8_product           | float32, bf16, f16 | int8; x becomes int8 too | any; from 36 on in another order |
-// | int8_weights_product   | float32, bf16, f16 | int8                     | 1 to 5 in bf16, else 1 to 32     |
-// | int8_groups_product    | float32, bf16, f16 | int8 by groups           | 1 to 12                          |
-// | int4_product           | float32, bf16, f16 | int4                     | 1 to 5 in bf16, else 1 to 32     |
-// | bfloat16_product       | bf16               | int8, int4               | more than the two above          |
-// | dequantize_int8, _int4 | float32, bf16, f16 | int8, int4               | -                                |
-// | to_int8, to_int4       | -                  | from float32, bf16, f16  | -                                |
-// | rms_norm               | float32, bf16, f16 | of the same dtype        | any                              |
-// | rotate                 | float32, bf16, f16 | -                        | any                              |
-// | one_query              | float32, bf16, f16 | -                        | 1 query for each sequence        |
+// | entry point            | activations        | weights                  | called for rows of x          |
+// |------------------------|--------------------|--------------------------|-------------------------------|
+// | product                | float32, bf16, f16 | of the same dtype        | 1 to 16                       |
+// | transposed_product     | float32, bf16, f16 | the same, stored [K, N]  | 1 to 16                       |
+// | int8_product           | float32, bf16, f16 | int8; x becomes int8 too | any; another order from 36 on |
+// | int8_weights_product   | float32, bf16, f16 | int8                     | 1 to 5 in bf16, else 1 to 32  |
+// | int8_groups_product    | float32, bf16, f16 | int8 by groups           | 1 to 12                       |
+// | int4_product           | float32, bf16, f16 | int4                     | 1 to 5 in bf16, else 1 to 32  |
+// | bfloat16_product       | bf16               | int8, int4               | more than the two above       |
+// | dequantize_int8, _int4 | float32, bf16, f16 | int8, int4               | -                             |
+// | to_int8, to_int4       | -                  | from float32, bf16, f16  | -                             |
+// | rms_norm               | float32, bf16, f16 | of the same dtype        | any                           |
+// | rotate                 | float32, bf16, f16 | -                        | any                           |
+// | one_query              | float32, bf16, f16 | -                        | 1 query for each sequence     |
+// | run_plan (plan.c)      | float32, bf16, f16 | all of these             | 1 to 16                       |
 //
 // Sums are in float32; those of int8_product are whole numbers.
 //
@@ -43,7 +44,7 @@ enum { AHEAD = 8192 };  // bytes of weights that are asked for before they are n
     _mm_prefetch((const char *)(p), _MM_HINT_T1)  // into the second cache: x needs the first for itself
 enum { MANY = 36 };  // rows of whole numbers from which it pays to lay weights out anew
 
-// ---- Threads ------------------------------------------------------------------------------------------------
+// ---- Threads ----------------------------------------------------------------------------------------------
 // A team is the threads of one parallel region. With a gate they meet there: they wait actively for a moment,
 // as long as a meeting takes that nobody disturbs, and then sleep, so that others get the processor.
 
@@ -167,10 +168,9 @@ INLINE __m512 power_of_e(__m512 x) {
     return _mm512_scalef_ps(y, n);
 }
 
-// ---- A few rows
-// --------------------------------------------------------------------------------------------- y[m, n] = sum
-// over k of x[m, k] w[n, k] + bias[n]; w is stored row by row, `stride` numbers apart. bfloat16 with bfloat16
-// (`pairs`): two products and a sum in one instruction; else x is float32.
+// ---- A few rows -------------------------------------------------------------------------------------------
+// y[m, n] = sum over k of x[m, k] w[n, k] + bias[n]; w is stored row by row, `stride` numbers apart. bfloat16
+// with bfloat16 (`pairs`): two products and a sum in one instruction; else x is float32.
 
 INLINE __m512 multiply_add(__m512 sum, const void *w, int kind, int pairs, const void *x, long i, long left) {
     if (pairs) {
@@ -465,11 +465,10 @@ INLINE void finish_whole(const Result *to, long m, long n, int rows, float sx, c
     }
 }
 
-// ---- Many rows
-// ---------------------------------------------------------------------------------------------- BLOCK rows
-// of w, and of these NEAR times 4 bytes, are laid out in strips of 16 rows with 4 bytes of each side by side:
-// nothing has to be added up across a register, and what is read again for all rows of x lies near. 4 bytes
-// are four whole numbers, or two of bfloat16, which 8 bits become exactly and 4 bits rounded.
+// ---- Many rows --------------------------------------------------------------------------------------------
+// BLOCK rows of w, and of these NEAR times 4 bytes, are laid out in strips of 16 rows with 4 bytes of each
+// side by side: nothing has to be added up across a register, and what is read again for all rows of x lies
+// near. 4 bytes are four whole numbers, or two of bfloat16, which 8 bits become exactly and 4 bits rounded.
 
 typedef struct {
     const void *w;
@@ -599,11 +598,10 @@ INLINE void many_rows(int whole, const char *x, long stride, const float *sx, co
     }
 }
 
-// ---- 8 bits
-// ------------------------------------------------------------------------------------------------- y[m, n] =
-// sx[m] sw[n] (whole x . whole w) + bias[n]. Each row of x has a scale of its own, so that no row depends on
-// another. The instruction multiplies unsigned by signed: x is moved up by 128, and 128 times the sum of w's
-// row taken off again.
+// ---- 8 bits -----------------------------------------------------------------------------------------------
+// y[m, n] = sx[m] sw[n] (whole x . whole w) + bias[n]. Each row of x has a scale of its own, so that no row
+// depends on another. The instruction multiplies unsigned by signed: x is moved up by 128, and 128 times the
+// sum of w's row taken off again.
 
 // The largest of |x|, NaN if one number is.
 INLINE float largest(const void *x, int kind, long start, long inputs) {
@@ -763,8 +761,8 @@ INLINE double row_of_digits(const uint8_t *x, long K, const int8_t *w, long inpu
 }
 
 // q: room for M rows of 3 K bytes, sx: for M numbers.
-static void int8_weights_part(const Team *team, const void *x, const Layer *layer, int count, int kind, long M,
-                              long inputs, uint8_t *q, float *sx) {
+static void int8_weights_part(const Team *team, const void *x, const Layer *layer, int count, int kind,
+                              long M, long inputs, uint8_t *q, float *sx) {
     const long K = (inputs + 63) / 64 * 64;
     SHARED(m, M, 1) sx[m] = digits(x, kind, m * inputs, inputs, K, q + 3 * m * K);
     meet(team);
@@ -772,7 +770,8 @@ static void int8_weights_part(const Team *team, const void *x, const Layer *laye
         const Result to = {layer[i].scale, layer[i].bias, layer[i].y, kind, M, layer[i].N};
         SHARED(n, to.N, 1) {
             const int8_t *w = (const int8_t *)layer[i].w + n * inputs;
-            for (long m = 0; m < M; m++) finish(&to, m, n, row_of_digits(q + 3 * m * K, K, w, inputs) * sx[m]);
+            for (long m = 0; m < M; m++)
+                finish(&to, m, n, row_of_digits(q + 3 * m * K, K, w, inputs) * sx[m]);
         }
     }
 }
@@ -802,9 +801,8 @@ void dequantize_int8(const int8_t *w, const float *scale, void *to, int kind, lo
         }
 }
 
-// ---- 8 bits by groups
-// ---------------------------------------------------------------------------------------- w[n, k] = q scale,
-// scale float16 for each 32 inputs, and x in float32. Rows are whole groups.
+// ---- 8 bits by groups -------------------------------------------------------------------------------------
+// w[n, k] = q scale, scale float16 for each 32 inputs, and x in float32. Rows are whole groups.
 
 // One row of w, straight through memory, with M of x.
 INLINE void groups_of_bytes(int M, const float *x, long inputs, const int8_t *w, const uint16_t *scale,
@@ -850,10 +848,9 @@ void int8_groups_product(const void *x, const Layer *layer, int count, int kind,
     free(wide);
 }
 
-// ---- 4 bits
-// ------------------------------------------------------------------------------------------------- w[n, k] =
-// (q - zero) * scale, scale float16 and zero a byte for each 32 inputs; two q in a byte, the first in the
-// lower half. 128 of them are 16 lanes of 8: lane i has the inputs 8 i to 8 i + 7, four lanes a group.
+// ---- 4 bits -----------------------------------------------------------------------------------------------
+// w[n, k] = (q - zero) * scale, scale float16 and zero a byte for each 32 inputs; two q in a byte, the first
+// in the lower half. 128 of them are 16 lanes of 8: lane i has the inputs 8 i to 8 i + 7, four lanes a group.
 
 // One row of x in that order, 128 at a time: [8][16] in float32, or [4][16] pairs i and i + 4 in bfloat16
 // (`pairs`); and the sum of each group.
@@ -956,8 +953,8 @@ INLINE void nibbles_of(int pairs, const Team *team, const void *x, const Layer *
             for (long m = 0; m < M; m += 6) {
                 int few = M - m < 6 ? (int)(M - m) : 6;
                 float out[6];
-                OF_CONSTANT(few, nibbles, pairs, lanes + m * size, sums + m * blocks * 4, blocks, w, scale, zero,
-                            out)
+                OF_CONSTANT(few, nibbles, pairs, lanes + m * size, sums + m * blocks * 4, blocks, w, scale,
+                            zero, out)
                 for (int r = 0; r < few; r++) finish(&to, m + r, n, out[r]);
             }
         }
@@ -1055,8 +1052,8 @@ void to_int4(const void *w, int kind, long stride, uint8_t *q, uint16_t *scale, 
 // ---- Norm -------------------------------------------------------------------------------------------------
 
 // Each row of x (M, C) / sqrt(mean(x^2) + eps), as x is stored, and only then times w (C).
-static void rms_norm_part(const Team *team, const void *x, const void *w, void *y, int kind, float eps, long M,
-                          long C) {
+static void rms_norm_part(const Team *team, const void *x, const void *w, void *y, int kind, float eps,
+                          long M, long C) {
     SHARED(m, M, 1) {
         const char *row = (const char *)x + m * C * size_of(kind);
         char *to = (char *)y + m * C * size_of(kind);
@@ -1098,25 +1095,25 @@ INLINE __m512 rounded(__m512 v, int kind) {
 
 // One row of D: of its first R, number i pairs with i + R / 2. Rounded after each step, as PyTorch's
 // operators do.
-INLINE void rotate_row(const char *x, const char *cosine, const char *sine, char *y, int kind, long D, long R) {
+INLINE void rotate_row(const char *x, const char *cos, const char *sin, char *y, int kind, long D, long R) {
     const long half = R / 2, size = size_of(kind);
     for (long i = 0; i < half; i += 16) {
         __mmask16 m = first(half - i);
         __m512 a = load(x, kind, i, m), b = load(x, kind, half + i, m),
                minus = _mm512_xor_ps(b, _mm512_set1_ps(-0.f));
         store(y, kind, i, m,
-              _mm512_add_ps(TIMES(a, load(cosine, kind, i, m)), TIMES(minus, load(sine, kind, i, m))));
+              _mm512_add_ps(TIMES(a, load(cos, kind, i, m)), TIMES(minus, load(sin, kind, i, m))));
         store(y, kind, half + i, m,
-              _mm512_add_ps(TIMES(b, load(cosine, kind, half + i, m)),
-                            TIMES(a, load(sine, kind, half + i, m))));
+              _mm512_add_ps(TIMES(b, load(cos, kind, half + i, m)),
+                            TIMES(a, load(sin, kind, half + i, m))));
     }
     memcpy(y + R * size, x + R * size, (D - R) * size);
 }
 
-static void rotate_one(const char *x, const char *cosine, const char *sine, char *y, int kind, long D, long R) {
-    if (kind == BFLOAT16) rotate_row(x, cosine, sine, y, BFLOAT16, D, R);
-    else if (kind == FLOAT16) rotate_row(x, cosine, sine, y, FLOAT16, D, R);
-    else rotate_row(x, cosine, sine, y, FLOAT32, D, R);
+static void rotate_one(const char *x, const char *cos, const char *sin, char *y, int kind, long D, long R) {
+    if (kind == BFLOAT16) rotate_row(x, cos, sin, y, BFLOAT16, D, R);
+    else if (kind == FLOAT16) rotate_row(x, cos, sin, y, FLOAT16, D, R);
+    else rotate_row(x, cos, sin, y, FLOAT32, D, R);
 }
 
 // x (B, H, T, D), these numbers apart and D side by side; y whole; tables (B or 1, T, R), `tables_batch` 0
@@ -1127,7 +1124,8 @@ void rotate(const char *x, const char *cosine, const char *sine, char *y, int ki
     if (T == 1) {  // less work than waking a thread
         for (long h = 0; h < heads; h++) {
             long at = h / H * tables_batch * size;
-            rotate_one(x + (h / H * x_batch + h % H * x_head) * size, cosine + at, sine + at, y + h * D * size,
+            const char *row = x + (h / H * x_batch + h % H * x_head) * size;
+            rotate_one(row, cosine + at, sine + at, y + h * D * size,
                  kind, D, R);
         }
         return;
@@ -1135,14 +1133,14 @@ void rotate(const char *x, const char *cosine, const char *sine, char *y, int ki
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long r = 0; r < heads * T; r++) {
         long b = r / (H * T), h = r / T % H, t = r % T, at = (b * tables_batch + t * R) * size;
-        rotate_one(x + (b * x_batch + h * x_head + t * x_row) * size, cosine + at, sine + at, y + r * D * size,
+        const char *row = x + (b * x_batch + h * x_head + t * x_row) * size;
+        rotate_one(row, cosine + at, sine + at, y + r * D * size,
              kind, D, R);
     }
 }
 
-// ---- Attention of one query
-// --------------------------------------------------------------------------------- q, y: (B, K G, D); k, v:
-// (B, K, S, D) with D side by side; bias: NULL or float32 (B or 1, H or 1, S).
+// ---- Attention of one query -------------------------------------------------------------------------------
+// q, y: (B, K G, D); k, v: (B, K, S, D) with D side by side; bias: NULL or float32 (B or 1, H or 1, S).
 
 enum { TILE = 64 };  // keys at a time: few enough to stay near for all heads that share them
 

@@ -5,8 +5,8 @@
 #include "kernels.c"
 
 enum { EMBED, LAYER_NORM, RMS_NORM, PRODUCT, ROTATE, ATTEND, ACTIVATE, GATE, ADD };  // operations
-enum { TRANSPOSED = 8, INT8_WEIGHTS, SAME };                                         // weights, beside INT8, INT4
-enum { GELU_TANH, GELU, SILU, RELU, RELU2 };                                         // activations
+enum { TRANSPOSED = 8, INT8_WEIGHTS, SAME };  // weights, beside INT8 and INT4
+enum { GELU_TANH, GELU, SILU, RELU, RELU2 };  // activations
 
 // Heads of `width` numbers: `row` numbers from one row of x to the next, `head` from one head to the next.
 typedef struct {
@@ -48,7 +48,7 @@ typedef struct {
     long alone, patience;  // steps to go with one thread, and how many at the next time
 } Plan;
 
-// ---- Operations ---------------------------------------------------------------------------------------------
+// ---- Operations -------------------------------------------------------------------------------------------
 
 static void embed(const Team *team, const Plan *plan, const Step *step, const Op *op) {
     const long C = op->heads.width, bytes = C * size_of(plan->kind);
@@ -99,7 +99,10 @@ static void multiply(const Team *team, const Plan *plan, const Step *step, const
     if (op->which == INT4) return int4_part(team, op->in, op->layers, op->count, kind, M, K, plan->scratch);
     const char *x = op->in;
     if (kind == FLOAT16 || (kind == BFLOAT16 && op->which == TRANSPOSED)) {
-        SHARED(i, M * K, 16) store(numbers, FLOAT32, i, first(M * K - i), load(x, kind, i, first(M * K - i)));
+        SHARED(i, M * K, 16) {
+            const __mmask16 m = first(M * K - i);
+            store(numbers, FLOAT32, i, m, load(x, kind, i, m));
+        }
         meet(team);
         x = plan->scratch;
     }
@@ -152,7 +155,8 @@ static void attend(const Team *team, int kind, const Step *step, const Op *op) {
             if (kind != BFLOAT16)
                 for (long i = 0; i < G * D; i += 16)
                     store(wide, FLOAT32, i, first(G * D - i), load(own, kind, i, first(G * D - i)));
-            const char *k = keys + start * cache->key_row * size, *v = values + start * cache->value_row * size;
+            const char *k = keys + start * cache->key_row * size;
+            const char *v = values + start * cache->value_row * size;
             const float *bias = step->mask ? step->mask + b * S + start : 0;
             char *y = op->out + (m * K + n) * G * D * size;
 #define HEADS(q, kind) \
@@ -167,7 +171,8 @@ static void attend(const Team *team, int kind, const Step *step, const Op *op) {
 }
 
 INLINE __m512 sigmoid(__m512 x) {
-    const __m512 one = _mm512_set1_ps(1.f), e = power_of_e(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(x)));
+    const __m512 one = _mm512_set1_ps(1.f), below = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(x));
+    const __m512 e = power_of_e(below);
     const __m512 part = _mm512_div_ps(one, _mm512_add_ps(one, e));
     return _mm512_mask_mul_ps(part, _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ), part, e);
 }
@@ -191,7 +196,10 @@ INLINE __m512 activated(__m512 x, int function) {
 
 static void activate(const Team *team, int kind, const Step *step, const Op *op) {
     const long n = step->M * op->heads.width;
-    SHARED(i, n, 16) store(op->out, kind, i, first(n - i), activated(load(op->in, kind, i, first(n - i)), op->which));
+    SHARED(i, n, 16) {
+        const __mmask16 m = first(n - i);
+        store(op->out, kind, i, m, activated(load(op->in, kind, i, m), op->which));
+    }
 }
 
 // SwiGLU: rows of [gate | up] become up times the activated gate.
@@ -214,7 +222,7 @@ static void add(const Team *team, int kind, const Step *step, const Op *op) {
     }
 }
 
-// ---- A step -------------------------------------------------------------------------------------------------
+// ---- A step -----------------------------------------------------------------------------------------------
 
 static void run_op(const Team *team, const Plan *plan, const Step *step, const Op *op) {
     const int kind = plan->kind;

@@ -78,7 +78,7 @@ def stored_as(layer: Any) -> str:
     """A key of WEIGHTS. NotPlanned for a layer of another kind, or with somebody else's forward."""
     own = vars(layer).get("forward")
     function = getattr(own, "__func__", own)
-    if type(layer) is Quantized and own is None:
+    if type(layer) is Quantized and own is None and layer.kind in WEIGHTS:
         if layer.kind != "int4" and layer.in_features > MAX_INPUTS:
             raise NotPlanned(f"{layer.in_features} inputs are too many for int8")
         return layer.kind
@@ -86,7 +86,7 @@ def stored_as(layer: Any) -> str:
         return "same" if layer.weight.stride(1) == 1 else "transposed"
     if type(layer).__name__ == "Conv1D" and function is conv1d_forward:
         return "transposed"
-    raise NotPlanned(f"a layer is {type(layer).__name__}")
+    raise NotPlanned(f"a layer is {getattr(layer, 'kind', type(layer).__name__)}")
 
 
 def function_of(act: Any) -> str:
