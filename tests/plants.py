@@ -1,76 +1,566 @@
-"""How to make each mistake of `decoders/compare/mistakes.py` in our own six files: as an edit of the source, of the
-config or of the weights. A mistake in the formula and the same mistake in a model file are written apart: where
+"""How to make each mistake of `decoders/compare/mistakes/` in our own six models: as another function or attribute of a
+model that is built from the real file, as another field of the config, or as other weights. No line of a file is
+quoted, so that lines may be rewritten. A mistake in the formula and the same mistake in a model are written apart: where
 `compare` names one by the other, it has understood what a stranger did."""
 
 import importlib
+import inspect
 import itertools
+import math
 import re
 import sys
 import types
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from decoders.compare import mistakes
 from decoders.compare.formula import Formula
 from decoders.formats.config import FAMILIES
 
-ROOT = Path(__file__).parents[1] / "decoders"
+ROOT = Path(mistakes.__file__).parents[2]
 numbers = itertools.count()
 
-# ---- Edits -------------------------------------------------------------------------------------------------
+# ---- What is changed ---------------------------------------------------------------------------------------
 
 
 class Plant:
-    """`source`: (pattern, replacement) pairs, all of which must be found; `behind`: text added to the file's end."""
+    """`module(module)` changes functions of the file, `config(dict)` fields, `state(weights, f)` weights, and
+    `model(model, f)` the model that is built of them. Two plants of one `key` would undo each other."""
 
     def __init__(
         self,
-        *source: tuple[str, str],
-        behind: str = "",
+        model: Callable | None = None,
+        *,
+        module: Callable | None = None,
         config: Callable | None = None,
         state: Callable | None = None,
+        key: str = "",
         not_in: str = "",
         only_in: str = "",
     ):
-        self.source, self.behind, self.config, self.state = source, behind, config, state
-        self.not_in, self.only_in = not_in.split(), only_in.split()
+        self.model, self.module, self.config, self.state = model, module, config, state
+        self.key, self.not_in, self.only_in = key, not_in.split(), only_in.split()
 
     def fits(self, family: str) -> bool:
         return family not in self.not_in and (not self.only_in or family in self.only_in)
 
 
-def act(expression: str) -> Plant:
-    return Plant((r"self\.act = .*", f"self.act = {expression}"))
+def wrapped(name: str, change: Callable, key: str = "") -> Plant:
+    """`change(own, module, f)` gives another `name`, an attribute of every module that has one."""
+
+    def plant(model: nn.Module, f: Formula) -> None:
+        found = [m for m in model.modules() if hasattr(m, name)]
+        assert found, name
+        for m in found:
+            setattr(m, name, change(getattr(m, name), m, f))
+
+    return Plant(plant, key=key or name)
 
 
-def scale(expression: str) -> Plant:
-    return Plant((r"attn_mask, (self\.head_dim\*\*-0\.5|1\.0), dropout", f"attn_mask, {expression}, dropout"))
+def act(function: Callable) -> Plant:
+    return wrapped("act", lambda own, m, f: function)
 
 
-MASKED = (r"if mask is None and not need_weights\b", "if False")
-SPELLED = (
-    MASKED,
-    (r"if not need_weights and attn_mask is None", "if False and attn_mask is None"),
-    (r"if not need_weights:", "if False:"),
-)
-
-
-def norm(body: str) -> str:
-    """A LayerNorm with another forward; put in the place of nn.LayerNorm."""
-    return f"\n\nclass WrongNorm(nn.LayerNorm):\n    def forward(self, x):\n        w, b, eps = self.weight, self.bias, self.eps\n        {body}\n"
-
-
-LAYER_NORM = (r"nn\.LayerNorm\(", "WrongNorm(")
-
-
-def rms(expression: str) -> tuple[str, str]:
-    return (
-        r"self\.weight \* F\.rms_norm\(upcast\(x\), x\.shape\[-1:\], eps=self\.eps\)\.to\(x\.dtype\)",
-        expression,
+def scale(number: Callable) -> Plant:
+    """Scores multiplied by `number(q)`, q (B, H, T, D)."""
+    return wrapped(
+        "attend",
+        lambda own, m, f: lambda q, k, v, attn_mask, scale, *rest: own(q, k, v, attn_mask, number(q), *rest),
     )
+
+
+# The mask
+
+
+def mask_functions(module: types.ModuleType) -> list[str]:
+    """Of a model file: what makes the mask for the scores."""
+    wanted = {"T", "S", "mask", "need_weights"}
+    return [
+        name
+        for name, one in vars(module).items()
+        if inspect.isfunction(one) and wanted <= inspect.signature(one).parameters.keys()
+    ]
+
+
+def masks(change: Callable, key: str = "mask", **how: str) -> Plant:
+    """`change(own, arguments)` in the place of a mask function, which always makes a mask then."""
+
+    def plant(module: types.ModuleType) -> None:
+        names = mask_functions(module)
+        assert names
+        for name in names:
+            own = getattr(module, name)
+
+            def wrong(*args, own=own):
+                given = inspect.signature(own).bind(*args).arguments
+                return change(lambda: own(**given), given)
+
+            setattr(module, name, wrong)
+
+    return Plant(module=plant, key=key, **how)
+
+
+def always(own: Callable, given: dict) -> torch.Tensor:
+    given["need_weights"] = True
+    return own()
+
+
+def tril(diagonal: Callable | None, **how: str) -> Plant:
+    """Another diagonal where the mask is cut, S - T in the file; None: no cut."""
+    right = torch.Tensor.tril
+
+    def wrong(x: torch.Tensor, at: int = 0) -> torch.Tensor:
+        return x if diagonal is None else right(x, diagonal(at))
+
+    def change(own: Callable, given: dict) -> torch.Tensor:
+        with mock.patch.object(torch.Tensor, "tril", wrong):
+            return always(own, given)
+
+    return masks(change, key="causal", **how)
+
+
+def padding(change: Callable) -> Plant:
+    """Another attention_mask."""
+
+    def other(own: Callable, given: dict) -> torch.Tensor | None:
+        given["mask"] = None if given["mask"] is None else change(given["mask"])
+        return own()
+
+    return masks(other)
+
+
+def blind_padding(own: Callable, given: dict) -> torch.Tensor:
+    mask, allowed = given["mask"], always(own, given)
+    return allowed if mask is None else allowed.masked_fill((mask == 0)[:, None, None], -math.inf)
+
+
+def spelled(weights: Callable, change: Callable = always) -> Plant:
+    """Attention by the formula, with other `weights(scores, attn_mask)`, both (B, H, T, S)."""
+
+    def attend(q, k, v, attn_mask, scale, dropout=0.0, need_weights=False, head_mask=None):
+        groups = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+        w = weights(q @ k.transpose(2, 3) * scale, attn_mask)
+        return w @ v, w
+
+    plant = wrapped("attend", lambda own, m, f: attend)
+    plant.module = masks(change).module
+    return plant
+
+
+# q, k, v and heads
+
+
+def swapped(a: int, b: int) -> Plant:
+    """Two of q, k and v for each other: of three matrices, or in the product of the fused one."""
+
+    def exchange(parts) -> list:
+        parts = list(parts)
+        parts[a], parts[b] = parts[b], parts[a]
+        return parts
+
+    def plant(model: nn.Module, f: Formula) -> None:
+        if "qkv" not in f.parts:
+            for m in [m for m in model.modules() if hasattr(m, "qkv")]:
+                m.qkv = lambda x, own=m.qkv: exchange(own(x))
+            return
+        for layer in f.layers:
+            fused = model.get_submodule(f.module("qkv", layer))
+            fused.register_forward_hook(lambda m, args, output: fuse(f, exchange(f.split_qkv(output))))
+
+    return Plant(plant, key="qkv")
+
+
+def fuse(f: Formula, parts: list) -> torch.Tensor:
+    """q, k and v, (B, T, n D) each, as their fused matrix gives them."""
+    if "q_norm" not in f.parts:
+        return torch.cat(parts, -1)
+    return torch.stack([part.unflatten(-1, (f.H, f.D)) for part in parts], 3).flatten(2)
+
+
+def into(part: str, change: Callable) -> Plant:
+    """Another input of a module of each layer: `change(x, f)`."""
+
+    def plant(model: nn.Module, f: Formula) -> None:
+        for layer in f.layers:
+            module = model.get_submodule(f.module(part, layer))
+            module.register_forward_pre_hook(lambda m, args: (change(args[0], f), *args[1:]))
+
+    return Plant(plant, key=f"into {part}")
+
+
+def key_value_heads(change: Callable) -> Plant:
+    """Other heads of k and v, `change(x, H)`, as many as q has."""
+
+    def wrong(own: Callable, m: nn.Module, f: Formula) -> Callable:
+        def attend(q, k, v, *rest):
+            return own(q, change(k, q.shape[1]), change(v, q.shape[1]), *rest)
+
+        return attend
+
+    plant = wrapped("attend", wrong)
+    plant.key = "heads of k and v"
+    return plant
+
+
+# Norms and layers
+
+
+def norm(function: Callable, kind: type | str = nn.LayerNorm) -> Plant:
+    """`function(norm, x)` in the place of every norm of a kind."""
+
+    def plant(model: nn.Module, f: Formula) -> None:
+        for m in model.modules():
+            if type(m).__name__ == (kind if isinstance(kind, str) else kind.__name__):
+                m.forward = partial(function, m)
+
+    return Plant(plant, key="norm")
+
+
+def without_mean(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return F.rms_norm(x, x.shape[-1:], m.weight, m.eps) + m.bias
+
+
+def sample_variance(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + m.eps).sqrt() * m.weight + m.bias
+
+
+def with_mean(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return m.weight * F.layer_norm(x, x.shape[-1:], eps=m.eps)
+
+
+def sum_of_squares(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return m.weight * x * (x.square().sum(-1, keepdim=True) + m.eps).rsqrt()
+
+
+def rounded_last(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (m.weight * F.rms_norm(wide, x.shape[-1:], eps=m.eps)).to(x.dtype)
+
+
+def identity(*parts: str, outside: bool = False) -> Plant:
+    """Norms that do nothing."""
+
+    def plant(model: nn.Module, f: Formula) -> None:
+        for part in parts:
+            for layer in [None] if outside else f.layers:
+                name, _, last = f.module(part, layer).rpartition(".")
+                setattr(model.get_submodule(name), last, nn.Identity())
+
+    return Plant(plant, key="identity")
+
+
+def layer(forward: Callable) -> Plant:
+    """`forward(x, attend, mlp, norm_1, norm_2)` in the place of a block's; attend(x) gives what attention adds."""
+
+    def plant(model: nn.Module, f: Formula) -> None:
+        for i in f.layers:
+            block = model.get_submodule(f"{f.parts['layers']}.{i}")
+            block.forward = partial(wrong, block, f)
+
+    def wrong(block: nn.Module, f: Formula, x: torch.Tensor, *inputs):
+        attention, weights = block.get_submodule(f.parts["o"].rpartition(".")[0]), []
+
+        def attend(x: torch.Tensor) -> torch.Tensor:
+            y, w = attention(x, *inputs)
+            weights.append(w)
+            return y
+
+        parts = (block.get_submodule(f.parts[part]) for part in ("norm_1", "norm_2"))
+        return forward(x, attend, block.mlp, *parts), weights[0]
+
+    return Plant(plant, key="layer")
+
+
+def in_order(x, attend, mlp, norm_1, norm_2):
+    x = x + attend(norm_1(x))
+    return x + mlp(norm_2(x))
+
+
+def parallel(x, attend, mlp, norm_1, norm_2):
+    return x + attend(norm_1(x)) + mlp(norm_2(x))
+
+
+def stream_lost(plant_family: str) -> Callable:
+    return {"phi": lost_in_parallel, "openai-gpt": lost_in_post_norm}.get(plant_family, lost_in_pre_norm)
+
+
+def lost_in_parallel(x, attend, mlp, norm_1, norm_2):
+    n = norm_1(x)
+    return attend(n) + mlp(n)
+
+
+def lost_in_post_norm(x, attend, mlp, norm_1, norm_2):
+    x = norm_1(attend(x))
+    return norm_2(x + mlp(x))
+
+
+def lost_in_pre_norm(x, attend, mlp, norm_1, norm_2):
+    x = attend(norm_1(x))
+    return x + mlp(norm_2(x))
+
+
+def any_layer(choose: Callable) -> Plant:
+    """A layer that depends on the family."""
+    return Plant(lambda model, f: layer(choose(f.family)).model(model, f), key="layer")
+
+
+def gated_last(model: nn.Module, f: Formula) -> None:
+    for m in [m for m in model.modules() if hasattr(m, "gate_up_proj")]:
+
+        def forward(x: torch.Tensor, m=m) -> torch.Tensor:
+            gate, up = m.gate_up_proj(x).chunk(2, dim=-1)
+            return m.down_proj(m.act(up * gate))
+
+        m.forward = forward
+
+
+# Arguments and positions
+
+
+def arguments(change: Callable, key: str = "", **how: str) -> Plant:
+    """`change(kwargs, f)` of a call of the model."""
+
+    def plant(model: nn.Module, f: Formula) -> None:
+        def hook(m: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            names = list(inspect.signature(m.forward).parameters)
+            kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+            change(kwargs, f)
+            return (), kwargs
+
+        model.register_forward_pre_hook(hook, with_kwargs=True)
+
+    return Plant(plant, key=key, **how)
+
+
+def begin_anew(kwargs: dict, f: Formula) -> None:
+    if kwargs.get("past_key_values") is not None and kwargs.get("position_ids") is None:
+        kwargs["position_ids"] = torch.arange(kwargs["input_ids"].shape[1])[None]
+
+
+def shifted(n: int, **how: str) -> Plant:
+    """Learned positions further on."""
+
+    def plant(model: nn.Module, f: Formula) -> None:
+        table = model.get_submodule(f.module("position_embedding"))
+        table.register_forward_pre_hook(lambda m, args: ((args[0] + n) % m.num_embeddings,))
+
+    return Plant(plant, key="shifted", **how)
+
+
+def types_are_positions(model: nn.Module, f: Formula) -> None:
+    """token_type_ids are looked up in the position table."""
+    words, places = (model.get_submodule(f.module(part)) for part in ("embedding", "position_embedding"))
+    own, given = words.forward, {}
+    arguments(lambda kwargs, f: given.update(ids=kwargs.get("token_type_ids"))).model(model, f)
+    words.forward = lambda ids: F.embedding(ids, places.weight) if ids is given.get("ids") else own(ids)
+
+
+def wider_words(model: nn.Module, f: Formula) -> None:
+    table = model.get_submodule(f.module("embedding"))
+    table.register_forward_hook(lambda m, args, output: output * f.C**0.5)
+
+
+# Rotation
+
+
+def rotation(function: Callable) -> Plant:
+    """`function(own, x, cos, sin)` in the place of a rotation."""
+    return wrapped("rotate", lambda own, m, f: partial(function, own))
+
+
+def rotations(of_q: Callable, of_k: Callable) -> Plant:
+    """Apart for q and k: attention rotates q first."""
+
+    def wrong(own: Callable, m: nn.Module, f: Formula) -> Callable:
+        turns = itertools.cycle([of_q, of_k])
+        return lambda x, cos, sin: next(turns)(own, m, x, cos, sin)
+
+    return wrapped("rotate", wrong)
+
+
+def as_it_is(
+    own: Callable, m: nn.Module, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> torch.Tensor:
+    return x
+
+
+def rotated_rightly(own: Callable, m: nn.Module, x: torch.Tensor, cos, sin) -> torch.Tensor:
+    return own(x, cos, sin)
+
+
+def neighbours(own: Callable, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    R = cos.shape[-1]
+    a, b = x[..., :R:2], x[..., 1:R:2]
+    c, s = cos[..., : R // 2], sin[..., : R // 2]
+    return torch.cat([torch.stack([a * c - b * s, b * c + a * s], -1).flatten(-2), x[..., R:]], -1)
+
+
+def mixed(own: Callable, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    half = cos.shape[-1] // 2
+    return own(x, *(part[..., :half].repeat_interleave(2, -1) for part in (cos, sin)))
+
+
+def last_dimensions(own: Callable, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    n = x.shape[-1] - cos.shape[-1]
+    return own(x.roll(-n, -1), cos, sin).roll(n, -1)
+
+
+def norms_after_rotation(model: nn.Module, f: Formula) -> None:
+    for m in [m for m in model.modules() if hasattr(m, "rotate")]:
+        m.kept = nn.ModuleList([m.q_layernorm, m.k_layernorm])  # so that they follow .to()
+        norms = itertools.cycle(m.kept)
+        m.q_layernorm, m.k_layernorm = nn.Identity(), nn.Identity()
+        m.rotate = lambda x, cos, sin, own=m.rotate, norms=norms: next(norms)(own(x, cos, sin))
+
+
+def values_rotated(model: nn.Module, f: Formula) -> None:
+    """v turns with the angles that its attention is given."""
+    for i in f.layers:
+        attention = model.get_submodule(f.module("o", i).rpartition(".")[0])
+        angles: dict[str, tuple] = {}
+        attention.register_forward_pre_hook(
+            lambda m, args, angles=angles: angles.update(now=next(a for a in args if isinstance(a, tuple)))
+        )
+
+        def turn(v: torch.Tensor, attention=attention, angles=angles) -> torch.Tensor:
+            return f.merge_heads(attention.rotate(f.split_heads(v), *angles["now"]))
+
+        if "qkv" in f.parts:
+            fused = model.get_submodule(f.module("qkv", i))
+            fused.register_forward_hook(
+                lambda m, args, output, turn=turn: fuse(
+                    f, [*(parts := f.split_qkv(output))[:2], turn(parts[2])]
+                )
+            )
+        else:
+            own = model.get_submodule(f.module("v", i))
+            own.register_forward_hook(lambda m, args, output, turn=turn: turn(output))
+
+
+def theta(change: Callable) -> Plant:
+    """Exponents of the base, as another base: base ** (c 2 i / R) is (base ** c) ** (2 i / R)."""
+    return Plant(config=lambda d: fields(rope_theta=change(d.get("rope_theta") or 10000.0, d))(d), key="base")
+
+
+def angles_in_half(module: types.ModuleType) -> None:
+    for name, one in list(vars(module).items()):
+        if inspect.isfunction(one) and name.endswith("cos_sin"):
+            setattr(module, name, cos_sin_in_half)
+
+
+def cos_sin_in_half(position_ids: torch.Tensor, *rest) -> tuple[torch.Tensor, torch.Tensor]:
+    config, x = rest[-2:]
+    f = Formula(config, {})
+    angles = position_ids[:, None, :, None].to(x.dtype) * f.inv_freq(position_ids).to(x.dtype)
+    angles = torch.cat([angles, angles], dim=-1)
+    return (angles.cos() * f.attention_factor()).to(x.dtype), (angles.sin() * f.attention_factor()).to(
+        x.dtype
+    )
+
+
+def factors(change: Callable) -> Plant:
+    """Other lists of longrope: `change(short, long)`."""
+
+    def config(d: dict) -> dict:
+        scaling = d["rope_scaling"]
+        short, long = change(scaling["short_factor"], scaling["long_factor"])
+        return {**d, "rope_scaling": {**scaling, "short_factor": short, "long_factor": long}}
+
+    return Plant(config=config, key="factors")
+
+
+def right_factor(d: dict) -> float:
+    """What cos and sin are multiplied with."""
+    ratio = d["max_position_embeddings"] / d["original_max_position_embeddings"]
+    return math.sqrt(1 + math.log(ratio) / math.log(d["original_max_position_embeddings"]))
+
+
+def longrope_scale(change: Callable) -> Plant:
+    def config(d: dict) -> dict:
+        own = d["rope_scaling"].get("attention_factor") or right_factor(d)
+        return {**d, "rope_scaling": {**d["rope_scaling"], "attention_factor": change(own, d)}}
+
+    return Plant(config=config, key="longrope scale")
+
+
+def limit(n: int) -> Plant:
+    """The long factors begin n tokens late; a cache is not asked with which factors it was filled."""
+
+    def config(d: dict) -> dict:
+        scaling = {"attention_factor": right_factor(d), **d["rope_scaling"]}
+        original = d["original_max_position_embeddings"] + n
+        return {**d, "rope_scaling": scaling, "original_max_position_embeddings": original}
+
+    def module(file: types.ModuleType) -> None:
+        file.note_rope, file.same_rope = (lambda *given: None), (lambda *given: True)
+
+    return Plant(config=config, module=module, key="limit")
+
+
+def yarn(own: float, d: dict) -> float:
+    return 1 + 0.1 * math.log(d["max_position_embeddings"] / d["original_max_position_embeddings"])
+
+
+# Pictures
+
+
+def places_of(n: int) -> Plant:
+    def change(kwargs: dict, f: Formula) -> None:
+        if kwargs.get("image_patches_indices") is not None:
+            kwargs["image_patches_indices"] = kwargs["image_patches_indices"].roll(n, 1)
+
+    return arguments(change, key="places of pictures")
+
+
+def patches_of(change: Callable) -> Plant:
+    def other(kwargs: dict, f: Formula) -> None:
+        if kwargs.get("image_patches") is not None:
+            kwargs["image_patches"] = change(kwargs["image_patches"])
+
+    return arguments(other, key="patches")
+
+
+def no_pictures(kwargs: dict, f: Formula) -> None:
+    kwargs.pop("image_patches", None), kwargs.pop("image_patches_indices", None)
+
+
+def pictures_added(model: nn.Module, f: Formula) -> None:
+    own, table = model.with_patches, model.get_submodule(f.module("embedding"))
+
+    def with_patches(ids, patches, indices):
+        x = own(ids, patches, indices)
+        return torch.where((indices >= 0)[..., None], x + table(ids), x)
+
+    model.with_patches = with_patches
+
+
+# Loss
+
+
+def loss(function: Callable) -> Plant:
+    """`function(logits, labels)` in the place of the loss of a file."""
+
+    def plant(module: types.ModuleType) -> None:
+        if hasattr(module, "causal_lm_loss"):
+            module.causal_lm_loss = function
+        else:
+            module.next_token_loss = lambda x, labels, head, *rest: function(head(x), labels)
+
+    return Plant(module=plant, key="loss")
+
+
+def entropy(logits: torch.Tensor, labels: torch.Tensor, **how) -> torch.Tensor:
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), **how)
+
+
+# Fields and weights
 
 
 def fields(**values) -> Callable:
@@ -99,6 +589,7 @@ def rotated(d: dict) -> int:
 
 def eps_of(value: float) -> Plant:
     return Plant(
+        key="eps",
         config=lambda d: fields(
             **{
                 next(
@@ -106,7 +597,7 @@ def eps_of(value: float) -> Plant:
                     EPS[d["model_type"]],
                 ): value
             }
-        )(d)
+        )(d),
     )
 
 
@@ -207,24 +698,15 @@ def first_weights(state: dict, f: Formula) -> dict:
     return {name: state[re.sub(rf"{re.escape(at)}\.\d+\.", f"{at}.0.", name)] for name in state}
 
 
-def rotation(body: str) -> str:
-    attention = "next(c for name, c in list(globals().items()) if name.endswith('Attention'))"
-    return f"\n\ndef rotate(x, cos, sin):\n    R = cos.shape[-1]\n    {body}\n\n\n{attention}.rotate = staticmethod(rotate)\n"
-
-
-PLACES = r"if position_ids is None:\n            (position_ids = torch\.arange\(past, past \+ T, device=x\.device\))"
-BLOCK = r"x = x \+ (?:self\.resid_attn_dropout\(y\)|y)  # into.*\n        return x \+ (self\.\w+\(?.*)self\.(ln_2|post_attention_layernorm)\(x\)(.*), weights"
-LOSS = r"F\.cross_entropy\(upcast\(logits\[:, :-1\]\)\.flatten\(0, 1\), labels\[:, 1:\]\.flatten\(\)"
-
 # ---- One for each mistake ----------------------------------------------------------------------------------
 
 FUNCTIONS = {
-    "the tanh approximation of GELU": 'partial(F.gelu, approximate="tanh")',
-    "GELU with the exact erf": "F.gelu",
-    "GELU as x sigmoid(1.702 x)": "lambda x: x * torch.sigmoid(1.702 * x)",
-    "SiLU": "F.silu",
-    "ReLU": "F.relu",
-    "squared ReLU": "lambda x: F.relu(x).square()",
+    "the tanh approximation of GELU": partial(F.gelu, approximate="tanh"),
+    "GELU with the exact erf": F.gelu,
+    "GELU as x sigmoid(1.702 x)": lambda x: x * torch.sigmoid(1.702 * x),
+    "SiLU": F.silu,
+    "ReLU": F.relu,
+    "squared ReLU": lambda x: F.relu(x).square(),
 }
 OWN = {
     "gpt_neo": "the tanh approximation of GELU",
@@ -242,24 +724,23 @@ PLANTS: dict[str, Plant] = {
     if own != name
 }
 PLANTS |= {
-    "activation: none": act("lambda x: x"),
-    "attention: scores divided by sqrt(D), which GPT-Neo does not": scale("q.shape[-1]**-0.5"),
-    "attention: scores not divided by sqrt(D)": scale("1.0"),
-    "attention: scores divided by D, not by its root": scale("1 / q.shape[-1]"),
-    "attention: scores divided by the root of the width C": scale("(q.shape[1] * q.shape[-1])**-0.5"),
-    "attention: a token sees the one after it": Plant(MASKED, (r"\.tril\(S - T\)", ".tril(S - T + 1)")),
-    "attention: no causal mask": Plant(MASKED, (r"\.tril\(S - T\)", "")),
-    "attention: with a cache, the mask is aligned at the top left": Plant(
-        MASKED, (r"\.tril\(S - T\)", ".tril()"), not_in="gpt_neo phi3"),
-    "attention: hidden scores are set to 0": Plant(
-        *SPELLED, (r"scores if attn_mask is None else scores \+ attn_mask\b", "scores.masked_fill(attn_mask < 0, 0.0)")),
-    "attention: hidden weights are set to 0 behind the softmax": Plant(
-        *SPELLED, (r"scores if attn_mask is None else scores \+ attn_mask\b", "scores"), (r"scores\.softmax\(-1\)", "scores.softmax(-1) * (attn_mask == 0)")),
-    "attention: softmax over the queries": Plant(*SPELLED, (r"\.softmax\(-1\), dropout\)", ".softmax(2).nan_to_num(), dropout)")),
-    "attention: padding is not hidden": Plant((r"\(mask != 0\)\[:, None, None\]", "(mask > -1)[:, None, None]")),
-    "attention: a row of padding sees nothing and is NaN, which reaches the others as 0 times NaN": Plant(
-        (r"visible = visible \| \(itself.*", "pass"), *SPELLED),
-    "attention: attention_mask inverted (1 hides)": Plant((r"\(mask != 0\)\[:, None, None\]", "(mask == 0)[:, None, None]")),
+    "activation: none": act(lambda x: x),
+    "attention: scores divided by sqrt(D), which GPT-Neo does not": scale(lambda q: q.shape[-1] ** -0.5),
+    "attention: scores not divided by sqrt(D)": scale(lambda q: 1.0),
+    "attention: scores divided by D, not by its root": scale(lambda q: 1 / q.shape[-1]),
+    "attention: scores divided by the root of the width C": scale(lambda q: (q.shape[1] * q.shape[-1]) ** -0.5),
+    "attention: a token sees the one after it": tril(lambda at: at + 1),
+    "attention: no causal mask": tril(None),
+    "attention: with a cache, the mask is aligned at the top left": tril(lambda at: 0, not_in="gpt_neo phi3"),
+    "attention: hidden scores are set to 0": spelled(
+        lambda scores, mask: scores.masked_fill(mask < 0, 0.0).softmax(-1)),
+    "attention: hidden weights are set to 0 behind the softmax": spelled(
+        lambda scores, mask: scores.softmax(-1) * (mask == 0)),
+    "attention: softmax over the queries": spelled(lambda scores, mask: (scores + mask).softmax(2).nan_to_num()),
+    "attention: padding is not hidden": padding(lambda mask: mask * 0 + 1),
+    "attention: a row of padding sees nothing and is NaN, which reaches the others as 0 times NaN": spelled(
+        lambda scores, mask: (scores + mask).softmax(-1), blind_padding),
+    "attention: attention_mask inverted (1 hides)": padding(lambda mask: (mask == 0).to(mask.dtype)),
     "attention: the window counts one token too many": Plant(config=lambda d: fields(
         **{k: d[k] + 1 for k in ("window_size", "sliding_window") if d.get(k)})(d)),
     "attention: the window counts one token too few": Plant(config=lambda d: fields(
@@ -267,108 +748,96 @@ PLANTS |= {
     "attention: no window": Plant(config=lambda d: fields(sliding_window=None, window_size=90)(d)),
     "attention: every layer is local": kinds(lambda old: ["local"] * len(old)),
     "attention: global and local layers swapped": kinds(lambda old: [{"global": "local", "local": "global"}[k] for k in old]),
-    "attention: q and k swapped": Plant((r"q, k, v = (\(\n|self\.query|q\.transpose)", r"k, q, v = \1")),
-    "attention: k and v swapped": Plant((r"q, k, v = (\(\n|self\.query|q\.transpose)", r"q, v, k = \1"), not_in="phi"),
+    "attention: q and k swapped": swapped(0, 1),
+    "attention: k and v swapped": swapped(1, 2),
     "attention: the joint matrix cut head by head": rows(head_by_head),
     "attention: the joint matrix cut into thirds": rows(thirds),
     "attention: a head takes every H-th dimension": Plant(state=tensors(every_nth).state, not_in="persimmon fuyu"),
-    "attention: heads joined without swapping H and T back": Plant(
-        (r"y\.transpose\(1, 2\)\.(reshape\(B, T, C\)|flatten\(2\))", "y.reshape(len(y), y.shape[2], -1)")),
+    "attention: heads joined without swapping H and T back": into(
+        "o", lambda x, f: f.split_heads(x).reshape(len(x), x.shape[1], -1)),
     "attention: the output matrix is transposed": turned("o"),
     "attention: the matrix of q is transposed": turned("q"),
     "attention: the matrix of k is transposed": turned("k"),
     "attention: the matrix of v is transposed": turned("v"),
-    "attention: key/value heads taken in turns": Plant((r"repeat_interleave\(groups, dim=1\)", "repeat(1, groups, 1, 1)")),
-    "attention: all heads read the first key/value head": Plant(
-        (r"(\w)\.repeat_interleave\(groups, dim=1\)", r"\1[:, :1].expand(-1, q.shape[1], -1, -1)")),
+    "attention: key/value heads taken in turns": key_value_heads(lambda x, H: x.repeat(1, H // x.shape[1], 1, 1)),
+    "attention: all heads read the first key/value head": key_value_heads(lambda x, H: x[:, :1].expand(-1, H, -1, -1)),
     "attention: q and k without their norms": Plant(config=fields(qk_layernorm=False)),
     "attention: q's norm on k and k's on q": exchanged("q_norm", "k_norm"),
-    "attention: q normed, k not": Plant((r"self\.k_layernorm\(k\)", "k")),
-    "attention: heads normed after the rotation": Plant(
-        (r"self\.q_layernorm\(q\), self\.k_layernorm\(k\)", "q, k"),
-        (r"self\.rotate\(q, \*cos_sin\), self\.rotate\(k, \*cos_sin\)", "self.q_layernorm(self.rotate(q, *cos_sin)), self.k_layernorm(self.rotate(k, *cos_sin))")),
+    "attention: q normed, k not": identity("k_norm"),
+    "attention: heads normed after the rotation": Plant(norms_after_rotation, key="rotate"),
     "bias of q missing": zero("q"), "bias of v missing": zero("v"), "bias of q, k and v missing": zero("qkv"),
     "bias of attention's output missing": zero("o"), "bias of the MLP's first product missing": zero("up"),
     "bias of the MLP's last product missing": zero("down"), "bias of the logits missing": zero("head"),
     "bias of the picture's projection missing": zero("patches"),
     **{f"norm: epsilon {eps:g}": eps_of(eps) for eps in (1e-3, 1e-4, 1e-6, 1e-12)},
-    "norm: variance divided by n - 1": Plant(LAYER_NORM, behind=norm("return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + eps).sqrt() * w + b")),
-    "norm: no mean subtracted (RMSNorm)": Plant(LAYER_NORM, behind=norm("return F.rms_norm(x, x.shape[-1:], w, eps) + b")),
-    "norm: mean subtracted (LayerNorm)": Plant(rms("self.weight * F.layer_norm(upcast(x), x.shape[-1:], eps=self.eps).to(x.dtype)")),
-    "norm: sum of squares, not their mean": Plant(rms("self.weight * x * (x.square().sum(-1, keepdim=True) + self.eps).rsqrt()")),
+    "norm: variance divided by n - 1": norm(sample_variance),
+    "norm: no mean subtracted (RMSNorm)": norm(without_mean),
+    "norm: mean subtracted (LayerNorm)": norm(with_mean, "RMSNorm"),
+    "norm: sum of squares, not their mean": norm(sum_of_squares, "RMSNorm"),
     "norm: weights left out": norms(lambda part, t: torch.ones_like(t) if part.endswith("weight") else t),
     "norm: weights counted from one (1 + weight, as in Gemma)": norms(lambda part, t: t + 1 if part.endswith("weight") else t),
     "norm: biases left out": norms(lambda part, t: t * 0 if part.endswith("bias") else t),
     "norm: a layer's two norms swapped": exchanged("norm_1", "norm_2"),
-    "norm: none before the logits": Plant((r"x = self\.(final_layernorm|ln_f|norm)\(x\)", "x = x")),
-    "norm: one before the logits": Plant((r"self\.lm_head\(x\[:, kept\]\)", "self.lm_head(F.layer_norm(x[:, kept], x.shape[-1:], eps=1e-5))")),
-    "layer: attention first, the MLP on its sum": Plant(
-        (r"return self\.resid_dropout\(y\) \+ self\.resid_dropout\(self\.mlp\(n\)\) \+ x, weights",
-         "x = x + y\n        return x + self.mlp(self.input_layernorm(x)), weights")),
-    "layer: attention and MLP side by side": Plant((BLOCK, r"return x + y + \1self.\2(x)\3, weights")),
-    "layer: norms before attention and MLP (GPT-2)": Plant(
-        (r"self\.attn\(x, \*attention_inputs\)\n        x = self\.ln_1\(x \+ y\)  # post-norm.*\n        return self\.ln_2\(x \+ self\.mlp\(x\)\), weights",
-         "self.attn(self.ln_1(x), *attention_inputs)\n        x = x + y\n        return x + self.mlp(self.ln_2(x)), weights")),
-    "layer: attention's input is not added": Plant((r"x = x \+ (y|self\.resid_attn_dropout\(y\))  # into.*\n|x \+ y\)  # post|self\.mlp\(n\)\) \+ x, weights", lambda m: {"x = x": "x = y\n", "x + y)": "y)  # post"}.get(m[0][:5] if m[0].startswith("x = x") else m[0][:6], "self.mlp(n)), weights"))),
+    "norm: none before the logits": identity("norm", outside=True),
+    "norm: one before the logits": Plant(lambda model, f: model.get_submodule(f.module("head")).register_forward_pre_hook(
+        lambda m, args: (F.layer_norm(args[0], args[0].shape[-1:], eps=1e-5),))),
+    "layer: attention first, the MLP on its sum": layer(in_order),
+    "layer: attention and MLP side by side": layer(parallel),
+    "layer: norms before attention and MLP (GPT-2)": layer(in_order),
+    "layer: attention's input is not added": any_layer(stream_lost),
     "layer: the last one is missing": Plant(config=lambda d: fields(
         **{k: d[k] - 1 for k in ("num_hidden_layers", "num_layers", "n_layer") if k in d},
         **(kinds_of(layers_of(d)[:-1]) if "attention_types" in d else {}))(d)),
     "layer: all have the first one's weights": Plant(state=first_weights),
     "MLP: gate and up swapped": tensors(lambda part, t, f: torch.cat(t.chunk(2)[::-1]) if part == "up.weight" else t),
     "MLP: gate and up taken in turns": tensors(lambda part, t, f: torch.cat([t[::2], t[1::2]]) if part == "up.weight" else t),
-    "MLP: the activation is behind the product of gate and up": Plant((r"up \* self\.act\(gate\)", "self.act(up * gate)")),
-    "embeddings multiplied by sqrt(C)": Plant(
-        (r"(embed\(self\.(embed_tokens|wte|tokens_embed|language_model\.model\.embed_tokens), input_ids, \w+\))", r"\1 * self.ROOT"),
-        behind="\n\nPreTrainedModel.ROOT = property(lambda self: vars(getattr(self.config, 'text_config', self.config)).get('hidden_size', getattr(self.config, 'n_embd', 0))**0.5)\n",
-        not_in="gpt_neo openai-gpt fuyu"),
-    "position_ids are not read": Plant((PLACES, r"if True:\n            \1")),
-    "positions begin anew with a cache": Plant((r"torch\.arange\(past, past \+ T", "torch.arange(0, T")),
-    "positions start at one": Plant((f"({PLACES})", r"\1\n        position_ids = (position_ids + 1) % 97"), only_in="gpt_neo openai-gpt"),
-    "positions start at two (OPT)": Plant((f"({PLACES})", r"\1\n        position_ids = (position_ids + 2) % 97")),
+    "MLP: the activation is behind the product of gate and up": Plant(gated_last, key="mlp"),
+    "embeddings multiplied by sqrt(C)": Plant(wider_words, not_in="gpt_neo openai-gpt"),
+    "position_ids are not read": arguments(lambda kwargs, f: kwargs.pop("position_ids", None), "positions"),
+    "positions begin anew with a cache": arguments(begin_anew, "positions"),
+    "positions start at one": shifted(1, only_in="gpt_neo openai-gpt"),
+    "positions start at two (OPT)": shifted(2),
     "positions are not added": tensors(lambda part, t, f: t * 0 if part == "position_embedding.weight" else t),
-    "token_type_ids are not read": Plant((r"x if token_type_ids is None else x \+ self\.\w+\(token_type_ids\)", "x")),
-    "token_type_ids go through the position table": Plant(
-        (r"x \+ self\.(wte|tokens_embed)\(token_type_ids\)", lambda m: f"x + self.{'wpe' if m[1] == 'wte' else 'positions_embed'}(token_type_ids)")),
+    "token_type_ids are not read": arguments(lambda kwargs, f: kwargs.pop("token_type_ids", None), "types"),
+    "token_type_ids go through the position table": Plant(types_are_positions, key="types"),
     "logits: the token table is the output matrix": Plant(state=lambda state, f: {
         **state, f"{f.parts['head']}.weight": state[f"{f.parts['embedding']}.weight"]}),
-    "rotary: neighbours paired (GPT-J) instead of halves": Plant(behind=rotation(
-        "a, b = x[..., :R:2], x[..., 1:R:2]\n    c, s = cos[..., : R // 2], sin[..., : R // 2]\n    return torch.cat([torch.stack([a * c - b * s, b * c + a * s], -1).flatten(-2), x[..., R:]], -1)")),
-    "rotary: tables of neighbours, rotation of halves": Plant((r"torch\.cat\(\[angles, angles\], dim=-1\)", "angles.repeat_interleave(2, -1)")),
-    "rotary: turned the other way": Plant((r"torch\.cat\(\[-second, first\], dim=-1\)", "torch.cat([second, -first], dim=-1)")),
-    "rotary: only q is turned": Plant((r"self\.rotate\(k, \*cos_sin\)", "k")),
-    "rotary: only k is turned": Plant((r"self\.rotate\(q, \*cos_sin\)", "q")),
-    "rotary: v is turned too": Plant((r"(q, k = self\.rotate\(q, \*cos_sin\), self\.rotate\(k, \*cos_sin\).*)", r"\1\n        v = self.rotate(v, *cos_sin)")),
-    "rotary: the last dimensions of a head are turned": Plant(behind=rotation(
-        "n = x.shape[-1] - R\n    x_rot = x[..., n:]\n    first, second = x_rot.chunk(2, -1)\n    return torch.cat([x[..., :n], x_rot * cos + torch.cat([-second, first], -1) * sin], -1)")),
+    "rotary: neighbours paired (GPT-J) instead of halves": rotation(neighbours),
+    "rotary: tables of neighbours, rotation of halves": rotation(mixed),
+    "rotary: turned the other way": rotation(lambda own, x, cos, sin: own(x, cos, -sin)),
+    "rotary: only q is turned": rotations(rotated_rightly, as_it_is),
+    "rotary: only k is turned": rotations(as_it_is, rotated_rightly),
+    "rotary: v is turned too": Plant(values_rotated, key="rotate"),
+    "rotary: the last dimensions of a head are turned": rotation(last_dimensions),
     "rotary: all dimensions of a head are turned": Plant(config=fields(partial_rotary_factor=1.0)),
     "rotary: one pair of dimensions too few": Plant(config=lambda d: fields(partial_rotary_factor=(rotated(d) - 1.5) / 12)(d)),
-    "rotary: frequencies of the whole head (exponents over D)": Plant((r"\.to\(compute_dtype\) / R\b", ".to(compute_dtype) / 12")),
-    "rotary: exponents i / R, not 2 i / R": Plant((r"torch\.arange\(0, R, 2, device=x\.device\)", "torch.arange(0, R // 2, device=x.device)")),
-    **{f"rotary: base {base}": Plant(config=fields(rope_theta=float(base))) for base in (10000, 25000, 500000, 1000000)},
-    "longrope: short factors beyond the limit": Plant((r"return lengths > self\.original", "return lengths > 10**9 + self.original")),
-    "longrope: long factors below the limit": Plant((r"return lengths > self\.original", "return lengths > 0 * self.original")),
-    "longrope: long factors at the limit already": Plant((r"if not same_rope\(cache, expected, rope\):.*", "if False:"), (r"return lengths > self\.original", "return lengths >= self.original")),
-    "longrope: long factors one token too late": Plant((r"return lengths > self\.original", "return lengths - 1 > self.original")),
-    "longrope: no factors": Plant((r"torch\.where\(long\[:, None, None, None\], long_factor, short_factor\) \* powers", "powers")),
-    "longrope: frequencies multiplied by the factors": Plant((r"long_factor, short_factor\) \* powers", "1 / long_factor, 1 / short_factor) * powers")),
-    "longrope: cos and sin not scaled": Plant((r"scale = config\.attention_factor", "scale = 1.0")),
-    "longrope: scores scaled once, not q and k both": Plant((r"scale = config\.attention_factor", "scale = config.attention_factor**0.5")),
-    "longrope: cos and sin scaled as YaRN does": Plant(
-        (r"scale = config\.attention_factor", "scale = 1 + 0.1 * math.log(config.max_position_embeddings / config.original_max_position_embeddings)")),
-    "pictures: patches one place late": Plant((r"(indices = F\.pad\(indices.*)", r"\1.roll(1, 1)")),
-    "pictures: patches one place early": Plant((r"(indices = F\.pad\(indices.*)", r"\1.roll(-1, 1)")),
-    "pictures: patches in reversed order": Plant((r"self\.vision_embed_tokens\(patches\)\[order\]", "self.vision_embed_tokens(patches).flip(0)[order]")),
-    "pictures: a patch has its channels first": Plant(
-        (r"self\.vision_embed_tokens\(patches\)", "self.vision_embed_tokens(patches.unflatten(-1, (-1, 3)).transpose(-1, -2).flatten(-2))")),
-    "pictures: added to the words in their place": Plant((r"\[order\]\.to\(x\.dtype\)", "[order].to(x.dtype) + x")),
-    "pictures: left out": Plant((r"if not len\(patches\):", "if True:")),
-    "loss: labels are not shifted": Plant((LOSS, "F.cross_entropy(upcast(logits).flatten(0, 1), labels.flatten()"), not_in="persimmon fuyu"),
-    "loss: shifted twice": Plant((LOSS, "F.cross_entropy(upcast(logits[:, :-2]).flatten(0, 1), labels[:, 2:].flatten()"), not_in="persimmon fuyu"),
-    "loss: summed, not averaged": Plant((rf"({LOSS})", r'\1, reduction="sum"'), not_in="persimmon fuyu"),
-    "loss: labels of -100 count in the mean": Plant((rf"({LOSS})\)", r'\1, reduction="sum") / labels[:, 1:].numel()'), not_in="persimmon fuyu"),
-    "half precision: rotary angles are computed in it": Plant((r"(\.to\(compute_dtype\) \* (inv_freq))", r".to(x.dtype) * \2.to(x.dtype)")),
-    "half precision: the norm is rounded after its weight": Plant(
-        rms("(self.weight * F.rms_norm(upcast(x), x.shape[-1:], eps=self.eps)).to(x.dtype)")),
+    "rotary: frequencies of the whole head (exponents over D)": theta(lambda base, d: base ** (rotated(d) / 12)),
+    "rotary: exponents i / R, not 2 i / R": theta(lambda base, d: base**0.5),
+    **{f"rotary: base {base}": theta(lambda _, d, base=base: float(base)) for base in (10000, 25000, 500000, 1000000)},
+    "longrope: short factors beyond the limit": factors(lambda short, long: (short, short)),
+    "longrope: long factors below the limit": factors(lambda short, long: (long, long)),
+    "longrope: long factors at the limit already": limit(-1),
+    "longrope: long factors one token too late": limit(1),
+    "longrope: no factors": factors(lambda short, long: ([1.0] * len(short), [1.0] * len(long))),
+    "longrope: frequencies multiplied by the factors": factors(
+        lambda short, long: ([1 / x for x in short], [1 / x for x in long])),
+    "longrope: cos and sin not scaled": longrope_scale(lambda own, d: 1.0),
+    "longrope: scores scaled once, not q and k both": longrope_scale(lambda own, d: own**0.5),
+    "longrope: cos and sin scaled as YaRN does": longrope_scale(yarn),
+    "pictures: patches one place late": places_of(1),
+    "pictures: patches one place early": places_of(-1),
+    "pictures: patches in reversed order": patches_of(lambda patches: patches.flip(1)),
+    "pictures: a patch has its channels first": patches_of(
+        lambda patches: patches.unflatten(-1, (-1, 3)).transpose(-1, -2).flatten(-2)),
+    "pictures: added to the words in their place": Plant(pictures_added),
+    "pictures: left out": arguments(no_pictures, "patches"),
+    "loss: labels are not shifted": loss(entropy),
+    "loss: shifted twice": loss(lambda logits, labels: entropy(logits[:, :-2], labels[:, 2:])),
+    "loss: summed, not averaged": loss(lambda logits, labels: entropy(logits[:, :-1], labels[:, 1:], reduction="sum")),
+    "loss: labels of -100 count in the mean": loss(
+        lambda logits, labels: entropy(logits[:, :-1], labels[:, 1:], reduction="sum") / labels[:, 1:].numel()),
+    "half precision: rotary angles are computed in it": Plant(module=angles_in_half, key="cos_sin"),
+    "half precision: the norm is rounded after its weight": norm(rounded_last, "RMSNorm"),
 }  # fmt: skip
 
 
@@ -379,31 +848,31 @@ def fitting(family: str) -> list[mistakes.Mistake]:
 
 def planted(family: str, config: dict, weights: dict, *names: str) -> nn.Module:
     """Our model with these mistakes, in float32."""
+    plants = [PLANTS[name] for name in names]
+    keys = [plant.key for plant in plants if plant.key]
+    if len({*keys}) < len(keys):
+        raise LookupError(f"{' and '.join(names)} would change the same")
     file, class_name = FAMILIES[family]
-    text = (ROOT / f"{file}.py").read_text()
-    for name in names:
-        plant = PLANTS[name]
-        for pattern, replacement in plant.source:
-            text, n = re.subn(pattern, replacement, text)
-            if not n:
-                raise LookupError(f"{name}: nothing in {file}.py matches {pattern}")
-        text += plant.behind
-        config = plant.config(config) if plant.config else config
     module = types.ModuleType(f"planted_{next(numbers)}")
     sys.modules[module.__name__] = module  # dataclasses look there
-    exec(compile(text, module.__name__, "exec"), module.__dict__)
+    exec(compile((ROOT / f"{file}.py").read_text(), module.__name__, "exec"), module.__dict__)
+    del sys.modules[module.__name__]
+    for plant in plants:
+        config = plant.config(config) if plant.config else config
+        if plant.module:
+            plant.module(module)
     real = importlib.import_module(f"decoders.{file}")
-    right = getattr(real, class_name).config_class.from_dict(config)
-    f = Formula(right, {})
-    for name in names:
-        if PLANTS[name].state:
-            weights = PLANTS[name].state(weights, f)
+    f = Formula(getattr(real, class_name).config_class.from_dict(config), {})
+    for plant in plants:
+        weights = plant.state(weights, f) if plant.state else weights
     model_class = getattr(module, class_name)
     model = model_class(model_class.config_class.from_dict(config)).eval()
     own = model.state_dict()
     missing, _ = model.load_state_dict({name: t for name, t in weights.items() if name in own}, strict=False)
     assert {*missing} <= {"lm_head.weight"} and (not missing or model.config.tie_word_embeddings), missing
-    del sys.modules[module.__name__]
+    for plant in plants:
+        if plant.model:
+            plant.model(model, f)
     return model
 
 

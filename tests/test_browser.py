@@ -16,6 +16,7 @@ PAGES = {
     "phi": [str(CHECKPOINTS / "tiny-phi"), STORY],
     "gpt-neo": [str(CHECKPOINTS / "tiny-gpt-neo"), STORY, "--max-new-tokens", "40"],
     "openai-gpt": [str(CHECKPOINTS / "tiny-openai-gpt"), STORY],
+    "readme": [str(CHECKPOINTS / "tiny-phi3"), STORY],
     "phi3": [str(CHECKPOINTS / "tiny-phi3"), STORY, "--with", "Once upon a time there was a cat. The cat"],
     "persimmon": [str(CHECKPOINTS / "tiny-persimmon"), "time " * 300, "--last", "200"],
     "fuyu": [FUYU, "where is the red circle?", "--image", f"{FUYU}/shapes.png"],
@@ -79,7 +80,7 @@ def data(page) -> dict:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1366, 1280, 1024, 768, 390])
 @pytest.mark.parametrize("name", PAGES)
 def test_every_view_opens(shown, name, width, scheme):
     page = shown(name, width, scheme)

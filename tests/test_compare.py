@@ -67,11 +67,11 @@ def computed(own, given=(), dtype="float32", do=None, only=None) -> dict:
     }
 
 
-def results(own, model) -> dict:
+def results(own, model, inputs=None) -> dict:
     """`CASE/logits` and loss of one of our models."""
-    found = {}
-    for case, given in own.inputs.items():
-        given = dict(given)
+    found, dtype = {}, next(model.parameters()).dtype
+    for case, given in (inputs or own.inputs).items():
+        given = {name: t.to(dtype) if t.is_floating_point() else t for name, t in given.items()}
         if "past_ids" in given:
             given["past_key_values"] = model(given.pop("past_ids"), output_attentions=True).past_key_values
         with torch.no_grad():
@@ -301,6 +301,25 @@ def test_table_of_mistakes(family):
     assert len(known) >= 25 and len({m.name for m in known}) == len(known)
     assert all(m.name and m.fix and m.steps for m in known)
     assert len(plants.fitting(family.name)) >= 50
+
+
+def test_a_planted_model_computes_the_formula_with_that_mistake(own):
+    """Written apart, to the last digit alike: both say the same of a mistake."""
+    for m in [m for m in plants.fitting(own.family) if not m.half]:
+        model = plants.planted(own.family, own.config_json, own.weights, m.name).double()
+        for case, given in own.inputs.items():
+            try:
+                wrong = stages(own.config, own.weights64, given, mistakes=(m,))
+            except IndexError:  # a wrong position behind the table's end
+                continue
+            found = results(own, model, {case: given})
+            seen = ~own.expected[case]["logits"].isnan()
+            for name in ("logits", "loss"):
+                if name in wrong:
+                    a, b = found[f"{case}/{name}"], wrong[name]
+                    a, b = (a[seen], b[seen]) if name == "logits" else (a, b)
+                    close = {"atol": 1e-8, "rtol": 1e-8, "equal_nan": True}
+                    torch.testing.assert_close(a, b, msg=lambda s, m=m: f"{m.name}: {s}", **close)  # noqa: B023
 
 
 @some
