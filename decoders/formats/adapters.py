@@ -346,7 +346,10 @@ def merge_adapters(
         steps.setdefault(name, []).append(step)
     for name, own in steps.items():
         found[name] = changed(name, found.get(name), own)
-    return Merged(found, {name: own[0][0].file for name, own in steps.items()}, untied)
+    origin = {name: own[0][0].file for name, own in steps.items()}
+    if head in found and head not in {*stored, *origin}:
+        origin[head] = origin[embedding]
+    return Merged(found, origin, untied)
 
 
 def changed(name: str, base: Tensor | Packed | None, steps: list[tuple[Adapter, Update]]) -> Packed:
