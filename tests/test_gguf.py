@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from decoders import kernels, model_class, read_config, tokenize, weights
+from decoders import hf, kernels, model_class, read_config, tokenize, weights
 from decoders.formats import gguf as headers
 from decoders.formats import (
     gguf_blocks,
@@ -476,3 +476,23 @@ def test_the_page_has_every_type_and_packaging():
         assert kind.name in page
     for module in packagings.PACKAGINGS:
         assert all(name in page for name in module.NAME.split(" or ")), module.NAME
+
+
+def test_from_pretrained_takes_it_as_transformers_does(tmp_path):
+    """A file, its folder, or of several in a folder the one called `gguf_file`."""
+    folder = TINY / "tiny-phi3"
+    model = weights.load(Phi3ForCausalLM, folder, dtype=torch.float32)
+    state = {name: p.detach() for name, p in model.named_parameters()}
+    config = {"model_type": "phi3", **model.config.to_dict()}
+    file = gguf_files.write_model(tmp_path / "model.gguf", config, state, folder=folder)
+    ids = torch.tensor([tokenize.load(folder).encode("Once upon a time")])
+    wanted = model(ids).logits
+    for where, named in ((file, {}), (tmp_path, {}), (tmp_path, {"gguf_file": "model.gguf"})):
+        assert torch.equal(hf.AutoModelForCausalLM.from_pretrained(where, **named)(ids).logits, wanted)
+        assert hf.Phi3Config.from_pretrained(where, **named).sliding_window == 2047
+        tokenizer = hf.AutoTokenizer.from_pretrained(where, **named)
+        assert tokenizer("Once upon a time")["input_ids"] == ids[0].tolist()
+    shutil.copy(file, tmp_path / "other.gguf")
+    assert hf.Phi3ForCausalLM.from_pretrained(tmp_path, gguf_file="other.gguf")
+    with pytest.raises(OSError, match="third.gguf is missing"):
+        hf.Phi3ForCausalLM.from_pretrained(tmp_path, gguf_file="third.gguf")

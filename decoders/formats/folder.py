@@ -24,10 +24,17 @@ ADAPTER = "adapter_config.json"
 RELEASE = "latest_checkpointed_iteration.txt"  # in a folder as Adept released it
 
 
-def find(path_or_id: str | Path, weights: bool = True, subfolder: str = "", **hub: Any) -> Path:
+def find(
+    path_or_id: str | Path,
+    weights: bool = True,
+    subfolder: str = "",
+    gguf_file: str | None = None,
+    **hub: Any,
+) -> Path:
     """The folder or `.gguf` file itself, or the folder of a hub id such as `EleutherAI/gpt-neo-125m`, fetched
-    into the hub's cache; of either the `subfolder`. Of a folder with a GGUF model its (first) file. `hub` are
-    options of `huggingface_hub.snapshot_download`.
+    into the hub's cache; of either the `subfolder`. Of a folder with a GGUF model its (first) file, and
+    where there are several the one called `gguf_file`. `hub` are options of
+    `huggingface_hub.snapshot_download`.
 
     An existing folder makes no request; a save that was killed after its switch is finished there.
     FileNotFoundError where there is neither; ImportError if the hub is needed and `huggingface_hub` is not
@@ -36,8 +43,7 @@ def find(path_or_id: str | Path, weights: bool = True, subfolder: str = "", **hu
     folder = Path(path_or_id) / subfolder
     if folder.is_dir():
         finish(folder)
-        files = gguf_files(folder)
-        return files[0] if files else folder
+        return resolved(folder, gguf_file)
     if folder.is_file() and folder.suffix == ".gguf":  # which is a whole checkpoint by itself
         return folder
     if folder.exists():
@@ -56,6 +62,8 @@ def find(path_or_id: str | Path, weights: bool = True, subfolder: str = "", **hu
         return Path(snapshot) / subfolder
 
     try:
+        if gguf_file is not None:
+            return resolved(fetch((SHARD.sub(r"\1-*-of-\3.gguf", gguf_file),)), gguf_file)
         folder = fetch(SMALL_FILES)
         for patterns in WEIGHT_FILES if weights else ():
             folder = fetch(patterns)
@@ -67,6 +75,14 @@ def find(path_or_id: str | Path, weights: bool = True, subfolder: str = "", **hu
         cause = f"the hub did not give it ({type(error).__name__}: {first_line(error)})"
         raise FileNotFoundError(f"there is no folder {path_or_id}, and {cause}") from error
     return folder
+
+
+def resolved(folder: Path, gguf_file: str | None) -> Path:
+    """The GGUF file of a folder that has one, or the folder."""
+    if gguf_file is not None:
+        return check_file(folder / gguf_file)
+    files = gguf_files(folder)
+    return files[0] if files else folder
 
 
 def gguf_files(path: Path) -> list[Path]:

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "gguf_file")
 OLD_HUB = (
     "resume_download",
     "proxies",
