@@ -17,7 +17,10 @@ Where versions of Transformers differ
   behind.
 - Constraints restart after a wrong token, which may begin one anew, and only new tokens count; groups that
   have ended stand in nobody's way: 4.50 does neither.
-- Padding earns no repetition penalty, as in 5.x.
+- Padding is never a token seen: it earns no repetition penalty, as in 5.x, also with `inputs_embeds`; and
+  it is in no n-gram and no sequence with a bias, where all versions count it.
+- Beams that are sampled are sorted by score, as from 5.24 on.
+- Embeddings count for the length that a change of rotary frequencies follows from; 5.x counts ids alone.
 - `num_assistant_tokens_schedule` is "heuristic": how many tokens are drafted follows from how many were
   accepted. In 5.x it is "constant". Neither changes the text.
 """
