@@ -38,10 +38,8 @@ def dequantize(packed: Tensor, kind: Kind, shape: tuple[int, ...], dtype: torch.
     return numbers
 
 
-def whole_numbers(packed: Tensor, kind: Kind, shape: tuple[int, ...]) -> Bits | None:
-    """The same as (q - zero) * scale, where the type is just that: Q8_0, and Q4_0 with a zero of 8."""
-    if kind.name not in ("Q8_0", "Q4_0"):
-        return None
+def whole_numbers(packed: Tensor, kind: Kind, shape: tuple[int, ...]) -> Bits:
+    """The same as (q - zero) * scale, for the types that are just that: Q8_0, and Q4_0 with a zero of 8."""
     rows, columns = shape
     blocks = packed.view(rows, columns // kind.block, kind.nbytes)
     scale = blocks[..., :2].contiguous().view(torch.float16)[..., 0]
