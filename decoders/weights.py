@@ -129,6 +129,14 @@ def check_plain(file: Path, stored: str, tensor: Tensor | Packed, config: dict) 
 # ---- Into a model ------------------------------------------------------------------------------------------
 
 
+WRAPPED = {  # in a name -> whose it is
+    "_orig_mod.": "those of torch.compile: save model._orig_mod, not what compile returned",
+    "module.": "those of DataParallel: save model.module",
+    ".lora_A.": "those of a peft adapter left inside: call merge_and_unload() before saving",
+    ".base_layer.": "those of a peft adapter left inside: call merge_and_unload() before saving",
+}
+
+
 class Match(NamedTuple):
     """How a checkpoint fits a model: which tensor each parameter gets, and what does not fit."""
 
@@ -175,7 +183,10 @@ def match(model: nn.Module, checkpoint: Tensors) -> Match:
     missing = [f"{stored} {shape}" for stored, _, shape in absent if not stored.startswith(NEW_HEADS)]
     strange = [name for name in extra if not name.startswith(HEADS)]
     unexpected = [f"{name} {tuple(checkpoint.stored[name].shape)}" for name in strange]
-    first = [f"missing: {grouped(missing)}"] if missing else []
+    first = [f"the names are {why}" for mark, why in WRAPPED.items() if any(mark in name for name in extra)][
+        :1
+    ]
+    first += [f"missing: {grouped(missing)}"] if missing else []
     first += [f"unexpected: {grouped(unexpected)}"] if unexpected else []
     new = [name for stored, name, _ in absent if stored.startswith(NEW_HEADS)]
     return Match(chosen, new, first + problems, [name for name in extra if name.startswith(HEADS)])
@@ -187,11 +198,21 @@ def prefix_of(model: Any) -> str:
     return "" if hasattr(model, prefix) else f"{prefix}."
 
 
+def named_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """Example: "bfloat16" is torch.bfloat16. ValueError for what is no dtype of weights."""
+    known = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if known is not None and isinstance(known, torch.dtype) and known.is_floating_point:
+        return known
+    if dtype is None:
+        return None
+    raise ValueError(f"dtype must be a floating-point torch.dtype or its name, as 'bfloat16', not {dtype!r}")
+
+
 def load(
     model_class: type[M],
     path_or_id: str | Path,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: str | torch.device = "cpu",
     quantize: str | None = None,
     skip: Iterable[str] = (),
@@ -217,6 +238,7 @@ def load(
     ValueError lists all that is missing, unexpected or misshapen at once. A head that the checkpoint does not
     have (classification on a base model) is drawn anew, with a warning.
     """
+    dtype = named_dtype(dtype)
     folder, (model, checkpoint) = read_settled(
         path_or_id, partial(fitting, model_class, adapter=adapter, **overrides)
     )

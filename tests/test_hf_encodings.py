@@ -155,3 +155,26 @@ def test_pipelines_that_were_refused():
         "top_k": 2,
     }
     assert hf.PhrasalConstraint([1, 2]) is not None and hf.DisjunctiveConstraint([[1], [2, 3]]) is not None
+
+
+# ---- Vocabularies of one's own -----------------------------------------------------------------------------
+
+
+def test_a_vocabulary_is_learnt_from_texts():
+    """The same merges as the tokenizers library learns for Transformers."""
+    texts = [[CONTEXT, QUESTION] * 3, ["An owl sat in the old tree, and the owl was old."]]
+    trained = []
+    for library in (hf, transformers):
+        tokenizer = library.AutoTokenizer.from_pretrained(CHECKPOINTS / "tiny-gpt-neo")
+        trained.append(tokenizer.train_new_from_iterator(texts, 290, new_special_tokens=["<call>"]))
+    ours, theirs = trained
+    for text in (CONTEXT, "the old owl <call> x", "Ünknown 日本"):
+        assert ours(text)["input_ids"] == theirs(text)["input_ids"]
+    assert len(ours) == len(theirs) and type(ours) is hf.GPT2TokenizerFast
+
+
+def test_ids_are_prepared_as_a_call_does(pair):
+    ours, _ = pair
+    ids = ours(CONTEXT, add_special_tokens=False)["input_ids"]
+    found = ours.prepare_for_model(ids, max_length=6, truncation=True)
+    assert found["input_ids"] == ours(CONTEXT, max_length=6, truncation=True)["input_ids"]

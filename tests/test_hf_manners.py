@@ -254,3 +254,33 @@ def test_hints_never_lead_astray(tmp_path):
             model(ids, **{name: None})
     with pytest.raises(AttributeError, match="has no 'FluxPipeline'$"):
         hf.FluxPipeline  # noqa: B018
+
+
+def test_what_wraps_a_model_is_named(tmp_path):
+    """Instead of all names as missing and as unexpected."""
+    from safetensors.torch import load_file, save_file
+
+    documented(PHI, tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    for prefix, whose in (("_orig_mod.", "torch.compile"), ("module.", "DataParallel")):
+        names = {f"{prefix}{name}": tensor for name, tensor in state.items()}
+        save_file(names, tmp_path / "model.safetensors", {"format": "pt"})
+        for load in (
+            hf.PhiForCausalLM.from_pretrained,
+            lambda path: weights.load(PHI.cls("ForCausalLM"), path),
+        ):
+            with pytest.raises(ValueError, match=f"the names are those of {whose}"):
+                load(tmp_path)
+
+
+def test_a_dtype_by_name_and_labels_that_are_none(tmp_path):
+    model, (ids, _) = documented(PHI, tmp_path), inputs(101)
+    assert (
+        weights.load(PHI.cls("ForCausalLM"), tmp_path, dtype="bfloat16").lm_head.weight.dtype
+        == torch.bfloat16
+    )
+    for wrong in ("bfloat17", "int8", 16):
+        with pytest.raises(ValueError, match="dtype must be a floating-point torch.dtype or its name"):
+            weights.load(PHI.cls("ForCausalLM"), tmp_path, dtype=wrong)
+    with pytest.raises(ValueError, match="labels must be -100, or numbers of classes"):
+        model(ids, labels=ids + 200)

@@ -126,6 +126,8 @@ class PreTrainedModel(SeenAs, Loading, nn.Module):
         inside.a_model = True
         try:
             output = self.plain_class.forward(self, **inputs)._asdict()
+        except IndexError as error:
+            raise labels_error(error, inputs) from error
         finally:
             inside.a_model = False
         if "past_key_values" in output:
@@ -284,6 +286,14 @@ class PreTrainedModel(SeenAs, Loading, nn.Module):
 
     def add_model_tags(self, tags: list[str] | str) -> None:
         """Tags of a model card, which is not written here."""
+
+
+def labels_error(error: IndexError, inputs: dict) -> Exception:
+    """A sentence for labels that are none; else the error itself."""
+    labels = inputs.get("labels")
+    if labels is None or not str(error).startswith("Target"):
+        return error
+    return ValueError(f"labels must be -100, or numbers of classes (token ids): {error}")
 
 
 def require_gradient(part: nn.Module, args: tuple, output: Tensor) -> Tensor:

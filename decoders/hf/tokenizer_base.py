@@ -435,6 +435,12 @@ class PreTrainedTokenizerBase(SeenAs, Batching, ChatTemplates, TokenizerFiles):
             encodings.append(Encoding(ids, types, tokens, places, *more))
         return encodings
 
+    def prepare_for_model(
+        self, ids: list[int], pair_ids: list[int] | None = None, **kwargs: Any
+    ) -> BatchEncoding:
+        """As a call, of ids."""
+        return self(ids, pair_ids, **kwargs)
+
     def check_call(self, kwargs: dict) -> None:
         for name in ("text_target", "text_pair_target"):
             if kwargs.pop(name, None) is not None:

@@ -1,7 +1,9 @@
 """The files of a documented tokenizer: written, and read one by one."""
 
+import copy
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,35 @@ class TokenizerFiles:
                 (new / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
         return tuple(str(folder / name) for name in TOKENIZER_FILES if (folder / name).exists())
 
+    def train_new_from_iterator(
+        self,
+        text_iterator: Any,
+        vocab_size: int,
+        length: int | None = None,
+        new_special_tokens: list[Any] | None = None,
+        special_tokens_map: dict | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """A tokenizer of the same kind, with a vocabulary learnt from batches of texts. ValueError where the
+        folder has no `tokenizer.json`, or another kind than BPE."""
+        own: Any = self
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            own.save_pretrained(folder)
+            file = folder / "tokenizer.json"
+            if not file.exists():
+                raise ValueError(f"{own.plain.folder} has no tokenizer.json, from which a new one is trained")
+            special = [content_of(token) for token in new_special_tokens or ()]
+            content = trained_on(json.loads(file.read_text("utf-8")), text_iterator, vocab_size, special)
+            for other in folder.iterdir():
+                if other.name in ("vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json"):
+                    other.unlink()
+            config = read_json_if_any(folder / "tokenizer_config.json")
+            config.pop("added_tokens_decoder", None)
+            (folder / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
+            file.write_text(json.dumps(content, ensure_ascii=False), "utf-8")
+            return copy.deepcopy(type(own).from_pretrained(folder))  # with files of its own
+
     def save_vocabulary(
         self, save_directory: str | Path, filename_prefix: str | None = None
     ) -> tuple[str, ...]:
@@ -69,6 +100,28 @@ class TokenizerFiles:
             if (self.plain.folder / name).resolve() != target.resolve():
                 shutil.copyfile(self.plain.folder / name, target)
         return tuple(map(str, targets))
+
+
+def trained_on(content: dict, texts: Any, vocab_size: int, special: list[str]) -> dict:
+    """`tokenizer.json` of the same kind with another vocabulary, by the tokenizers library."""
+    import tokenizers
+    from tokenizers import trainers
+
+    model = content["model"]
+    tokens = [token["content"] for token in content.get("added_tokens", []) if token.get("special")]
+    options = {"vocab_size": vocab_size, "special_tokens": [*dict.fromkeys([*tokens, *special])]}
+    if model.get("type", "BPE") != "BPE":
+        raise ValueError(f"train_new_from_iterator knows BPE, and this is {model['type']}")
+    text = json.dumps(content)
+    if "ByteLevel" in text:
+        options["initial_alphabet"] = sorted(tokenize.byte_letters())
+    for name in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(name):
+            options[name] = model[name]
+    empty = {**content, "added_tokens": [], "model": {**model, "vocab": {}, "merges": []}}
+    new = tokenizers.Tokenizer.from_str(json.dumps(empty))
+    new.train_from_iterator(texts, trainer=trainers.BpeTrainer(show_progress=False, **options))
+    return json.loads(new.to_str())
 
 
 def listed_templates(template: str | dict[str, str]) -> Any:
