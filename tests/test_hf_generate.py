@@ -115,6 +115,10 @@ def test_a_tuned_prompt_generates_what_transformers_generates(family, tmp_path, 
     transformers = pytest.importorskip("transformers")
     if family is OPENAI_GPT:
         pytest.skip("OpenAI GPT has no cache in Transformers")
+    if hasattr(transformers.modeling_outputs.BaseModelOutputWithPast(), "cache"):
+        pytest.skip(
+            "peft 0.21.2 reads past_key_values, which 5.24 calls cache: with theirs it writes other text"
+        )
     theirs = getattr(transformers, family.class_name())
     ours = tuned(documented(family, tmp_path), kind)
     theirs = tuned(theirs.from_pretrained(tmp_path, dtype=torch.float32), kind)
