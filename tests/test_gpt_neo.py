@@ -125,7 +125,7 @@ def test_attention_layers_win_over_attention_types():
     ({"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon must be"),
     ({"problem_type": "guessing"}, "problem_type 'guessing'"),
     ({"model_type": "gptj"}, "model_type 'gptj' is not gpt_neo"),
-    ({"quantization_config": {"bits": 4}}, "quantised"),
+    ({"quantization_config": {"quant_method": "quip", "bits": 4}}, "quant_method 'quip' is not supported"),
 ])  # fmt: skip
 def test_configs_that_cannot_be_honoured_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
