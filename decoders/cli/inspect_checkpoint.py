@@ -50,6 +50,7 @@ def facts_of(model: Any, matched: Any, folder: Any) -> dict[str, Any]:
         "dtype": str(dtype).removeprefix("torch."),
         "memory": others * dtype.itemsize + sum(t.nbytes for t in packed.values()),
         "cache per token": 2 * math.prod(cache_shape(model.config)) * dtype.itemsize,
+        "CPU kernels": kernels.status(),
     }
     if quantized:
         facts["quantized"] = quantized[0].kind
