@@ -309,3 +309,23 @@ def test_a_diary_steps_through_its_pages(chromium, tmp_path):
     page.wait_for_timeout(1400)
     assert page.locator("#told").inner_text().startswith("2 of 2") and errors == []
     page.close()
+
+
+def test_labels_of_the_map_can_be_read_from_the_back_of_a_hall(shown):
+    """14 px at 1280; and a button makes the map large enough for every label of a long text."""
+    page = shown("gpt-neo", 1280)
+    sizes = (
+        "names => [...document.querySelectorAll(names)].map(x => parseFloat(getComputedStyle(x).fontSize))"
+    )
+    for names in (".maps .label", ".big .side span", ".big .top span", ".arcs"):
+        found = page.evaluate(sizes, names)
+        assert found and min(found) >= 14, names
+    width = page.locator(".big canvas").bounding_box()["width"]
+    page.locator("button.large").click()
+    tokens = len(data(page)["runs"][0]["ids"])
+    assert page.locator(".big canvas").bounding_box()["width"] == 24 * tokens > width
+    labels = page.evaluate("[...document.querySelectorAll('.big .side span')].map(x => x.textContent)")
+    assert len(labels) == tokens and all(labels)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+    page.locator("button.large").click()
+    assert page.locator(".big canvas").bounding_box()["width"] == width

@@ -5,26 +5,26 @@ const maps = new WeakMap(); // run -> what `weights` has unpacked
 function weights(run, layer, head) {
   // Float32Array (T, T)
   const T = run.ids.length,
-    told = run.attention;
+    info = run.attention;
   let made = maps.get(run);
   if (!made)
     maps.set(
       run,
       (made = {
-        bytes: bytes(told.bytes),
-        keys: told.keys ? new Uint16Array(bytes(told.keys).buffer) : null,
+        bytes: bytes(info.bytes),
+        keys: info.keys ? new Uint16Array(bytes(info.keys).buffer) : null,
         whole: new Map(),
       }),
     );
   const place = layer * run.heads + head;
   if (!made.whole.has(place)) {
     const found = new Float32Array(T * T);
-    if (told.kind === "whole")
+    if (info.kind === "whole")
       for (let i = 0; i < T * T; i++) found[i] = (made.bytes[place * T * T + i] / 255) ** 2;
     else
       for (let q = 0; q < T; q++)
-        for (let n = 0; n < told.kept; n++) {
-          const i = (place * T + q) * told.kept + n,
+        for (let n = 0; n < info.kept; n++) {
+          const i = (place * T + q) * info.kept + n,
             key = made.keys[i];
           if (key <= q) found[q * T + key] = (made.bytes[i] / 255) ** 2;
         }
@@ -97,14 +97,14 @@ function attentionView(run, pane) {
     );
     for (let head = 0; head < run.heads; head++) {
       const canvas = el("canvas");
-      const told = `layer ${layer} head ${head}: entropy ${number(run.head_numbers.entropy[layer][head])} bits`;
+      const info = `layer ${layer} head ${head}: entropy ${number(run.head_numbers.entropy[layer][head])} bits`;
       const button = el(
         "button",
         {
           type: "button",
           "data-item": "",
-          "aria-label": told,
-          title: told,
+          "aria-label": info,
+          title: info,
           onclick: () => choose({ layer, head, mean: false }),
         },
         canvas,
@@ -137,7 +137,7 @@ function attentionView(run, pane) {
   });
   const big = el("div"),
     arcs = el("div", { class: "scroll" }),
-    told = el("div");
+    info = el("div");
   const left =
     run.attention.kind === "largest"
       ? el(
@@ -173,7 +173,7 @@ function attentionView(run, pane) {
     key,
     left,
     el("details", {}, el("summary", {}, "which head does what"), lists),
-    told,
+    info,
   );
   put(pane, el("div", { class: run.heads > 8 || RUNS.length > 1 ? "" : "two halves" }, few, big), arcs);
   roving(
@@ -192,7 +192,7 @@ function attentionView(run, pane) {
     });
     drawBig(run, big, layer, head);
     drawArcs(run, arcs, layer, head);
-    drawReads(run, told, layer, head);
+    drawReads(run, info, layer, head);
   });
 }
 

@@ -5,13 +5,13 @@ function writersView(run, pane) {
   pane.append(box);
   follow(() => {
     const query = at(run),
-      told = run.writers,
-      share = Object.fromEntries(told.names.map((name, n) => [name, told.values[n][query] ?? 0]));
+      info = run.writers,
+      share = Object.fromEntries(info.names.map((name, n) => [name, info.values[n][query] ?? 0]));
     const rows = [
       ["embeddings", ["embeddings"]],
       ...[...Array(run.layers).keys()].map(i => [
         `layer ${i}`,
-        told.names.filter(name => name.startsWith(`layers.${i}.`)),
+        info.names.filter(name => name.startsWith(`layers.${i}.`)),
       ]),
       ["biases", ["biases"]],
     ];
@@ -65,7 +65,7 @@ function writersView(run, pane) {
       );
     });
     picture.append(el("line", { class: "grid", x1: zero, x2: zero, y1: 0, y2: rows.length * height + 4 }));
-    const best = told.names
+    const best = info.names
       .map(name => [name, share[name]])
       .filter(row => row[0] !== "rounding")
       .sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]))
@@ -78,8 +78,8 @@ function writersView(run, pane) {
         "Behind ",
         written(token(run, query)),
         last ? " the likeliest is " : " came ",
-        written(word(run, told.targets[query])),
-        ` with a logit of ${number(told.logits[query])}, the sum of:`,
+        written(word(run, info.targets[query])),
+        ` with a logit of ${number(info.logits[query])}, the sum of:`,
       ),
       el(
         "div",
@@ -100,7 +100,7 @@ function writersView(run, pane) {
             ),
             el("span", { class: "key" }, el("i", { style: "background: rgb(var(--warm))" }), "against it"),
           ),
-          told.by_head
+          info.by_head
             ? null
             : el(
                 "p",

@@ -8,14 +8,14 @@ function blockView(run, pane) {
   pane.append(kinds, el("div", { class: "two halves" }, drawing, el("div", {}, panel, code)));
   let shown = null;
   const open = n => {
-    const told = run.diagrams[n],
-      parsed = new DOMParser().parseFromString(told.svg, "image/svg+xml").documentElement;
+    const info = run.diagrams[n],
+      parsed = new DOMParser().parseFromString(info.svg, "image/svg+xml").documentElement;
     drawing.replaceChildren(document.importNode(parsed, true));
     for (const box of drawing.querySelectorAll("[data-box]")) {
       const pick = () =>
         choose({
           box: box.dataset.box,
-          layer: run.windows[chosen.layer] === told.window ? chosen.layer : told.layer,
+          layer: run.windows[chosen.layer] === info.window ? chosen.layer : info.layer,
         });
       box.addEventListener("click", pick);
       box.addEventListener("keydown", event => {
@@ -26,10 +26,10 @@ function blockView(run, pane) {
       });
     }
     code.replaceChildren(
-      ...told.lines.map(([n, line], i) =>
+      ...info.lines.map(([n, line], i) =>
         el(
           "div",
-          { "data-line": n, style: i && told.lines[i - 1][0] !== n - 1 ? "margin-top: 10px" : "" },
+          { "data-line": n, style: i && info.lines[i - 1][0] !== n - 1 ? "margin-top: 10px" : "" },
           el("b", {}, String(n).padStart(4) + "  "),
           line,
         ),
@@ -39,42 +39,42 @@ function blockView(run, pane) {
   };
   if (run.diagrams.length > 1)
     kinds.append(
-      ...run.diagrams.map((told, n) =>
+      ...run.diagrams.map((info, n) =>
         el(
           "button",
-          { type: "button", onclick: () => choose({ layer: told.layer, box: chosen.box }) },
-          told.window ? `layers that see ${told.window} tokens` : "layers that see all tokens",
+          { type: "button", onclick: () => choose({ layer: info.layer, box: chosen.box }) },
+          info.window ? `layers that see ${info.window} tokens` : "layers that see all tokens",
         ),
       ),
     );
   follow(() => {
     const layer = Math.min(chosen.layer, run.layers - 1),
-      n = run.diagrams.findIndex(told => told.window === run.windows[layer]),
-      told = run.diagrams[n];
+      n = run.diagrams.findIndex(info => info.window === run.windows[layer]),
+      info = run.diagrams[n];
     if (n !== shown) open(n);
     [...kinds.children].forEach((button, i) => button.setAttribute("aria-pressed", i === n));
-    const key = chosen.box in told.boxes ? chosen.box : Object.keys(told.boxes)[0];
+    const key = chosen.box in info.boxes ? chosen.box : Object.keys(info.boxes)[0];
     for (const box of drawing.querySelectorAll("[data-box]"))
       box.classList.toggle("on", box.dataset.box === key);
     let first = null;
     for (const line of code.children) {
-      const on = told.boxes[key].some(([a, b]) => a <= line.dataset.line && line.dataset.line <= b);
+      const on = info.boxes[key].some(([a, b]) => a <= line.dataset.line && line.dataset.line <= b);
       line.classList.toggle("on", on);
       first ??= on ? line : null;
     }
     if (first) code.scrollTop = first.offsetTop - code.offsetTop - 60;
-    drawValues(run, panel, told, key, layer);
+    drawValues(run, panel, info, key, layer);
   });
 }
 
-function drawValues(run, box, told, key, layer) {
-  const [stage, label] = told.stages[key],
+function drawValues(run, box, info, key, layer) {
+  const [stage, label] = info.stages[key],
     query = at(run),
     [shape, formula] = run.stages[stage],
     value = run.values[stage];
   const parts = [
     el("h3", {}, `${label}: `, el("code", {}, `layers.${layer}.${stage}`)),
-    el("p", { class: "soft" }, `${shape}: ${formula}. Lines of ${told.file} below.`),
+    el("p", { class: "soft" }, `${shape}: ${formula}. Lines of ${info.file} below.`),
   ];
   if (value && query >= value.first) {
     const i = query - value.first;

@@ -147,7 +147,7 @@ function bars(rows, show = written) {
   return el(
     "table",
     {},
-    rows.map(([text, share, told, remark]) =>
+    rows.map(([text, share, info, remark]) =>
       el(
         "tr",
         {},
@@ -160,7 +160,7 @@ function bars(rows, show = written) {
             style: `width: ${(90 * Math.abs(share)) / most}px`,
           }),
         ),
-        el("td", { class: "number" }, told),
+        el("td", { class: "number" }, info),
         el("td", { class: "soft" }, remark ?? ""),
       ),
     ),

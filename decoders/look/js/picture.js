@@ -11,8 +11,8 @@ function pictureView(run, pane) {
     image = new Image(),
     draw = canvas.getContext("2d");
   const mean = el("button", { type: "button", onclick: () => choose({ mean: !chosen.mean }) }),
-    told = el("p");
-  pane.append(el("div", { class: "picture" }, canvas), told, el("p", {}, mean));
+    info = el("p");
+  pane.append(el("div", { class: "picture" }, canvas), info, el("p", {}, mean));
   const show = () => {
     const query = at(run),
       T = run.ids.length,
@@ -52,7 +52,7 @@ function pictureView(run, pane) {
       }
     }
     const sum = share.reduce((a, b) => a + b, 0);
-    told.replaceChildren(
+    info.replaceChildren(
       written(token(run, query)),
       ` reads the picture with ${percent(sum)} of its attention (${chosen.mean ? "mean of all heads" : `layer ${chosen.layer} head ${chosen.head}`}); clear patches most` +
         (places.length ? "; red: the places of the answer." : "."),

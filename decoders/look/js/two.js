@@ -1,30 +1,30 @@
 // ---- Two runs ----
 
 function comparedView() {
-  const told = DATA.compared,
+  const info = DATA.compared,
     [a, b] = RUNS,
     box = el(
       "section",
       { id: "difference" },
       el("h2", {}, "The difference"),
-      told.remarks.map(text => el("p", { class: "soft" }, text + ".")),
+      info.remarks.map(text => el("p", { class: "soft" }, text + ".")),
     );
   document.body.append(box);
   const heat = (x, most) =>
     `background: rgba(var(--warm), calc(var(--deepest) * ${Math.min(1, x === null ? 0 : x / most).toFixed(3)}))`;
-  if (told.bits)
+  if (info.bits)
     box.append(
       el("h3", {}, "How far the next tokens' chances part (Kullback-Leibler, bits)"),
       el(
         "div",
         { class: "text" },
-        told.pairs.map(([i], n) =>
+        info.pairs.map(([i], n) =>
           el(
             "span",
             {
               class: "token",
-              style: heat(told.bits[n], 6),
-              title: `${number(told.bits[n])} bits`,
+              style: heat(info.bits[n], 6),
+              title: `${number(info.bits[n])} bits`,
               onclick: () => choose({ run: 0, token: i }),
             },
             token(a, i).replace(/\n/g, "↵\n"),
@@ -32,7 +32,7 @@ function comparedView() {
         ),
       ),
     );
-  if (told.residual)
+  if (info.residual)
     box.append(
       el("h3", {}, "How far the residual streams part, layer by layer (length of the difference by their own)"),
       el(
@@ -48,10 +48,10 @@ function comparedView() {
               "tr",
               {},
               el("th"),
-              told.pairs.map(([i]) => el("th", {}, visible(token(a, i)))),
+              info.pairs.map(([i]) => el("th", {}, visible(token(a, i)))),
             ),
           ),
-          told.residual
+          info.residual
             .map((row, i) => [row, i])
             .reverse()
             .map(([row, i]) =>
@@ -69,7 +69,7 @@ function comparedView() {
                         type: "button",
                         tabindex: -1,
                         style: heat(x, 1.2),
-                        onclick: () => choose({ run: 0, token: told.pairs[n][0] }),
+                        onclick: () => choose({ run: 0, token: info.pairs[n][0] }),
                       },
                       number(x),
                     ),
@@ -80,7 +80,7 @@ function comparedView() {
         ),
       ),
     );
-  if (told.heads)
+  if (info.heads)
     box.append(
       el("h3", {}, "Which heads read otherwise (share of attention that moved, mean over the text)"),
       el(
@@ -89,7 +89,7 @@ function comparedView() {
         el(
           "table",
           {},
-          told.heads.map((row, layer) =>
+          info.heads.map((row, layer) =>
             el(
               "tr",
               {},
@@ -110,7 +110,7 @@ function comparedView() {
         ),
       ),
     );
-  if (told.writers) {
+  if (info.writers) {
     const list = el("div");
     box.append(el("h3", {}, "Who wrote it otherwise"), list);
     follow(() => {
