@@ -111,16 +111,16 @@ def engines(kind: str, config: dict, device: str) -> Iterator[tuple[str, torch.n
     for bits in (None, "int8", "int4"):
         model = kernels.prepare(fresh() if bits is None else kernels.quantize(fresh(), bits))
         for compiled in (False, True):
-            told = f"ours {bits or 'bfloat16'}{', compiled' if compiled else ''}"
-            yield told, model, lambda ids, n, model=model, c=compiled: ours(model, c, ids, n)
+            message = f"ours {bits or 'bfloat16'}{', compiled' if compiled else ''}"
+            yield message, model, lambda ids, n, model=model, c=compiled: ours(model, c, ids, n)
     their_config = transformers.AutoConfig.for_model(kind, **config)
     with torch.device(device):
         theirs = transformers.AutoModelForCausalLM.from_config(their_config, dtype=torch.bfloat16).eval()
     for compiled in (False, True):
         more = {"cache_implementation": "static"} if compiled else {}
-        told = f"Transformers {transformers.__version__} bfloat16{', compiled' if compiled else ''}"
+        message = f"Transformers {transformers.__version__} bfloat16{', compiled' if compiled else ''}"
         yield (
-            told,
+            message,
             theirs,
             lambda ids, n, more=more: theirs.generate(
                 ids, max_new_tokens=n, min_new_tokens=n, do_sample=False, pad_token_id=0, **more
@@ -143,7 +143,7 @@ def speed(device: str, quick: bool, rounds: int) -> Iterator[str]:
         yield ""
         yield f"| {title} | batch 1 | of the bandwidth | batch 32 | of the bandwidth |"
         yield "|---|---|---|---|---|"
-        for told, model, run in engines(kind, config, device):
+        for message, model, run in engines(kind, config, device):
             cells = []
             for batch in (1, 4 if quick else 32):
                 ids = torch.randint(5, 5000, (batch, PROMPT), device=device)
@@ -154,7 +154,7 @@ def speed(device: str, quick: bool, rounds: int) -> Iterator[str]:
                 cache = batch * (PROMPT + NEW // 2) * 2 * 2 * layers * heads * head
                 share = (size_of(model) + cache) / most / step
                 cells += [f"{batch / step:.4g} tok/s", f"{share:.0%}"]
-            yield f"| {told} | {' | '.join(cells)} |"
+            yield f"| {message} | {' | '.join(cells)} |"
 
 
 def main(device: str, quick: bool, rounds: int) -> None:

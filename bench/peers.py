@@ -374,8 +374,8 @@ class OpenVINO:
         last = openvino.opset13.slice(node.input_value(0), [-1], [2**31 - 1], [1], [1])
         node.input(0).replace_source_output(last.output(0))
         model.validate_nodes_and_infer_types()
-        told = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-        self.model = core.compile_model(model, "CPU", told).create_infer_request()
+        message = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+        self.model = core.compile_model(model, "CPU", message).create_infer_request()
         self.extra = {"version": openvino.__version__.partition("-")[0]}
 
     def read(self, ids: list[int]) -> list[float]:
@@ -481,8 +481,8 @@ def measured(
                 print(f"{engine} failed: {result.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
                 continue
             found.setdefault(engine, []).append(json.loads(result.stdout.splitlines()[-1]))
-            told = found[engine][-1]
-            figures = ", ".join(f"{key} {v:.4g}" for key, v in told.items() if isinstance(v, float))
+            message = found[engine][-1]
+            figures = ", ".join(f"{key} {v:.4g}" for key, v in message.items() if isinstance(v, float))
             print(f"{name} {number + 1}: {engine}: {figures}", file=sys.stderr)
             yield
 
@@ -522,11 +522,11 @@ def table(name: str, found: dict[str, dict]) -> list[str]:
 def against_the_best(found: dict[str, dict]) -> list[str]:
     """Ours over the fastest engine of as many bits, each figure by itself."""
     lines = ["| ours, of the best peer's | decode at 512 | at 1,900 | prefill of 512 |", "|---|---|---|---|"]
-    for told, (own, pattern) in BITS.items():
+    for message, (own, pattern) in BITS.items():
         peers = [one for engine, one in found.items() if re.search(pattern, engine) and "ours" not in engine]
         if own in found and peers:
             ratios = [found[own][key] / max(one[key] for one in peers) for key in SPEEDS]
-            lines.append(f"| {told} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |")
+            lines.append(f"| {message} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |")
     return lines
 
 

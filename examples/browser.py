@@ -22,8 +22,8 @@ def browser() -> Iterator[Any]:
         try:
             opened = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
         except Error as error:
-            told = error.message.splitlines()[0]
-            raise NoBrowser(f"no Chromium here (apt-get install chromium): {told}") from None
+            shown = error.message.splitlines()[0]
+            raise NoBrowser(f"no Chromium here (apt-get install chromium): {shown}") from None
         try:
             yield opened
         finally:

@@ -57,7 +57,7 @@ def index(name: str, pages: Sequence[tuple[int, str]], losses: Sequence[float]) 
     low, high = min(shown), max(shown)
     across, down = 600 / max(1, len(shown) - 1), 84 / max(high - low, 1e-9)
     points = " ".join(f"{i * across:.1f},{8 + (high - loss) * down:.1f}" for i, loss in enumerate(shown))
-    told = json.dumps({"pages": pages, "losses": [round(x, 4) for x in losses]}).replace("<", "\\u003c")
+    output = json.dumps({"pages": pages, "losses": [round(x, 4) for x in losses]}).replace("<", "\\u003c")
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(name)} learns</title><style>
@@ -72,7 +72,7 @@ svg {{ width: 320px; height: 56px; }} polyline {{ fill: none; stroke: #0072b2; s
 <svg viewBox="0 0 600 100" preserveAspectRatio="none" role="img" aria-label="the loss, from {high:.2f} to {low:.2f} nats">
 <polyline points="{points}"/><line id="mark" y1="0" y2="100"/></svg></header>
 <iframe id="page" title="the page of this step"></iframe>
-<script type="application/json" id="data">{told}</script><script>
+<script type="application/json" id="data">{output}</script><script>
 "use strict";
 const {{ pages, losses }} = JSON.parse(document.getElementById("data").textContent);
 const [slider, told, page, mark, play] = ["step", "told", "page", "mark", "play"].map(id => document.getElementById(id));

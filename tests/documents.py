@@ -240,9 +240,9 @@ def differs(a, b, path: str = "") -> str:
             return f"{path} is of another kind" if path else "other names"
         return next(
             (
-                told
+                shown
                 for key in a
-                if (told := differs(a[key], b[key], path if key in HELD else f"{path}.{key}".lstrip(".")))
+                if (shown := differs(a[key], b[key], path if key in HELD else f"{path}.{key}".lstrip(".")))
             ),
             "",
         )
@@ -251,9 +251,9 @@ def differs(a, b, path: str = "") -> str:
             return f"{path} has another length"
         return next(
             (
-                told
+                shown
                 for i, (x, y) in enumerate(zip(a, b, strict=True))
-                if (told := differs(x, y, f"{path}[{i}]"))
+                if (shown := differs(x, y, f"{path}[{i}]"))
             ),
             "",
         )
@@ -291,16 +291,16 @@ HALF = "float16, as stored, unless asked: other digits"
 NEW_ROW = "the row of the added token is drawn by chance; ours is the mean, as 4.50's is on average"
 
 
-def reason(told: str, example: Example, version: str) -> str:
+def reason(shown: str, example: Example, version: str) -> str:
     for part, meaning in REASONS.items():
-        if part in told:
+        if part in shown:
             return meaning
-    if told and "differs" in told and "DoubleHeads" in example.title:
+    if shown and "differs" in shown and "DoubleHeads" in example.title:
         return NEW_ROW
-    if told and "differs" in told and version.startswith("5."):
+    if shown and "differs" in shown and version.startswith("5."):
         return HALF
-    if told:
-        raise RuntimeError(f"{example} in {version}: {told}: look at it, and give it a reason in REASONS")
+    if shown:
+        raise RuntimeError(f"{example} in {version}: {shown}: look at it, and give it a reason in REASONS")
     return "same"
 
 
@@ -324,8 +324,8 @@ def example_table(where: Path, ours: dict, others: list[dict]) -> str:
         cells = [reason(mine.get("error", ""), one, "ours").replace("same", "runs")]
         for other in others:
             theirs = other["results"][i]
-            told = theirs.get("error") or ("" if "error" in mine else differs(mine, theirs))
-            cells.append(reason(told, one, other["version"]))
+            shown = theirs.get("error") or ("" if "error" in mine else differs(mine, theirs))
+            cells.append(reason(shown, one, other["version"]))
         rows.append(f"| {one} | {one.title} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 

@@ -193,8 +193,8 @@ def test_the_lens_tells_its_ten(shown):
         panel.locator("h3").inner_text().startswith("after layer 1, behind ")
         and panel.locator("tr").count() == 10
     )
-    told = [word.inner_text() for word in panel.locator("tr .word").all()]
-    assert told == [
+    output = [word.inner_text() for word in panel.locator("tr .word").all()]
+    assert output == [
         run["words"][str(id)].replace(" ", "␣").replace("\n", "↵") for id in run["lens"][2]["ids"][3]
     ]
     page.keyboard.press("ArrowDown")
@@ -203,9 +203,9 @@ def test_the_lens_tells_its_ten(shown):
 
 def test_a_box_shows_its_lines_and_values(shown):
     page = shown("persimmon")
-    told = data(page)["runs"][0]["diagrams"][0]
+    output = data(page)["runs"][0]["diagrams"][0]
     boxes = page.locator("#block [data-box]")
-    assert boxes.count() == len(told["boxes"])
+    assert boxes.count() == len(output["boxes"])
     for n in range(boxes.count()):
         key = boxes.nth(n).get_attribute("data-box")
         boxes.nth(n).focus()
@@ -214,8 +214,8 @@ def test_a_box_shows_its_lines_and_values(shown):
             int(n)
             for n in page.locator("#block .code .on").evaluate_all("all => all.map(x => x.dataset.line)")
         ]
-        assert on == [n for n, _ in told["lines"] if any(a <= n <= b for a, b in told["boxes"][key])]
-        assert f"layers.0.{told['stages'][key][0]}" in page.locator("#block h3").inner_text()
+        assert on == [n for n, _ in output["lines"] if any(a <= n <= b for a, b in output["boxes"][key])]
+        assert f"layers.0.{output['stages'][key][0]}" in page.locator("#block h3").inner_text()
     assert page.locator("#block canvas.strip").count() == 1
 
 
@@ -238,8 +238,8 @@ def test_the_picture_follows_the_token(shown):
 
 def test_two_texts_are_chosen_together(shown):
     page = shown("phi3")
-    told = data(page)
-    i, j = told["compared"]["pairs"][4]
+    output = data(page)
+    i, j = output["compared"]["pairs"][4]
     page.locator("#text [role=option]").nth(i).click()
     second = page.locator("#text .panes > div").nth(1)
     assert second.locator("[role=option]").nth(j).get_attribute("aria-selected") == "true"

@@ -175,9 +175,9 @@ def test_a_compiler_that_hangs_is_waited_for_by_nobody(fresh, monkeypatch, tmp_p
         tmp_path / "cc", f"echo $$ > {started}.new && mv {started}.new {started}\nexec sleep 1000"
     )
     monkeypatch.setattr(shutil, "which", lambda name: hanging)
-    told = io.StringIO()
-    monkeypatch.setattr(told, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr("sys.stderr", told)
+    shown = io.StringIO()
+    monkeypatch.setattr(shown, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stderr", shown)
     model, (ids, _) = kernels.prepare(FAMILIES[0].model()), inputs(101)
     expected = FAMILIES[0].model().generate(ids, max_new_tokens=5, eos_token_id=None)
     assert torch.equal(model.generate(ids, max_new_tokens=5, eos_token_id=None), expected)
@@ -186,7 +186,7 @@ def test_a_compiler_that_hangs_is_waited_for_by_nobody(fresh, monkeypatch, tmp_p
     os.kill(compiler, 0)  # it is still there
     assert native.library() is None and native.is_pending() and kernels.status() == "being compiled"
     assert native.wait(0.01) is False
-    assert len(told.getvalue().splitlines()) == 1 and "in the background" in told.getvalue()
+    assert len(shown.getvalue().splitlines()) == 1 and "in the background" in shown.getvalue()
     os.kill(compiler, signal.SIGKILL)
     assert native.wait() is False and "does not compile" in kernels.status()
 

@@ -570,11 +570,11 @@ def test_several_texts_are_parted_and_json_carries_scores():
     options = ["--num-beams", "3", "--num-return-sequences", "2", "--max-new-tokens", "12"]
     texts = run("generate", TINY, "Once upon a time", *options).stdout.rstrip("\n").split("\n\n")
     assert len(texts) == 2 and all(text.startswith("Once upon a time ") for text in texts)
-    told = json.loads(run("generate", TINY, "Once upon a time", *options, "--json").stdout)
-    assert ["Once upon a time" + text for text in told["texts"]] == texts and [
-        len(row) for row in told["ids"]
+    printed = json.loads(run("generate", TINY, "Once upon a time", *options, "--json").stdout)
+    assert ["Once upon a time" + text for text in printed["texts"]] == texts and [
+        len(row) for row in printed["ids"]
     ] == [12, 12]
-    for row, score in zip(told["scores"], told["beam_scores"], strict=True):
+    for row, score in zip(printed["scores"], printed["beam_scores"], strict=True):
         assert abs(sum(row) / 12 - score) < 1e-3
     one = json.loads(run("generate", TINY, "Once upon a time", "--max-new-tokens", "5", "--json").stdout)
     assert len(one["scores"]) == len(one["ids"]) == 5 and all(score < 0 for score in one["scores"])

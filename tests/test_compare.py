@@ -342,7 +342,7 @@ def test_mistakes_in_a_module_are_named_with_hooks(own, every):
         dtype = "bfloat16" if m.half or m.rounds else "float32"
         model = plants.planted(own.family, own.config_json, own.weights, m.name).to(getattr(torch, dtype))
         report = compare.run(own, model, dtype=dtype)
-        if not is_named(report, m.name) and not any(m.name in told for told in report.roundings):
+        if not is_named(report, m.name) and not any(m.name in shown for shown in report.roundings):
             wrong.append((m.name, names(report)))
     assert len(wrong) <= 0.02 * len(known), wrong
 
@@ -354,8 +354,8 @@ def test_mistakes_are_named_by_their_stages(own, every):
     for m in known:
         dtype = "float32" if not m.half and not m.rounds else "float16" if "norm" in m.name else "bfloat16"
         report = compare.run(own, computed(own, (m,), dtype), dtype=dtype)
-        told = is_named(report, m.name) or any(m.name in told for told in report.roundings)
-        if not told and not (report.equal and m.name in SILENT):
+        shown = is_named(report, m.name) or any(m.name in shown for shown in report.roundings)
+        if not shown and not (report.equal and m.name in SILENT):
             wrong.append((m.name, names(report)))
     assert len(wrong) <= 0.02 * len(known), wrong
 
@@ -473,7 +473,7 @@ def own_part(own, part) -> str:
     return Formula(own.config, {}).parts[part]
 
 
-@pytest.mark.parametrize(("change", "told"), [
+@pytest.mark.parametrize(("change", "shown"), [
     (lambda x: x * 2, "2 times what it should be"), (lambda x: x + 0.5, "0.5 off"),
     (lambda x: torch.nn.functional.dropout(x, 0.1), "dropout of 0.1 is active"),
     (lambda x: torch.cat([x[:, :7], x[:, 7:] * 1.5], 1), "from position 7 on"),
@@ -483,11 +483,11 @@ def own_part(own, part) -> str:
     (lambda x: x + x.sin() * 1e-3 * torch.arange(13)[:, None] ** 2, "grows with the position"),
     (lambda x: torch.where(x > 2, torch.nan, x), "NaN or infinite, first at"),
 ])  # fmt: skip
-def test_what_a_difference_looks_like(kits, change, told):
+def test_what_a_difference_looks_like(kits, change, shown):
     own = kits["phi"]
     values = {"plain/logits": change(own.expected["plain"]["logits"])}
     report = compare.run(own, values, dtype="float32")
-    assert not report.equal and not report.findings and told in " ".join(report.likeness), report
+    assert not report.equal and not report.findings and shown in " ".join(report.likeness), report
 
 
 # ---- Where it begins ---------------------------------------------------------------------------------------
@@ -811,9 +811,9 @@ def test_answer_as_text_json_and_page(wrong):
     assert text.startswith("\nFirst difference: layers.0.k_normed in every case is ")
     assert "Your port equals ours with this mistake" in text and "fix: norm both" in text
     assert any(line.startswith("x layers.0.k_normed") for line in text.splitlines())
-    told = json.loads(json.dumps(wrong.as_json(), allow_nan=False))
-    assert told["equal"] is False and told["first"]["stage"] == "layers.0.k_normed"
-    assert told["mistakes"][0]["names"] == ["attention: q normed, k not"] and len(told["rows"]) == len(
+    shown = json.loads(json.dumps(wrong.as_json(), allow_nan=False))
+    assert shown["equal"] is False and shown["first"]["stage"] == "layers.0.k_normed"
+    assert shown["mistakes"][0]["names"] == ["attention: q normed, k not"] and len(shown["rows"]) == len(
         wrong.rows
     )
     page = heat.page(wrong)
@@ -900,11 +900,11 @@ def test_exit_status_and_streams(kits, port, capsys, tmp_path):
     assert "decoders/compare" not in err and len(err.splitlines()) < 12
     status, out, err = run_main(capsys, folder, f"{port}:dropping", "--html", tmp_path / "page.html")
     assert status == 1 and "Two runs of the same case differ" in out and (tmp_path / "page.html").exists()
-    for what, told in ((f"{port}:nothing", "no logits with 67 columns"), (f"{port}:answer", "is no function"),
+    for what, shown in ((f"{port}:nothing", "no logits with 67 columns"), (f"{port}:answer", "is no function"),
                        (f"{port}:absent", "has no absent"), ("nonsense", "no module:function"), ("absent.npz", "missing"),
                        ("absent.module:build", "cannot be imported")):  # fmt: skip
         status, out, err = run_main(capsys, folder, what)
-        assert status == 2 and told in err and not out, what
+        assert status == 2 and shown in err and not out, what
     status, out, err = run_main(capsys, tmp_path, "transformers")
     assert status == 2 and "is no kit" in err
     assert run_main(capsys, folder)[0] == 2 and run_main(capsys, "--make", tmp_path / "k")[0] == 2
@@ -1086,7 +1086,7 @@ def permuted(t):
     return t.unflatten(0, (-1, 12))[:, order].reshape(t.shape)
 
 
-@pytest.mark.parametrize(("name", "change", "told", "equal"), [
+@pytest.mark.parametrize(("name", "change", "shown", "equal"), [
     ("phi", lambda state: state, "all 33 tensors are equal", True),
     ("phi", on("", lambda t: t.bfloat16()), "33 tensors are the same, bfloat16 instead of float32", True),
     ("phi", on("dense.weight", lambda t: t.t()), "2 tensors are transposed", False),
@@ -1102,9 +1102,9 @@ def permuted(t):
     ("gpt_neo", lambda state: {n: t for n, t in state.items() if "ln_f" not in n}, "2 tensors are missing in the second", False),
     ("gpt_neo", lambda state: {**state, "transformer.h.7.ln_1.weight": torch.ones(48)}, "1 tensor is in the second only", False),
 ])  # fmt: skip
-def test_two_checkpoints(kits, name, change, told, equal, tmp_path):
+def test_two_checkpoints(kits, name, change, shown, equal, tmp_path):
     twins = checkpoints.apart(kits[name].folder, edited(kits[name], tmp_path / "other", change))
-    assert told in twins.sentence and twins.equal == equal, twins
+    assert shown in twins.sentence and twins.equal == equal, twins
     assert json.loads(json.dumps(twins.as_json()))["equal"] == equal
 
 
@@ -1201,16 +1201,16 @@ def test_the_story_of_the_documentation(kits, tmp_path):
         (tmp_path / "port.py").write_text(changed)
         return compare.run(own, f"{tmp_path / 'port.py'}:build").text()
 
-    for told in (port(steps, stages=False), port(steps), port(steps[:1])):
-        for line in told.splitlines()[:3]:
+    for shown in (port(steps, stages=False), port(steps), port(steps[:1])):
+        for line in shown.splitlines()[:3]:
             assert re.sub(r"[\d.]+(e\+\d+)?x", "x", line) in re.sub(r"[\d.]+(e\+\d+)?x", "x", page), line
     assert "computes what phi expects" in port([])
 
 
 def test_the_documentation_counts_the_mistakes():
     counts = [len(mistakes.of(family)) for family in draw.SMALL]
-    told = f"{min(counts)} to {max(counts)}"
-    assert told in (ROOT / "docs" / "porting.md").read_text() and told in (ROOT / "README.md").read_text()
+    shown = f"{min(counts)} to {max(counts)}"
+    assert shown in (ROOT / "docs" / "porting.md").read_text() and shown in (ROOT / "README.md").read_text()
     assert "not decided" not in (ROOT / "docs" / "versions.md").read_text()
 
 

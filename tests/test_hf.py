@@ -288,7 +288,7 @@ def test_float32_unless_asked(tmp_path, asked, found):
 
 def test_what_cannot_be_loaded_is_told(tmp_path):
     folder = folder_of(PHI, tmp_path)
-    for options, told in (
+    for options, shown in (
         ({"torch_dtype": "float16", "dtype": "float32"}, "are the same argument"),
         ({"torch_dtype": "float15"}, "must be a torch.dtype"),
         ({"attn_implementation": "flash"}, "'sdpa', 'eager' or 'flash_attention_2'"),
@@ -296,7 +296,7 @@ def test_what_cannot_be_loaded_is_told(tmp_path):
     ):
         if "flash_attention_2" in str(options) and torch.cuda.is_available():
             continue
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=shown):
             hf.PhiForCausalLM.from_pretrained(folder, **options)
     with pytest.raises(ValueError, match="'phi' is not phi3"):
         hf.Phi3ForCausalLM.from_pretrained(folder)
@@ -326,10 +326,10 @@ def test_what_has_no_effect_is_said_once(tmp_path):
 def test_loading_tells_what_was_missing(tmp_path):
     folder = folder_of(PHI, tmp_path)
     with pytest.warns(UserWarning, match="score.weight: drawn anew"):
-        model, told = hf.PhiForSequenceClassification.from_pretrained(
+        model, shown = hf.PhiForSequenceClassification.from_pretrained(
             folder, num_labels=3, output_loading_info=True
         )
-    assert told["missing_keys"] == ["score.weight"] and sorted(told["unexpected_keys"]) == [
+    assert shown["missing_keys"] == ["score.weight"] and sorted(shown["unexpected_keys"]) == [
         "lm_head.bias",
         "lm_head.weight",
     ]
@@ -344,7 +344,7 @@ def test_a_head_of_other_size_is_drawn_anew_if_asked(tmp_path):
     with pytest.raises(ValueError, match=r"score.weight is \(2, 48\)"):
         hf.PhiForSequenceClassification.from_pretrained(folder, num_labels=5)
     with pytest.warns(UserWarning, match="score.weight have 5 labels, the checkpoint's 2: drawn anew"):
-        model, told = hf.PhiForSequenceClassification.from_pretrained(
+        model, shown = hf.PhiForSequenceClassification.from_pretrained(
             folder, num_labels=5, ignore_mismatched_sizes=True, output_loading_info=True
         )
     assert (
@@ -352,7 +352,7 @@ def test_a_head_of_other_size_is_drawn_anew_if_asked(tmp_path):
         and model.score.weight.std() > 0
         and len(model.config.id2label) == 5
     )
-    assert told["mismatched_keys"] == ["score.weight"] and model(
+    assert shown["mismatched_keys"] == ["score.weight"] and model(
         torch.ones(1, 3, dtype=torch.long)
     ).logits.shape == (1, 5)
 
@@ -490,24 +490,24 @@ def test_training_by_the_documented_class(family, tmp_path):
 
 
 def test_the_two_lines_read_flax(tmp_path):
-    with pytest.raises(ImportError, match="two lines") as told:
+    with pytest.raises(ImportError, match="two lines") as shown:
         from decoders.hf import FlaxGPTNeoForCausalLM  # noqa: F401
     folder = folders.write_config(tmp_path, GPT_NEO)
     folders.flax(folder, folders.weights_of(GPT_NEO))
-    run_lines(str(told.value), folder, GPT_NEO.model())
+    run_lines(str(shown.value), folder, GPT_NEO.model())
 
 
 def test_the_two_lines_read_tensorflow(tmp_path):
     pytest.importorskip("h5py")
-    with pytest.raises(ImportError, match="two lines") as told:
+    with pytest.raises(ImportError, match="two lines") as shown:
         from decoders.hf import TFOpenAIGPTLMHeadModel  # noqa: F401
     folder = folders.write_config(tmp_path, OPENAI_GPT)
     folders.tensorflow(folder, folders.weights_of(OPENAI_GPT))
-    run_lines(str(told.value), folder, OPENAI_GPT.model())
+    run_lines(str(shown.value), folder, OPENAI_GPT.model())
 
 
-def run_lines(told: str, folder, right) -> None:
-    code = "\n".join(line.strip() for line in told.split("\n")[1:]).replace("FOLDER", repr(str(folder)))
+def run_lines(shown: str, folder, right) -> None:
+    code = "\n".join(line.strip() for line in shown.split("\n")[1:]).replace("FOLDER", repr(str(folder)))
     world = {}
     exec(code, world)
     ids, _ = inputs(101)
@@ -604,7 +604,7 @@ def test_a_token_is_added_and_saved(tmp_path):
 
 def test_tokenizers_tell_what_is_wrong(phi):
     _, tokenizer = phi
-    for call, told in (
+    for call, shown in (
         (lambda: tokenizer(["a", "a b c d"], return_tensors="pt"), "different lengths: give padding=True"),
         (lambda: tokenizer(["a", "b"], padding=True), "padding needs a pad_token"),
         (lambda: tokenizer("a", return_tensors="tf"), "TensorFlow and JAX take 'np'"),
@@ -616,7 +616,7 @@ def test_tokenizers_tell_what_is_wrong(phi):
             "holds no LlamaTokenizer: use GPT2Tokenizer",
         ),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=shown):
             call()
     with pytest.raises(TypeError, match="'paddings': did you mean 'padding'"):
         tokenizer("a", paddings=True)

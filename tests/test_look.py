@@ -52,8 +52,8 @@ def content(page: str) -> dict:
     return json.loads(Parts(page).data)
 
 
-def unpacked(told: str) -> numpy.ndarray:
-    return (numpy.frombuffer(base64.b64decode(told), dtype=numpy.uint8) / 255) ** 2
+def unpacked(output: str) -> numpy.ndarray:
+    return (numpy.frombuffer(base64.b64decode(output), dtype=numpy.uint8) / 255) ** 2
 
 
 # ---- What it says ----
@@ -74,9 +74,9 @@ def test_numbers_of_the_page_are_the_models(tiny):
     assert shown["given"]["p"][1:] == pytest.approx(chances[range(T - 1), ids[0, 1:]].tolist(), rel=1e-3)
     assert shown["given"]["rank"][3] == 1 + sum(chances[2] > chances[2, ids[0, 3]])
     assert shown["given"]["bits"][3] == pytest.approx(-math.log2(chances[2, ids[0, 3]]), rel=1e-3)
-    told = unpacked(shown["attention"]["bytes"]).reshape(len(f.layers), f.H, T, T)
+    output = unpacked(shown["attention"]["bytes"]).reshape(len(f.layers), f.H, T, T)
     exact = torch.stack([found[f"layers.{i}.weights"][0] for i in f.layers])
-    assert numpy.abs(told**0.5 - exact.sqrt().numpy()).max() <= 0.51 / 255
+    assert numpy.abs(output**0.5 - exact.sqrt().numpy()).max() <= 0.51 / 255
     assert numpy.allclose(shown["lens"][-1]["p"], shown["next"]["p"], rtol=2e-3, atol=1e-9)
     assert [row[0] for row in shown["lens"][-1]["ids"]] == chances.argmax(-1).tolist()
     values = numpy.array(shown["writers"]["values"])
@@ -121,17 +121,17 @@ def test_of_a_large_model_the_largest_are_kept(monkeypatch, tiny):
     for name, value in (("WHOLE", 200), ("PARTS", 40), ("MANY", 20)):
         monkeypatch.setattr(shown_content, name, value)
     shown, _ = look.data(look.Run(model, ids, tokenizer))
-    told, T = shown["attention"], ids.shape[1]
-    assert told["kind"] == "largest" and 2 <= told["kept"] <= 8 and 0 < told["lost"] < 1
-    keys = numpy.frombuffer(base64.b64decode(told["keys"]), dtype="<i2").reshape(
+    output, T = shown["attention"], ids.shape[1]
+    assert output["kind"] == "largest" and 2 <= output["kept"] <= 8 and 0 < output["lost"] < 1
+    keys = numpy.frombuffer(base64.b64decode(output["keys"]), dtype="<i2").reshape(
         len(found.f.layers), found.f.H, T, -1
     )
-    weight = unpacked(told["bytes"]).reshape(keys.shape)
+    weight = unpacked(output["bytes"]).reshape(keys.shape)
     exact = found["layers.1.weights"][0, 2, T - 1].float()
     assert exact[torch.tensor(keys[1, 2, -1].copy()).long()].numpy() == pytest.approx(
         weight[1, 2, -1], abs=0.01
     )
-    assert exact.topk(told["kept"]).indices.tolist() == keys[1, 2, -1].tolist()
+    assert exact.topk(output["kept"]).indices.tolist() == keys[1, 2, -1].tolist()
     assert not shown["writers"]["by_head"] and "layers.0.heads" in shown["writers"]["names"]
     assert numpy.array(shown["writers"]["values"]).sum(0) == pytest.approx(
         shown["writers"]["logits"], abs=0.05
@@ -189,10 +189,14 @@ def test_nan_is_told_where_it_begins():
 def test_the_same_run_twice_does_not_differ(tiny):
     model, tokenizer = tiny
     ids = tokenizer.encode("Once upon a time")
-    told = content(look.page([look.Run(model, ids, tokenizer), look.Run(model, ids, tokenizer)]))["compared"]
-    assert told["pairs"] == [[i, i] for i in range(len(ids))] and told["remarks"] == []
+    output = content(look.page([look.Run(model, ids, tokenizer), look.Run(model, ids, tokenizer)]))[
+        "compared"
+    ]
+    assert output["pairs"] == [[i, i] for i in range(len(ids))] and output["remarks"] == []
     assert (
-        max(told["bits"]) == 0 and max(map(max, told["residual"])) == 0 and max(map(max, told["heads"])) == 0
+        max(output["bits"]) == 0
+        and max(map(max, output["residual"])) == 0
+        and max(map(max, output["heads"])) == 0
     )
 
 
@@ -200,12 +204,12 @@ def test_texts_of_one_length_are_compared_place_by_place(family):
     model, (ids, _) = family.model(dtype=torch.float64), inputs(101)
     other = ids[0].clone()
     other[9] = (other[9] + 1) % 101
-    told = content(look.page([look.Run(model, ids[0]), look.Run(model, other)]))["compared"]
-    assert max(told["bits"][:9]) < 1e-12 and min(told["bits"][9:12]) > 0
-    assert told["residual"][0][8] == 0 and told["residual"][0][9] > 0 and told["residual"][-1][15] > 0
+    output = content(look.page([look.Run(model, ids[0]), look.Run(model, other)]))["compared"]
+    assert max(output["bits"][:9]) < 1e-12 and min(output["bits"][9:12]) > 0
+    assert output["residual"][0][8] == 0 and output["residual"][0][9] > 0 and output["residual"][-1][15] > 0
     with torch.no_grad():
         p, q = (model(x[None]).logits[0, 12].log_softmax(-1) for x in (ids[0], other))
-    assert told["bits"][12] == pytest.approx((p.exp() * (p - q)).sum().item() / math.log(2), rel=1e-3)
+    assert output["bits"][12] == pytest.approx((p.exp() * (p - q)).sum().item() / math.log(2), rel=1e-3)
 
 
 def test_other_lengths_are_compared_where_they_agree():
@@ -215,22 +219,23 @@ def test_other_lengths_are_compared_where_they_agree():
         tokenizer.encode(text)
         for text in ("Once upon a time there was a fox.", "Once upon a time there was an old fox.")
     ]
-    told = content(look.page([look.Run(model, ids, tokenizer) for ids in texts]))["compared"]
+    output = content(look.page([look.Run(model, ids, tokenizer) for ids in texts]))["compared"]
     assert (
-        all(texts[0][i] == texts[1][j] for i, j in told["pairs"]) and len(told["pairs"]) >= len(texts[0]) - 2
+        all(texts[0][i] == texts[1][j] for i, j in output["pairs"])
+        and len(output["pairs"]) >= len(texts[0]) - 2
     )
-    assert "heads" not in told and "other lengths" in told["remarks"][0]
+    assert "heads" not in output and "other lengths" in output["remarks"][0]
     neo = CHECKPOINTS / "tiny-gpt-neo"
     second = look.Run(
         weights.load(model_class(read_config(neo)), neo),
         tokenize.load(neo).encode("Once upon a time"),
         tokenize.load(neo),
     )
-    told = content(look.page([look.Run(model, tokenizer.encode("Once upon a time"), tokenizer), second]))[
+    output = content(look.page([look.Run(model, tokenizer.encode("Once upon a time"), tokenizer), second]))[
         "compared"
     ]
-    assert "bits" not in told and "residual" not in told and not told["writers"]
-    assert "The models have other vocabularies, so their chances are not compared" in told["remarks"]
+    assert "bits" not in output and "residual" not in output and not output["writers"]
+    assert "The models have other vocabularies, so their chances are not compared" in output["remarks"]
 
 
 # ---- In a notebook ----
@@ -321,8 +326,8 @@ def test_others_text_is_never_markup():
     page, expected = look.page([run], title=HOSTILE), look.page([plain])
     assert Parts(page).tags == Parts(expected).tags  # not one tag more
     assert content(page)["runs"][0]["name"] == HOSTILE
-    told = "".join(content(page)["runs"][0]["words"][str(id)] for id in run.ids)
-    assert told == HOSTILE.replace("\u2028", r"\xe2\x80\xa8")  # three tokens, none of them a character
+    output = "".join(content(page)["runs"][0]["words"][str(id)] for id in run.ids)
+    assert output == HOSTILE.replace("\u2028", r"\xe2\x80\xa8")  # three tokens, none of them a character
     assert page.count("<script") == 2 and "://" not in page.replace("http://www.w3.org/2000/svg", "")
 
 
@@ -375,20 +380,20 @@ def test_a_block_is_drawn_as_it_is_built():
 
 def run(*arguments: str, capsys) -> tuple[int, str]:
     status = main(["look", *arguments])
-    told = capsys.readouterr()
-    assert told.out == ""
-    return status, told.err
+    output = capsys.readouterr()
+    assert output.out == ""
+    return status, output.err
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_command_writes_a_page(name, tmp_path, capsys):
     page = tmp_path / "page.html"
-    status, told = run(
+    status, output = run(
         str(CHECKPOINTS / name), "Once upon a time", "-o", str(page), "--max-new-tokens", "5", capsys=capsys
     )
     shown = content(page.read_text())["runs"][0]
     assert status == 0 and shown["name"] == name and 1 <= len(shown["ids"]) - shown["prompt"] <= 5
-    assert told.startswith(f"{page}: {len(shown['ids'])} tokens") and [
+    assert output.startswith(f"{page}: {len(shown['ids'])} tokens") and [
         file.name for file in tmp_path.iterdir()
     ] == ["page.html"]
 
@@ -432,8 +437,8 @@ def test_two_prompts_and_two_models(tmp_path, capsys, monkeypatch):
         capsys=capsys,
     )
     assert [one["name"] for one in content(page.read_text())["runs"]] == ["tiny-phi3", "tiny-phi"]
-    status, told = run(model, "a", "--with", "b", "--with-model", model, "-o", str(page), capsys=capsys)
-    assert status == 2 and "a page shows two runs at most" in told
+    status, output = run(model, "a", "--with", "b", "--with-model", model, "-o", str(page), capsys=capsys)
+    assert status == 2 and "a page shows two runs at most" in output
 
 
 def test_bad_input_is_told_in_a_line(tmp_path, capsys):
@@ -464,14 +469,14 @@ def test_bad_input_is_told_in_a_line(tmp_path, capsys):
         ): "the prompt is empty: there is no token to look at",
     }
     for arguments, expected in cases.items():
-        status, told = run(*arguments, capsys=capsys)
-        assert status == 2 and expected in told and told.count("\n") == 1, (arguments, told)
+        status, output = run(*arguments, capsys=capsys)
+        assert status == 2 and expected in output and output.count("\n") == 1, (arguments, output)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_long_text_by_its_last_tokens(tmp_path, capsys):
     page = tmp_path / "page.html"
-    status, told = run(
+    status, output = run(
         str(CHECKPOINTS / "tiny-persimmon"),
         "time " * 700,
         "--last",
@@ -491,20 +496,20 @@ def test_a_folder_without_a_tokenizer_shows_ids(tmp_path, capsys):
     folder.mkdir()
     for name in ("config.json", "model.safetensors"):
         os.link(CHECKPOINTS / "tiny-phi" / name, folder / name)
-    status, told = run(str(folder), "12 5 7", "-o", str(page), "--max-new-tokens", "2", capsys=capsys)
+    status, output = run(str(folder), "12 5 7", "-o", str(page), "--max-new-tokens", "2", capsys=capsys)
     shown = content(page.read_text())["runs"][0]
     assert (
         status == 0
-        and "tokens are shown as ids" in told
+        and "tokens are shown as ids" in output
         and shown["ids"][:3] == [12, 5, 7]
         and shown["words"]["12"] == " 12"
     )
     status, _ = run(str(folder), "12 5 7", "--with", "12 5 8", "-o", str(page), capsys=capsys)
     assert status == 0 and [one["ids"][2] for one in content(page.read_text())["runs"]] == [7, 8]
-    status, told = run(str(folder), "hello", "-o", str(page), capsys=capsys)
-    assert status == 2 and 'give ids, as in "12 5 7"' in told
-    status, told = run(str(folder), "12 5000", "-o", str(page), capsys=capsys)
-    assert status == 2 and "token ids are 0 to 969 here, not 5000" in told
+    status, output = run(str(folder), "hello", "-o", str(page), capsys=capsys)
+    assert status == 2 and 'give ids, as in "12 5 7"' in output
+    status, output = run(str(folder), "12 5000", "-o", str(page), capsys=capsys)
+    assert status == 2 and "token ids are 0 to 969 here, not 5000" in output
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError])

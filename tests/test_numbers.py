@@ -74,11 +74,11 @@ def computed(own: kit.Kit, mistake: mistakes.Mistake, only=None, dtype: str = "f
 
 def is_named(report: compare.Report, quantity: Quantity, value: float) -> bool:
     """First, alone, and with the number to 1 %."""
-    told = [m for finding in report.findings for m in finding.mistakes]
+    shown = [m for finding in report.findings for m in finding.mistakes]
     return (
-        len(told) == 1
-        and told[0].name.startswith(quantity.name)
-        and abs(told[0].number - value) <= CLOSE * abs(value)
+        len(shown) == 1
+        and shown[0].name.startswith(quantity.name)
+        and abs(shown[0].number - value) <= CLOSE * abs(value)
     )
 
 
@@ -112,8 +112,8 @@ def test_a_number_is_told_of_a_port_in_half_precision(kits, dtype):
     own = kits("phi")
     f, base = Formula(own.config, {}), next(q for q in mistakes.QUANTITIES if q.name == "rotary: base")
     report = compare.run(own, computed(own, base.mistake(f, 39811.0), dtype=dtype), dtype=dtype)
-    told = report.findings[0].mistakes[0]
-    assert told.name.startswith("rotary: base") and abs(told.number - 39811) < max(3 * told.error, 400), (
+    shown = report.findings[0].mistakes[0]
+    assert shown.name.startswith("rotary: base") and abs(shown.number - 39811) < max(3 * shown.error, 400), (
         report
     )
 
@@ -127,8 +127,8 @@ def test_a_number_is_told_of_a_module(kits):
     report = compare.run(own, model)
     assert [m.name.partition(" +-")[0][:17] for m in report.findings[0].mistakes] == ["rotary: base 39,8"]
     assert "where this model has 10,000" in str(report) and "take 10,000" in str(report)
-    told = report.as_json()["mistakes"][0]["numbers"][0]
-    assert abs(told["value"] - 39811) <= 5 * told["error"] < 40
+    shown = report.as_json()["mistakes"][0]["numbers"][0]
+    assert abs(shown["value"] - 39811) <= 5 * shown["error"] < 40
 
 
 def test_at_least_fifteen_numbers_are_known_of_every_family(family):
@@ -208,8 +208,8 @@ def test_active_dropout_is_told_with_its_rate(kits, name, rate):
         stages(own.config, own.weights, given, note=note)
         values |= {f"{case}/{stage}": value for stage, value in seen.items()}
     report = compare.run(own, values)
-    told = report.findings[0].mistakes[0]
-    assert told.name.startswith("dropout: active") and abs(told.number - rate) < 0.01 * rate, report
+    shown = report.findings[0].mistakes[0]
+    assert shown.name.startswith("dropout: active") and abs(shown.number - rate) < 0.01 * rate, report
 
 
 @pytest.mark.parametrize("name", ["gpt_neo", "phi3"])

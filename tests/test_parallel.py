@@ -118,11 +118,11 @@ def a_training_step(family, mesh, **changes):
     for name, p in plain.named_parameters():
         assert (name in grads) == (p.grad is not None)
         torch.testing.assert_close(
-            tensors[name], p.detach(), **CLOSE, msg=lambda told, name=name: f"{name}: {told}"
+            tensors[name], p.detach(), **CLOSE, msg=lambda shown, name=name: f"{name}: {shown}"
         )
         if p.grad is not None:
             torch.testing.assert_close(
-                grads[name], p.grad, atol=2e-5, rtol=1e-3, msg=lambda told, name=name: f"{name}: {told}"
+                grads[name], p.grad, atol=2e-5, rtol=1e-3, msg=lambda shown, name=name: f"{name}: {shown}"
             )
 
 
@@ -228,7 +228,7 @@ def sharded_on_top(family, mesh):
         torch.testing.assert_close(model(ids).logits, plain(ids).logits, atol=1e-4, rtol=1e-4)
 
 
-def process(rank: int, n: int, port: int, told: str) -> None:
+def process(rank: int, n: int, port: int, shown: str) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(n))
@@ -241,16 +241,16 @@ def process(rank: int, n: int, port: int, told: str) -> None:
                 function(family, mesh)
             except Exception:
                 found[family.name, name] = traceback.format_exc()
-    torch.save(found, f"{told}.{rank}")
+    torch.save(found, f"{shown}.{rank}")
     dist.barrier()
     os._exit(0)  # gloo's threads may abort at a plain exit
 
 
 @pytest.fixture(scope="module", params=[2, 4], ids=["two", "four"])
 def failures(request, tmp_path_factory):
-    told = tmp_path_factory.mktemp("parallel") / "failures"
-    torch.multiprocessing.spawn(process, (request.param, free_port(), str(told)), nprocs=request.param)
-    return [torch.load(f"{told}.{rank}", weights_only=False) for rank in range(request.param)]
+    shown = tmp_path_factory.mktemp("parallel") / "failures"
+    torch.multiprocessing.spawn(process, (request.param, free_port(), str(shown)), nprocs=request.param)
+    return [torch.load(f"{shown}.{rank}", weights_only=False) for rank in range(request.param)]
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -265,10 +265,10 @@ def test_processes_give_what_one_gives(failures, family, name):
 def started(code: str, *arguments) -> list[subprocess.Popen]:
     """Two processes that run this, as torchrun starts them, but that nobody ends with the other."""
     port = str(free_port())
-    told = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+    shown = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
              "OMP_NUM_THREADS": "1"} for rank in range(2)]  # fmt: skip
     return [subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], env={**os.environ, **own}, cwd=ROOT, text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE) for own in told]  # fmt: skip
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE) for own in shown]  # fmt: skip
 
 
 READ = """

@@ -295,8 +295,8 @@ def test_skipped_layers_stay(family):
     name = next(name for name, m in model.named_modules() if isinstance(m, kernels.Quantized))
     other = kernels.quantize(family.model(), "int4", skip=[name])
     assert not isinstance(other.get_submodule(name), kernels.Quantized)
-    for wrong, told in ((["nothing"], "no linear layer is called nothing"),):
-        with pytest.raises(ValueError, match=told):
+    for wrong, shown in ((["nothing"], "no linear layer is called nothing"),):
+        with pytest.raises(ValueError, match=shown):
             kernels.quantize(family.model(), "int4", skip=wrong)
     with pytest.raises(ValueError, match="quantised already"):
         kernels.quantize(other, "int8")
@@ -317,13 +317,13 @@ def test_a_compiler_or_an_export_gets_plain_operations(family):
 
 
 def test_without_a_compiler_it_is_said_once(without_a_compiler):
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("default")
         for _ in range(2):
             linear = torch.nn.Sequential(torch.nn.Linear(8, 8))
             linear.config_json = {}
             kernels.quantize(linear, "int8")
-    assert [str(one.message).rpartition(": ")[2] for one in told] == [
+    assert [str(one.message).rpartition(": ")[2] for one in shown] == [
         "weights of 8 and 4 bits save memory, but not time"
     ]
 
@@ -347,8 +347,8 @@ def test_a_saved_folder_is_the_model_bit_for_bit(family, folder, kind, dtype, tm
     same = kernels.quantize(weights.load(family.cls(), folder, dtype=torch.float32), kind)
     assert all(torch.equal(a, b) for a, b in zip(model.buffers(), same.buffers(), strict=True))
     weights.save(model, tmp_path / "small")
-    told = json.loads((tmp_path / "small" / "config.json").read_text())["quantization_config"]
-    assert told == {"quant_method": "decoders", "version": 1, "weights": kind}
+    shown = json.loads((tmp_path / "small" / "config.json").read_text())["quantization_config"]
+    assert shown == {"quant_method": "decoders", "version": 1, "weights": kind}
     again = weights.load(family.cls(), tmp_path / "small")
     assert {n: t.dtype for n, t in again.state_dict().items()} == {
         n: t.dtype for n, t in model.state_dict().items()
@@ -374,10 +374,10 @@ def test_skipped_layers_are_skipped_when_loading(family, folder, tmp_path):
 def test_a_quantised_folder_goes_into_the_other_classes(family, folder, kind, head, tmp_path):
     """A head that the folder does not have is drawn anew, in 16 or 32 bits; its trunk is that of the folder."""
     weights.save(weights.load(family.cls(), folder, quantize=kind), tmp_path / "small")
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("always")
         model = weights.load(family.cls(head), tmp_path / "small")
-    assert [bool(re.search("has no .*: drawn anew", str(one.message))) for one in told] == [True] * (
+    assert [bool(re.search("has no .*: drawn anew", str(one.message))) for one in shown] == [True] * (
         head != "Model"
     )
     causal = weights.load(family.cls(), tmp_path / "small")
@@ -393,29 +393,29 @@ def test_a_quantised_folder_goes_into_the_other_classes(family, folder, kind, he
     )
 
 
-@pytest.mark.parametrize(("change", "told"), [
+@pytest.mark.parametrize(("change", "shown"), [
     (lambda c: c.update(version=2), "quantised in version 2, and this reads 1: quantise it again"),
     (lambda c: c.update(weights="int3"), "one of int8, int8-weights, int4, not 'int3'"),
     (lambda c: c.update(quant_method="gptq"), "model.safetensors: .* has no scales"),
     (lambda c: c.update(quant_method="eetq"), "quant_method 'eetq' is not supported"),
     (lambda c: c.update(weights="int8"), "unexpected: .*zero"),
 ])  # fmt: skip
-def test_a_config_that_tells_something_else(folder, family, tmp_path, change, told):
+def test_a_config_that_tells_something_else(folder, family, tmp_path, change, shown):
     weights.save(weights.load(family.cls(), folder, quantize="int4"), tmp_path / "small")
     config = json.loads((tmp_path / "small" / "config.json").read_text())
     change(config["quantization_config"])
     (tmp_path / "small" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=shown):
         weights.load(family.cls(), tmp_path / "small")
 
 
-@pytest.mark.parametrize(("name", "change", "told"), [
+@pytest.mark.parametrize(("name", "change", "shown"), [
     ("qweight", lambda t: t[:, :-1].clone(), r"is \(\d+, \d+\) in model.safetensors, not"),
     ("qweight", lambda t: t.float(), "is torch.float32 in model.safetensors, not torch.uint8"),
     ("scale", lambda t: t.float(), "is torch.float32 in model.safetensors, not torch.float16"),
     ("zero", None, r"missing: .*zero"),
 ])  # fmt: skip
-def test_bits_of_another_shape_or_type_are_told(folder, family, tmp_path, name, change, told):
+def test_bits_of_another_shape_or_type_are_told(folder, family, tmp_path, name, change, shown):
     """Else the compiled product would read behind their end."""
     weights.save(weights.load(family.cls(), folder, quantize="int4"), tmp_path / "small")
     file = tmp_path / "small" / "model.safetensors"
@@ -424,7 +424,7 @@ def test_bits_of_another_shape_or_type_are_told(folder, family, tmp_path, name, 
     state[stored] = state[stored] if change is None else change(state[stored])
     save_file({n: t for n, t in state.items() if change or n != stored}, file)
     for cls in {family.cls(), getattr(family.module, family.class_name("Model"), family.cls())}:
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=shown):
             weights.load(cls, tmp_path / "small")
 
 

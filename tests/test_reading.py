@@ -61,9 +61,9 @@ def test_every_model_has_a_page_and_every_experiment_a_place():
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_experiments_print_what_the_pages_say(name):
     quoted = [
-        told
+        shown
         for page in reading.PAGES
-        for one, told in reading.PRINTED.findall(page.read_text())
+        for one, shown in reading.PRINTED.findall(page.read_text())
         if one == name
     ]
     assert quoted == [reading.printed(name)], "python -m tests.reading --write"

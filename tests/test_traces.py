@@ -151,20 +151,20 @@ def test_contributions_sum_to_the_logit(family, case):
     model, (ids, _) = family.model(dtype=torch.float64), inputs(101)
     found = traces.trace(model, ids, **cases(family)[case])
     tokens = ids.roll(-1, 1)
-    told = found.attribution(tokens)
-    assert told.names[0] == "embeddings" and told.names[-2:] == ["biases", "rounding"]
-    assert len(told.names) == 3 + 3 * (found.f.H + 1)
-    assert torch.equal(told.logits, found["logits"].gather(-1, tokens[..., None])[..., 0])
-    torch.testing.assert_close(told.values.sum(0), told.logits, **EXACT)
-    assert told.values[-1].abs().max() < 1e-10
-    assert told.values[:-1].flatten(1).abs().amax(1)[:-1].min() > 1e-3
+    shown = found.attribution(tokens)
+    assert shown.names[0] == "embeddings" and shown.names[-2:] == ["biases", "rounding"]
+    assert len(shown.names) == 3 + 3 * (found.f.H + 1)
+    assert torch.equal(shown.logits, found["logits"].gather(-1, tokens[..., None])[..., 0])
+    torch.testing.assert_close(shown.values.sum(0), shown.logits, **EXACT)
+    assert shown.values[-1].abs().max() < 1e-10
+    assert shown.values[:-1].flatten(1).abs().amax(1)[:-1].min() > 1e-3
 
 
 def test_what_the_last_layer_adds_is_linear_in_it(family):
     """Without the final norm's size the attribution of the last MLP is the change of the logit when it goes."""
     model, (ids, _) = family.model(dtype=torch.float64), inputs(101)
     found = traces.trace(model, ids)
-    told = found.attribution(7)
+    shown = found.attribution(7)
     f, u = found.f, attribution.matrix_of(model.get_submodule(found.f.module("head")))[7]
     name = f.module("norm") if "norm" in f.parts else f.module("norm_2", 2)
     x = found["layers.2.out"] if "norm" in f.parts else found["layers.2.mlp_in"] + found["layers.2.mlp_out"]
@@ -176,7 +176,7 @@ def test_what_the_last_layer_adds_is_linear_in_it(family):
     else:
         part = part / (x.square().mean(-1, keepdim=True) + norm.eps).sqrt()
     expected = (part * norm.weight) @ u
-    torch.testing.assert_close(told.values[told.names.index("layers.2.mlp_out")], expected, **EXACT)
+    torch.testing.assert_close(shown.values[shown.names.index("layers.2.mlp_out")], expected, **EXACT)
 
 
 @torch.no_grad()
@@ -200,14 +200,14 @@ def test_attention_in_numbers():
     known[0, 2, T, torch.tensor([0, 0, 0, 0, 1, 2, 3, 4])] = 1  # what followed the earlier one
     known[0, 3] = torch.ones(8, 8).tril() / (T[:, None] + 1)  # all alike
     found = found.patch({f"layers.{i}.weights": known for i in range(3)})
-    told = {name: value[1].tolist() for name, value in found.heads().items()}
-    assert told["itself"][0] == told["previous"][1] == told["induction"][2] == 1
-    assert told["first"][2] == pytest.approx(3 / 7) and told["entropy"][:3] == [0, 0, 0]
-    assert told["entropy"][3] == pytest.approx(sum(math.log2(n) for n in range(2, 9)) / 7)
-    assert told["distance"][:2] == [0, 1] and told["distance"][3] == pytest.approx(
+    shown = {name: value[1].tolist() for name, value in found.heads().items()}
+    assert shown["itself"][0] == shown["previous"][1] == shown["induction"][2] == 1
+    assert shown["first"][2] == pytest.approx(3 / 7) and shown["entropy"][:3] == [0, 0, 0]
+    assert shown["entropy"][3] == pytest.approx(sum(math.log2(n) for n in range(2, 9)) / 7)
+    assert shown["distance"][:2] == [0, 1] and shown["distance"][3] == pytest.approx(
         sum((n - 1) / 2 for n in range(2, 9)) / 7
     )
-    assert told["induction"][3] == pytest.approx(sum(1 / n for n in (5, 6, 7, 8)) / 4)
+    assert shown["induction"][3] == pytest.approx(sum(1 / n for n in (5, 6, 7, 8)) / 4)
     assert traces.induction(model, 12).shape == (3, 4)
 
 
@@ -313,9 +313,9 @@ def test_weights_of_few_bits_can_be_traced(family):
     model, (ids, _) = family.model(), inputs(101)
     kernels.quantize(model, "int8-weights")
     found = traces.trace(model, ids)
-    told = found.attribution(3)
-    torch.testing.assert_close(told.values.sum(0), told.logits, **EXACT)
-    assert told.values[-1].abs().max() < 1e-3
+    shown = found.attribution(3)
+    torch.testing.assert_close(shown.values.sum(0), shown.logits, **EXACT)
+    assert shown.values[-1].abs().max() < 1e-3
 
 
 def test_the_documented_classes_can_be_traced():

@@ -170,8 +170,8 @@ def outputs(model: torch.nn.Module, cases: dict, **options: bool) -> dict[str, d
     """The tensors that each case gives, with NaN where padding computes them."""
     found = {}
     for case, given in cases.items():
-        told = {name: t for name, t in model(**given, **options)._asdict().items() if isinstance(t, Tensor)}
-        found[case] = {name: masked(t, given.get("attention_mask")) for name, t in told.items()}
+        shown = {name: t for name, t in model(**given, **options)._asdict().items() if isinstance(t, Tensor)}
+        found[case] = {name: masked(t, given.get("attention_mask")) for name, t in shown.items()}
     return found
 
 
@@ -284,11 +284,11 @@ def page(versions: list[str], found: list[tuple], heads: list[tuple]) -> str:
         ABOUT_HEADS,
         *table(("class", "cases", *versions), [((name,), case, cells) for name, case, cells in heads]),
     ]
-    told = sorted(
+    shown = sorted(
         {f"{case}: {cell}" for *_, case, cells in found + heads for cell in cells if not cell.startswith("=")}
     )
-    reasons = {reason for cell in told for key, reason in DECIDED.items() if key in cell}
-    missing = [cell for cell in told if not any(key in cell for key in DECIDED)]
+    reasons = {reason for cell in shown for key, reason in DECIDED.items() if key in cell}
+    missing = [cell for cell in shown if not any(key in cell for key in DECIDED)]
     lines += ["", "## What we decided where they differ", "", *(f"- {reason}." for reason in sorted(reasons))]
     lines += [f"- not decided: {cell}" for cell in missing]
     return "\n".join(lines) + "\n"
@@ -305,7 +305,7 @@ def table(top: tuple[str, ...], rows: list[tuple[tuple, str, list[str]]]) -> lis
     lines = [f"| {' | '.join(top)} |", "|" + "---|" * len(top)]
     for (of, _), members in groups.items():
         cells = [
-            max(column, key=lambda told: (len(told), told))
+            max(column, key=lambda shown: (len(shown), shown))
             for column in zip(*(c for _, c in members), strict=True)
         ]
         lines.append(f"| {' | '.join((*of, ', '.join(name for name, _ in members), *cells))} |")

@@ -140,8 +140,8 @@ def pair_of(name: str, a: weights.Tensors, b: weights.Tensors, f: Formula, toler
     lost = packings.rounding(x, y, a.stored[name], b.stored[name]) if finite else None
     if tolerance is not None:
         fits = packings.relative_error(x, y) <= tolerance
-        told = f"{lost or 'another'}, {'within' if fits else 'beyond'} a tolerance of {tolerance:.2%}"
-        return Pair(name, told, fits, lost)
+        reason = f"{lost or 'another'}, {'within' if fits else 'beyond'} a tolerance of {tolerance:.2%}"
+        return Pair(name, reason, fits, lost)
     if lost is None or not message.startswith("another"):
         return Pair(name, message, same)
     return Pair(name, str(lost), lost.made_from, lost)

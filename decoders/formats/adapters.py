@@ -191,8 +191,8 @@ def check_supported(stated: dict, where: Path) -> None:
         raise ValueError(f"{where}: {', '.join(found)} is not supported, only plain LoRA and DoRA")
     start = stated.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(CHANGES_THE_BASE):
-        told = f"init_lora_weights {abridged(start)} has changed the base's weights"
-        raise ValueError(f"{where}: {told}: let peft save it converted to a plain LoRA")
+        message = f"init_lora_weights {abridged(start)} has changed the base's weights"
+        raise ValueError(f"{where}: {message}: let peft save it converted to a plain LoRA")
     try:
         check_sizes(stated, ["r"])
         check_positive(stated, "lora_alpha")
@@ -372,8 +372,8 @@ def check_fits(name: str, shape: tuple[int, ...], adapter: Adapter, update: Upda
         raise ValueError(f"{adapter.file} is for another base: {name} is {own} there, and here {shape}")
     if isinstance(update, LowRank):
         if update.A.shape[0] != update.B.shape[1]:
-            told = f"lora_A of {tuple(update.A.shape)} does not fit lora_B of {tuple(update.B.shape)}"
-            raise ValueError(f"{adapter.file}: {name}: {told}")
+            message = f"lora_A of {tuple(update.A.shape)} does not fit lora_B of {tuple(update.B.shape)}"
+            raise ValueError(f"{adapter.file}: {name}: {message}")
         m = update.magnitude
         if m is not None and m.numel() != len(update.B):
             raise ValueError(f"{adapter.file}: {name} has a lora_magnitude_vector of {tuple(m.shape)}")

@@ -70,8 +70,8 @@ def schemes(stated: dict, where: str) -> list[tuple[list[str], dict]]:
     named = [stated.get("format"), *(group.get("format") for group in groups if isinstance(group, dict))]
     for form in (sparse, *named):
         if form not in FORMATS:
-            told = f"compressed-tensors' format {abridged(form)} is not supported"
-            raise ValueError(f"{where}: {told}, only {', '.join(filter(None, FORMATS))}")
+            message = f"compressed-tensors' format {abridged(form)} is not supported"
+            raise ValueError(f"{where}: {message}, only {', '.join(filter(None, FORMATS))}")
     found = []
     for group in groups:
         weights = group.get("weights") if isinstance(group, dict) else None

@@ -223,14 +223,14 @@ def placed(listed: dict, start: int, alignment: int, length: int) -> dict[str, P
         if any(not 0 < size <= LARGEST_SIZE for size in dimensions):
             raise ValueError(f"tensor {name} has the dimensions {dimensions}")
         if dimensions[0] % kind.block:
-            told = f"rows of {dimensions[0]} numbers, which blocks of {kind.block} do not divide"
-            raise ValueError(f"tensor {name} is {kind.name} and has {told}")
+            message = f"rows of {dimensions[0]} numbers, which blocks of {kind.block} do not divide"
+            raise ValueError(f"tensor {name} is {kind.name} and has {message}")
         if offset % alignment:
             raise ValueError(f"tensor {name} begins at {offset}, no multiple of {alignment}")
         nbytes = prod(dimensions) // kind.block * kind.nbytes
         if start + offset + nbytes > length:
-            told = f"needs {nbytes} bytes from {start + offset} on, and the file has {length}"
-            raise ValueError(f"tensor {name} {told}: is it cut off?")
+            message = f"needs {nbytes} bytes from {start + offset} on, and the file has {length}"
+            raise ValueError(f"tensor {name} {message}: is it cut off?")
         found[name] = Placed(tuple(reversed(dimensions)), kind, start + offset, nbytes)
     refuse_overlaps(found)
     return found
@@ -259,17 +259,17 @@ def read_headers(path: Path) -> list[Header]:
     if len(headers) == 1:
         alone = headers[0].metadata.get("split.count", 1)
         if alone not in (0, 1):
-            told = f"split.count is {alone!r:.40}: give it its name, such as model-00001-of-00002.gguf"
-            raise ValueError(f"{headers[0].file} is one of several shards, {told}")
+            message = f"split.count is {alone!r:.40}: give it its name, such as model-00001-of-00002.gguf"
+            raise ValueError(f"{headers[0].file} is one of several shards, {message}")
         return headers
     for i, header in enumerate(headers):
         stated = [header.metadata.get(f"split.{key}") for key in ("no", "count")]
         if stated != [i, len(headers)]:
-            told = f"split.no and split.count are {stated}, not {[i, len(headers)]}"
-            raise ValueError(f"{header.file}: {told}")
+            message = f"split.no and split.count are {stated}, not {[i, len(headers)]}"
+            raise ValueError(f"{header.file}: {message}")
     names = [name for header in headers for name in header.tensors]
     total = headers[0].metadata.get("split.tensors.count", len(names))
     if len(set(names)) < len(names) or len(names) != total:
-        told = f"hold {len(names)} tensors, {len(set(names))} of them different, not {total!r:.40}"
-        raise ValueError(f"{headers[0].file} and the other shards {told}")
+        message = f"hold {len(names)} tensors, {len(set(names))} of them different, not {total!r:.40}"
+        raise ValueError(f"{headers[0].file} and the other shards {message}")
     return headers

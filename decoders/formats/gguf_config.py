@@ -91,8 +91,10 @@ def architecture(header: Header) -> str:
     """phi2 or phi3. ValueError for any other model."""
     kind = header.metadata.get("general.architecture")
     if kind not in FAMILY:
-        told = f"general.architecture is {ascii(kind)[:60]}, and of GGUF only {' and '.join(FAMILY)} are read"
-        raise ValueError(f"{header.file}: {told}")
+        message = (
+            f"general.architecture is {ascii(kind)[:60]}, and of GGUF only {' and '.join(FAMILY)} are read"
+        )
+        raise ValueError(f"{header.file}: {message}")
     return kind
 
 

@@ -82,8 +82,8 @@ def gguf_vocabulary(path: Path) -> Files:
         return byte_level(data)
     if model == "llama":
         return pieces(data)
-    told = f"gpt2 or llama, which Phi has, not {ascii(model)[:40]}"
-    raise data.wrong("model", told)
+    message = f"gpt2 or llama, which Phi has, not {ascii(model)[:40]}"
+    raise data.wrong("model", message)
 
 
 def byte_level(data: Vocabulary) -> Files:

@@ -56,11 +56,11 @@ def description(described: dict[Path, dict[str, str]], parts: Parts) -> dict:
         attributes, kind = found["_data"], found["_type"]
         attributes["dtype"] = DTYPES[attributes["dtype"]["_data"]]
     except (ValueError, KeyError, TypeError, RecursionError):
-        told = f"{parts.module}.weight is not described in the header"
-        raise ValueError(f"{parts.file}: {told}: torchao's class and dtype are missing") from None
+        message = f"{parts.module}.weight is not described in the header"
+        raise ValueError(f"{parts.file}: {message}: torchao's class and dtype are missing") from None
     if kind not in (*WHOLE, FLOATS):
-        told = f"{parts.module}.weight is torchao's {str(kind)[:40]}, which is not supported"
-        raise ValueError(f"{parts.file}: {told}, only {', '.join((*WHOLE, FLOATS))}")
+        message = f"{parts.module}.weight is torchao's {str(kind)[:40]}, which is not supported"
+        raise ValueError(f"{parts.file}: {message}, only {', '.join((*WHOLE, FLOATS))}")
     return {"kind": kind, **attributes}
 
 

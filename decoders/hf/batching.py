@@ -16,8 +16,8 @@ class Batching:
         """The longest row, or None. ValueError for what is no way to truncate."""
         ways = (True, "longest_first", "only_first", "only_second")
         if truncation not in (*ways, False, None, "do_not_truncate"):
-            told = "must be True, False, 'longest_first', 'only_first', 'only_second' or 'do_not_truncate'"
-            raise ValueError(f"truncation {told}, not {truncation!r}")
+            message = "must be True, False, 'longest_first', 'only_first', 'only_second' or 'do_not_truncate'"
+            raise ValueError(f"truncation {message}, not {truncation!r}")
         if truncation is None and max_length is not None and padding is False:
             truncation = True  # as documented: a length alone asks for it
         if truncation not in ways:
@@ -34,8 +34,8 @@ class Batching:
             return [(cut(a, n), None if b is None else cut(b, m))]
         whole, size = (b, m) if n == len(a) else (a, n)
         if b is not None and n < len(a) and m < len(b):
-            told = "needs truncation='only_first' or 'only_second'"
-            raise ValueError(f"return_overflowing_tokens of pairs {told}")
+            message = "needs truncation='only_first' or 'only_second'"
+            raise ValueError(f"return_overflowing_tokens of pairs {message}")
         if stride >= size:
             raise ValueError(f"stride {stride} is not less than the {size} tokens that a row may have")
         parts, end = [], len(whole) if left else 0
@@ -65,8 +65,8 @@ class Batching:
                 large = small + limit % 2
             n, m = (small, large) if n <= m else (large, small)
         if min(n, m) < 0 or (way in ("only_first", "only_second") and (n if way == "only_first" else m) == 0):
-            told = f"and truncation={way!r} has too few to remove"
-            raise ValueError(f"{over} tokens are too many, {told}: give a larger max_length")
+            message = f"and truncation={way!r} has too few to remove"
+            raise ValueError(f"{over} tokens are too many, {message}: give a larger max_length")
         return n, m
 
     def padded(
@@ -78,8 +78,8 @@ class Batching:
         side: str | None,
     ) -> dict[str, list]:
         if padding not in (True, False, "longest", "max_length", "do_not_pad"):
-            told = "must be True, False, 'longest', 'max_length' or 'do_not_pad'"
-            raise ValueError(f"padding {told}, not {padding!r}")
+            message = "must be True, False, 'longest', 'max_length' or 'do_not_pad'"
+            raise ValueError(f"padding {message}, not {padding!r}")
         if padding in (False, "do_not_pad"):
             return found
         if self.pad_token_id is None:

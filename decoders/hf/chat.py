@@ -34,8 +34,8 @@ class ChatTemplates:
         where it has none: text, or ids. Control tokens written in a message count, as in Transformers;
         `tokenizer.plain.chat` takes them for text."""
         if continue_final_message and add_generation_prompt:
-            told = "continue_final_message goes on with an answer, add_generation_prompt begins one"
-            raise ValueError(f"{told}: give one of them")
+            reason = "continue_final_message goes on with an answer, add_generation_prompt begins one"
+            raise ValueError(f"{reason}: give one of them")
         batched = bool(conversation) and isinstance(conversation[0], list | tuple)
         texts = [
             self.conversation_text(

@@ -194,19 +194,19 @@ def check_texts(text: Any, name: str) -> None:
         return isinstance(one, str | int) or (listed and all(fine(part, depth + 1) for part in one))
 
     if isinstance(text, int) or not fine(text, 0):
-        told = "must be a text, a list of texts, of pairs or of word lists"
-        raise ValueError(f"{name} {told}, not {text!r:.60}")
+        message = "must be a text, a list of texts, of pairs or of word lists"
+        raise ValueError(f"{name} {message}, not {text!r:.60}")
 
 
 def tensor_of(name: str, rows: list, kind: str | None) -> Any:
     if kind is None:
         return rows
     if kind not in ("pt", "np"):
-        told = "TensorFlow and JAX take 'np' as well"
-        raise ValueError(f"return_tensors must be 'pt' or 'np', not {kind!r}: {told}")
+        message = "TensorFlow and JAX take 'np' as well"
+        raise ValueError(f"return_tensors must be 'pt' or 'np', not {kind!r}: {message}")
     if len({len(row) for row in rows if isinstance(row, list)}) > 1:
-        told = "give padding=True to make one tensor of them"
-        raise ValueError(f"rows of {name} have different lengths: {told}")
+        message = "give padding=True to make one tensor of them"
+        raise ValueError(f"rows of {name} have different lengths: {message}")
     if kind == "np":
         import numpy
 

@@ -44,8 +44,8 @@ def dtype_of(torch_dtype: Any, dtype: Any) -> torch.dtype | None:
     if isinstance(asked, str) and asked != "auto":
         asked = getattr(torch, asked.removeprefix("torch."), asked)
     if asked not in (None, "auto") and not isinstance(asked, torch.dtype):
-        told = f"not {torch_dtype or dtype!r}"
-        raise ValueError(f"torch_dtype must be a torch.dtype, its name or 'auto', {told}")
+        message = f"not {torch_dtype or dtype!r}"
+        raise ValueError(f"torch_dtype must be a torch.dtype, its name or 'auto', {message}")
     return None if asked == "auto" else torch.float32 if asked is None else asked
 
 
@@ -68,8 +68,8 @@ def new_labels(model: nn.Module, n: int) -> list[str]:
     model.init_weights(getattr(model, name))
     model.config.num_labels = n
     names = [f"{name}.{part}" for part, _ in getattr(model, name).named_parameters()]
-    told = f"{', '.join(names)} have {n} labels, the checkpoint's {old.out_features}"
-    warnings.warn(f"{told}: drawn anew, train them before use", stacklevel=3)
+    message = f"{', '.join(names)} have {n} labels, the checkpoint's {old.out_features}"
+    warnings.warn(f"{message}: drawn anew, train them before use", stacklevel=3)
     return names
 
 
@@ -84,8 +84,8 @@ def dispatched(model: nn.Module, device_map: dict) -> nn.Module:
     try:
         from accelerate import dispatch_model
     except ImportError:
-        told = "a device_map of several devices needs accelerate: pip install accelerate"
-        raise ImportError(told) from None
+        message = "a device_map of several devices needs accelerate: pip install accelerate"
+        raise ImportError(message) from None
     return dispatch_model(model, device_map)
 
 

@@ -131,8 +131,8 @@ class TokenClassificationPipeline(Pipeline):
         """Each token's likeliest label, or with "simple" each group of neighbours of one label, with its
         `score` and place in the text."""
         if aggregation_strategy not in ("none", "simple"):
-            told = "the others need to know whole words"
-            raise ValueError(f"aggregation_strategy must be 'none' or 'simple': {told}")
+            message = "the others need to know whole words"
+            raise ValueError(f"aggregation_strategy must be 'none' or 'simple': {message}")
         inputs = self.tokenizer(
             text, return_tensors="pt", return_offsets_mapping=True, return_special_tokens_mask=True, **options
         )
@@ -312,8 +312,8 @@ def pipeline(
     """`model` is a folder, a hub id, or a model, which then needs its `tokenizer`. ValueError for a task that
     these models do not have."""
     if task not in TASKS:
-        told = f"{nearest(str(task), TASKS)}; it has {', '.join(TASKS)}"
-        raise ValueError(f"pipeline has no task {task!r}{told}")
+        message = f"{nearest(str(task), TASKS)}; it has {', '.join(TASKS)}"
+        raise ValueError(f"pipeline has no task {task!r}{message}")
     if model is None:
         raise ValueError("give pipeline a model: a folder, a hub id, or a model and its tokenizer")
     pictures = TASKS[task] is ImageTextToTextPipeline

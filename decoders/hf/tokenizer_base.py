@@ -364,8 +364,8 @@ class PreTrainedTokenizerBase(SeenAs, Batching, ChatTemplates, TokenizerFiles):
         rows, batched = rows_of(text, text_pair, is_split_into_words)
         limit, padded = self.limit_of(truncation, max_length, padding), padding not in (False, "do_not_pad")
         if limit is not None and padded and pad_to_multiple_of and limit % pad_to_multiple_of:
-            told = f"rows cut to {limit} tokens"
-            raise ValueError(f"{told} cannot be padded to a multiple of {pad_to_multiple_of}")
+            message = f"rows cut to {limit} tokens"
+            raise ValueError(f"{message} cannot be padded to a multiple of {pad_to_multiple_of}")
         shape = {"limit": limit, "way": truncation, "stride": stride if return_overflowing_tokens else None}
         pads = {"padding": padding, "max_length": max_length}
         pads |= {"multiple": pad_to_multiple_of, "side": padding_side}
@@ -444,8 +444,8 @@ class PreTrainedTokenizerBase(SeenAs, Batching, ChatTemplates, TokenizerFiles):
     def check_call(self, kwargs: dict) -> None:
         for name in ("text_target", "text_pair_target"):
             if kwargs.pop(name, None) is not None:
-                told = "is for models with an encoder"
-                raise ValueError(f"{name} {told}: give the target to another call as text")
+                message = "is for models with an encoder"
+                raise ValueError(f"{name} {message}: give the target to another call as text")
         unexpected(f"{type(self).__name__}()", kwargs, inspect.signature(type(self).__call__).parameters)
 
     batch_encode_plus = encode_plus = lambda self, *args, **kwargs: self(*args, **kwargs)

@@ -45,8 +45,8 @@ def rows(minutes: float, seed: int, cases: int) -> tuple[list[tuple[str, str, st
         ),
     ):
         counts, failed = fuzzer.run(seed, seconds=60 * minutes)
-        told = f"{counts['answered']:,} answered, {counts['refused']:,} refused in a sentence that names the file, {counts['failed']} else"
-        found.append((f"{what}; then loaded and asked for two tokens", f"{sum(counts.values()):,}", told))
+        shown = f"{counts['answered']:,} answered, {counts['refused']:,} refused in a sentence that names the file, {counts['failed']} else"
+        found.append((f"{what}; then loaded and asked for two tokens", f"{sum(counts.values()):,}", shown))
         failures += failed
     for kind in uses.KINDS:
         counts, failed = uses.run(kind, seed, seconds=60 * minutes)
