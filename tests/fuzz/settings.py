@@ -376,6 +376,10 @@ def transformers(case: Case) -> Any:
         return None  # frequencies of the prompt stay with the cache
     if case.strategy == "beam sample" and "forced_eos_token_id" in options:
         return None  # of one token more are sampled
+    new = options.get("max_new_tokens", options.get("max_length", 0) - len(case.ids[0]))
+    few = case.strategy == "beam sample" or "forced_eos_token_id" in options
+    if new == 1 and few and options.get("num_return_sequences", 1) > 1:
+        return None  # more is asked for than there may be
     try:
         return theirs(case)
     except Exception:  # their crash
