@@ -254,14 +254,8 @@ def load(
             raise ValueError(f"{folder}: {error}") from None
     elif packed:
         keep_bits(model, matched, device)
-    bar = tqdm(
-        matched.tensors.items(), "loading", unit=" tensors", leave=False, disable=not progress, delay=1
-    )
-    state = {}
-    for name, tensor in bar:
-        state[name] = unpacked(tensor, None if name in bits else dtype).to(device)
-        if progress and state[name].is_cpu:
-            state[name].view(-1).view(torch.uint8)[::4096].sum()  # one byte of every page
+    dtypes = {name: None if name in bits else dtype for name in matched.tensors}
+    state = read(matched.tensors, dtypes, device, progress)
     for name in matched.new:
         state[name] = torch.empty(model.get_parameter(name).shape, dtype=dtype, device=device)
     model.load_state_dict(state, strict=False, assign=True)
@@ -272,6 +266,21 @@ def load(
     if type(model).train is nn.Module.train:  # hf's classes have manners of their own
         prepare_training(model)
     return kernels.prepare(model.eval())
+
+
+def read(
+    tensors: dict[str, Any], dtypes: dict[str, torch.dtype | None], device: str | torch.device, progress: bool
+) -> dict[str, Tensor]:
+    """Each tensor plain, in its dtype (None: as it is) and on the device. With `progress` every page is read
+    now, under a bar that shows after a second."""
+    state = {}
+    for name, tensor in tqdm(
+        tensors.items(), "loading", unit=" tensors", leave=False, disable=not progress, delay=1
+    ):
+        state[name] = unpacked(tensor, dtypes[name]).to(device)
+        if progress and state[name].is_cpu:
+            state[name].view(-1).view(torch.uint8)[::4096].sum()  # one byte of every page
+    return state
 
 
 def prepare_training(model: nn.Module) -> None:
