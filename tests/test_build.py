@@ -214,13 +214,19 @@ def test_why_the_kernels_are_not_in_use_is_said(fresh, monkeypatch):
 @pytest.mark.skipif(not native.NEEDED <= native.processor_flags(), reason="kernels.c cannot run here")
 def test_a_library_that_is_wrong_or_cannot_be_made_is_not_used(fresh, monkeypatch, tmp_path):
     """Whole and with its checksum, but of another source: a number or a function is wrong."""
+    folder = build.SOURCE.parent
+    source, products = (
+        build.SOURCE.read_text(),
+        (folder / "kernels.c").read_text(),
+    )  # which the source includes
     texts = {
-        "int wrong": "does not compile",
-        "void product(void) {}": "lacks a function",
-        build.SOURCE.read_text().replace("setzero_ps()", "set1_ps(1.f)"): "wrong numbers",
+        "does not compile": ("int wrong", products),
+        "lacks a function": ("void product(void) {}", products),
+        "wrong numbers": (source, products.replace("setzero_ps()", "set1_ps(1.f)")),
     }
-    monkeypatch.setattr(build, "SOURCE", tmp_path / "kernels.c")
-    for text, reason in texts.items():
+    monkeypatch.setattr(build, "SOURCE", tmp_path / build.SOURCE.name)
+    for reason, (text, other) in texts.items():
+        (tmp_path / "kernels.c").write_text(other)
         build.SOURCE.write_text(text)
         monkeypatch.setattr(native, "STATE", native.State())
         assert native.wait() is False and native.library() is None

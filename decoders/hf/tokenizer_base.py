@@ -2,6 +2,7 @@
 
 import inspect
 import tempfile
+from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -279,35 +280,45 @@ class PreTrainedTokenizerBase(SeenAs, Batching, ChatTemplates, TokenizerFiles):
         """(id, (begin, end) in the text, 0, word) of each token of a text, of one in words, or of ids as they
         are; places only where they are asked for."""
         if words:
-            spaced = enumerate(self.spaced(text))
-            return [(*token, i) for i, word in spaced for token in self.of_word(*word, places, split)]
+            self.check_words()
+            return [(*token, i) for i, word in enumerate(text) for token in self.of_text(word, places, split)]
         if isinstance(text, list | tuple):
             if places:
                 raise ValueError("return_offsets_mapping needs texts: ids have no place in one")
             ids = [id if isinstance(id, int) else self.convert_tokens_to_ids(id) for id in text]
             return [(id, (0, 0), 0, 0) for id in ids]
-        add = self.add_prefix_space and text and not text[0].isspace()
-        tokens = self.of_word(" " + text if add else text, int(bool(add)), places, split)
-        return [(*token, 0) for token in tokens]
+        return [(*token, 0) for token in self.of_text(text, places, split)]
 
-    def spaced(self, words: Sequence[str]) -> list[tuple[str, int]]:
-        """Each word as it is encoded, and how many letters were put before it."""
-        if not isinstance(self.plain, tokenize.ByteLevelTokenizer):
-            return [(word, 0) for word in words]
-        if not self.add_prefix_space:
+    def check_words(self) -> None:
+        if isinstance(self.plain, tokenize.ByteLevelTokenizer) and not self.add_prefix_space:
             raise ValueError(
                 "words need the space before them: load the tokenizer with add_prefix_space=True"
             )
-        return [(" " + word, 0) for word in words]
 
-    def of_word(
-        self, text: str, before: int, places: bool, split: bool
-    ) -> list[tuple[int, tuple[int, int], int]]:
-        """Tokens of one text; places count from after the `before` letters that were put there."""
+    def prefixed(self, text: str, split: bool) -> tuple[str, list[int]]:
+        """The text with the space that `add_prefix_space` puts before each part between added tokens, and
+        where these spaces are."""
+        if not self.add_prefix_space:
+            return text, []
+        parts, spaces, length = [], [], 0
+        for _, part, _, is_added in self.plain.segments(text, split):
+            if not is_added and not part[0].isspace():
+                spaces.append(length)
+                part = " " + part
+            parts.append(part)
+            length += len(part)
+        return "".join(parts), spaces
+
+    def of_text(self, text: str, places: bool, split: bool) -> list[tuple[int, tuple[int, int], int]]:
+        """Tokens of one text, or of one word; places count without the spaces that were put there."""
+        text, spaces = self.prefixed(text, split)
         if not places and not split:
             return [(id, (0, 0), 0) for id in self.plain.encode(text, add_special_tokens=False)]
         tokens = located(self.plain, text, split)
-        return [(id, (max(0, begin - before), max(0, end - before)), 0) for id, (begin, end) in tokens]
+        return [
+            (id, (begin - bisect_left(spaces, begin), end - bisect_left(spaces, end)), 0)
+            for id, (begin, end) in tokens
+        ]
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
