@@ -17,7 +17,7 @@ run: .venv/run
 	$(BIN)/decoders generate checkpoints/tiny-fuyu "$(CAPTION)" --image $(PICTURE)
 	$(BIN)/decoders generate checkpoints/tiny-fuyu "where is the red circle?" --image $(PICTURE) --draw answer.png
 
-# Everything: parity with Transformers, properties, broken folders, the command line.
+# Parity with Transformers, properties, broken folders, the command line.
 test: .venv/test
 	$(BIN)/python -m pytest -n auto --dist worksteal --durations=10 -m "not ecosystem and not proof and not pairs"
 

@@ -307,7 +307,7 @@ def write_gguf(folder: Path, file: Path) -> None:
     state = {}
     for part in sorted(folder.glob("*.safetensors")):
         state |= safetensors.torch.load_file(part)
-    for i in range(config["num_hidden_layers"] if kind == "phi2" else 0):  # llama.cpp keeps q, k and v joint
+    for i in range(config["num_hidden_layers"] if kind == "phi2" else 0):  # llama.cpp keeps q, k and v fused
         for end in ("weight", "bias"):
             own = [state.pop(f"model.layers.{i}.self_attn.{one}_proj.{end}") for one in "qkv"]
             state[f"model.layers.{i}.self_attn.qkv_proj.{end}"] = torch.cat(own)

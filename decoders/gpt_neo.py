@@ -324,7 +324,7 @@ class PreTrainedModel(nn.Module):
 
     def init_weights(self, part: nn.Module | None = None) -> "PreTrainedModel":
         """Draw anew (all, or `part`): matrices N(0, initializer_range), norms 1, biases and padding 0."""
-        part = part or self
+        part = self if part is None else part
         for name, p in part.named_parameters():
             if p.dim() > 1:
                 nn.init.normal_(p, 0.0, self.config.initializer_range)
@@ -387,7 +387,8 @@ class GPTNeoModel(PreTrainedModel):
         """Hidden states of `input_ids` (B, T), or of `inputs_embeds` (B, T, C).
 
         `attention_mask`: see `local_mask`. `position_ids` (B, T) or (T,), left out, go on from the cache's
-        length. If they begin anew, without mask and cache, packed documents are kept apart: 4.x sees one.
+        length. If they begin anew, without mask and with use_cache=False, packed documents are kept
+        apart: 4.x sees one.
         `head_mask` (H,) or (layers, H) scales the weights. ValueError for a text longer than the positions.
         """
         if isinstance(past_key_values, Tensor):  # model(ids, mask), as all other models take it

@@ -1,4 +1,5 @@
-"""Heads over the six models: sequence and token classification, question answering, double heads.
+"""Heads over the base models: sequence and token classification over five of them (Fuyu has none), question
+answering over GPT-Neo, double heads over GPT-1.
 
     model = PhiForSequenceClassification(PhiConfig(num_labels=3))
     model = weights.load(GPTNeoForQuestionAnswering, "path/to/gpt-neo-125m")    # a new head is drawn
@@ -38,7 +39,7 @@ class ClassifierOutput(NamedTuple):
 
 
 class Head(nn.Module):
-    """A base model under the name that it has in the hub's files, below some layer. The documented classes
+    """A base model under the name that it has in the hub's files, with a layer on top. The documented classes
     derive from their family's `PreTrainedModel` too."""
 
     base_class: ClassVar[type]
@@ -70,7 +71,7 @@ def pool_last_token(logits: Tensor, input_ids: Tensor | None, pad: int | None) -
     """
     B, T, _ = logits.shape
     if pad is None and B > 1:
-        raise ValueError(f"a batch of {B} needs config.pad_token_id to find the end of each row")
+        raise ValueError(f"a batch of {B} needs config.pad_token_id to find the end of each sequence")
     if pad is None or input_ids is None:
         return logits[:, -1]
     last = (torch.arange(T, device=logits.device) * (input_ids != pad)).argmax(-1)

@@ -297,7 +297,7 @@ class PreTrainedModel(nn.Module):
 
     def init_weights(self, part: nn.Module | None = None) -> "PreTrainedModel":
         """Draw anew (all, or `part`): matrices N(0, initializer_range), norms 1, biases and padding 0."""
-        part = part or self
+        part = self if part is None else part
         for name, p in part.named_parameters():
             if p.dim() > 1:
                 nn.init.normal_(p, 0.0, self.config.initializer_range)

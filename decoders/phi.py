@@ -352,7 +352,7 @@ class PreTrainedModel(nn.Module):
 
     def init_weights(self, part: nn.Module | None = None) -> "PreTrainedModel":
         """Draw anew (all, or `part`): matrices N(0, initializer_range), norms 1, biases and padding 0."""
-        part = part or self
+        part = self if part is None else part
         for name, p in part.named_parameters():
             if p.dim() > 1:
                 nn.init.normal_(p, 0.0, self.config.initializer_range)
@@ -412,7 +412,8 @@ class PhiModel(PreTrainedModel):
         """Hidden states of `input_ids` (B, T), or of `inputs_embeds` (B, T, C).
 
         `attention_mask`: see `causal_mask`. `position_ids` (B, T) or (T,), left out, go on from the cache's
-        length. If they begin anew, without mask and cache, packed documents are kept apart: 4.x sees one.
+        length. If they begin anew, without mask and with use_cache=False, packed documents are kept
+        apart: 4.x sees one.
         """
         x = self.embed_dropout(embed(self.embed_tokens, input_ids, inputs_embeds))
         checkpointing = self.gradient_checkpointing and self.training and past_key_values is None

@@ -59,7 +59,7 @@ class Phi3Config:
     attention_dropout: float = 0.0
     hidden_act: str = "silu"
     max_position_embeddings: int = 4096  # of use to longrope only: longer texts work
-    original_max_position_embeddings: int = 4096  # from here on the long factors
+    original_max_position_embeddings: int = 4096  # longer texts take the long factors
     initializer_range: float = 0.02
     rms_norm_eps: float = 1e-5
     use_cache: bool = True
@@ -427,7 +427,7 @@ class PreTrainedModel(nn.Module):
 
     def init_weights(self, part: nn.Module | None = None) -> "PreTrainedModel":
         """Draw anew (all, or `part`): matrices N(0, initializer_range), norms 1, biases and padding 0."""
-        part = part or self
+        part = self if part is None else part
         for name, p in part.named_parameters():
             if p.dim() > 1:
                 nn.init.normal_(p, 0.0, self.config.initializer_range)
@@ -486,8 +486,8 @@ class Phi3Model(PreTrainedModel):
         """Hidden states of `input_ids` (B, T), or of `inputs_embeds` (B, T, C).
 
         `attention_mask`: see `sliding_window_mask`. `position_ids` (B, T) or (T,), left out, go on from the
-        cache's length. If they begin anew, without mask and cache, packed documents are kept apart: 4.x sees
-        one.
+        cache's length. If they begin anew, without mask and with use_cache=False, packed documents are kept
+        apart: 4.x sees one.
         """
         x = embed(self.embed_tokens, input_ids, inputs_embeds)
         checkpointing = self.gradient_checkpointing and self.training and past_key_values is None

@@ -4,9 +4,10 @@
     for name, tensor in tensors("path/to/gpt-neo-125m").items(): ...
     save(model, "elsewhere", tokenizer)
 
-Folders may hold any of the formats in `formats/files.py`, whole or in shards. Whatever they call a tensor,
-here it has the name that the hub uses today. Broken folders raise ValueError, missing or unreadable files
-OSError, with one line that says which file and what to do.
+Folders may hold any of the formats in `formats/files.py` or the packagings of `formats/packagings.py`,
+whole or in shards. Whatever they call a tensor, here it has the name that the hub uses today. Broken
+folders raise ValueError, missing or unreadable files OSError, with one line that says which file and what
+to do.
 """
 
 import json
@@ -201,11 +202,13 @@ def prefix_of(model: Any) -> str:
 def named_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """Example: "bfloat16" is torch.bfloat16. ValueError for what is no dtype of weights."""
     known = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if known is not None and isinstance(known, torch.dtype) and known.is_floating_point:
+    if known in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         return known
     if dtype is None:
         return None
-    raise ValueError(f"dtype must be a floating-point torch.dtype or its name, as 'bfloat16', not {dtype!r}")
+    raise ValueError(
+        f"dtype must be float32, float64, bfloat16 or float16 of torch, or its name, not {dtype!r}"
+    )
 
 
 def load(
@@ -289,8 +292,8 @@ def prepare_training(model: nn.Module) -> None:
     model.train = MethodType(train, model)  # type: ignore[method-assign]
     for part in model.modules():
         if hasattr(part, "lm_head"):
-            part.register_state_dict_post_hook(forget_tied)
-            part.register_load_state_dict_pre_hook(recall_tied)
+            part.register_state_dict_post_hook(drop_tied_name)
+            part.register_load_state_dict_pre_hook(restore_tied_name)
 
 
 def tied_to(part: nn.Module) -> str | None:
@@ -302,12 +305,12 @@ def tied_to(part: nn.Module) -> str | None:
     return None
 
 
-def forget_tied(part: nn.Module, state: dict, prefix: str, metadata: Any) -> None:
+def drop_tied_name(part: nn.Module, state: dict, prefix: str, metadata: Any) -> None:
     if tied_to(part):
         state.pop(f"{prefix}lm_head.weight", None)
 
 
-def recall_tied(part: nn.Module, state: dict, prefix: str, *rest: Any) -> None:
+def restore_tied_name(part: nn.Module, state: dict, prefix: str, *rest: Any) -> None:
     name = f"{prefix}{tied_to(part)}"
     if name in state:
         state.setdefault(f"{prefix}lm_head.weight", state[name])
@@ -443,20 +446,23 @@ def stored_dtype(folder: Path, stored: Iterable[Tensor | Packed]) -> torch.dtype
     dtypes = {tensor.dtype for tensor in stored} or {torch.float32}  # of none that fits
     if any(not dtype.is_floating_point or dtype.itemsize < 2 for dtype in dtypes):
         names = ", ".join(sorted(map(str, dtypes)))
-        raise ValueError(f"{folder} holds weights in {names}: quantised weights are not supported")
+        raise ValueError(f"{folder} holds weights in {names}, which no layer of this model takes")
     return reduce(torch.promote_types, dtypes)
 
 
 def resize_embeddings(model: Any, n: int) -> None:
     """Make the embedding and the output layer n rows long, in place. New rows are the mean of the old: a
-    new token is neither likely nor unlikely until it is trained. ValueError if n is not positive."""
+    new token is neither likely nor unlikely until it is trained. ValueError for an n that is not positive, or
+    leaves no row for the pad token."""
     if n < 1:
         raise ValueError(f"an embedding of {n} rows is not possible")
     if kernels.is_quantized(model):
         raise ValueError("a quantised model has the tokens that it has: resize it before it is quantised")
     old = model.config.vocab_size
     embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding) and m.num_embeddings == old][:1]
-    outputs = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == old]
+    if any(m.padding_idx is not None and m.padding_idx >= n for m in embeddings):
+        raise ValueError(f"an embedding of {n} rows has none for pad_token_id {embeddings[0].padding_idx}")
+    outputs = [m for name, m in model.named_modules() if name.rpartition(".")[2] == "lm_head"]
     for module in embeddings + outputs:
         for name, p in list(module.named_parameters()):
             new = p.data.mean(0, keepdim=True).expand(max(0, n - old), *p.shape[1:])
@@ -481,8 +487,8 @@ def save(
     """Write `config.json`, `generation_config.json` if there is one, and safetensors, for Transformers too;
     with a tokenizer its files, and what was added to it.
 
-    One switch: a failure, or a kill at any moment, leaves the old files or the new; of two writers one wins
-    whole. Weights of an older save that the new one does not replace are removed, and its generation
+    Atomic: a failure, or a kill at any moment, leaves all old files or all new ones; of two writers' files
+    those of one. Weights of an older save that the new one does not replace are removed, and its generation
     config; other files stay.
     """
     folder = Path(folder)

@@ -656,7 +656,7 @@ def norms(change: Callable) -> Plant:
 
 
 def rows(order: Callable) -> Plant:
-    """Rows of a joint matrix (columns in GPT-1's files) in another order."""
+    """Rows of a fused matrix (columns in GPT-1's files) in another order."""
 
     def change(part: str, t: torch.Tensor, f: Formula) -> torch.Tensor:
         if not part.startswith("qkv"):
@@ -750,8 +750,8 @@ PLANTS |= {
     "attention: global and local layers swapped": kinds(lambda old: [{"global": "local", "local": "global"}[k] for k in old]),
     "attention: q and k swapped": swapped(0, 1),
     "attention: k and v swapped": swapped(1, 2),
-    "attention: the joint matrix cut head by head": rows(head_by_head),
-    "attention: the joint matrix cut into thirds": rows(thirds),
+    "attention: the fused matrix cut head by head": rows(head_by_head),
+    "attention: the fused matrix cut into thirds": rows(thirds),
     "attention: a head takes every H-th dimension": Plant(state=tensors(every_nth).state, not_in="persimmon fuyu"),
     "attention: heads joined without swapping H and T back": into(
         "o", lambda x, f: f.split_heads(x).reshape(len(x), x.shape[1], -1)),

@@ -171,7 +171,7 @@ def test_an_adapter_beside_its_base_is_applied_and_said(tmp_path):
 
 
 def test_remote_code_names_of_2023_find_their_matrices(tmp_path):
-    """Adapters for microsoft/phi-2's own code have one joint matrix of q, k and v."""
+    """Adapters for microsoft/phi-2's own code have one fused matrix of q, k and v."""
     base = base_folder(tmp_path / "base", PHI)
     draw = torch.Generator().manual_seed(3)
     changes = {"num_key_value_heads": 4}

@@ -237,25 +237,25 @@ def fuse(model) -> None:
     for part in list(model.modules()):
         if hasattr(part, "q_proj") and hasattr(part, "k_proj"):
             linears = (part.q_proj, part.k_proj, part.v_proj)
-            joint = torch.nn.Linear(
+            fused = torch.nn.Linear(
                 linears[0].in_features, sum(p.out_features for p in linears), bias=linears[0].bias is not None
             )
-            joint.weight = torch.nn.Parameter(torch.cat([p.weight for p in linears]))
-            if joint.bias is not None:
-                joint.bias = torch.nn.Parameter(torch.cat([p.bias for p in linears]))
+            fused.weight = torch.nn.Parameter(torch.cat([p.weight for p in linears]))
+            if fused.bias is not None:
+                fused.bias = torch.nn.Parameter(torch.cat([p.bias for p in linears]))
             sizes = [p.out_features for p in linears]
-            part.q_proj, part.k_proj, part.v_proj = (Part(joint, sizes, i) for i in range(3))
+            part.q_proj, part.k_proj, part.v_proj = (Part(fused, sizes, i) for i in range(3))
 
 
 class Part(torch.nn.Module):
-    """One part of a joint product."""
+    """One part of a fused product."""
 
-    def __init__(self, joint, sizes, i):
+    def __init__(self, fused, sizes, i):
         super().__init__()
-        self.joint, self.sizes, self.i = joint, sizes, i
+        self.fused, self.sizes, self.i = fused, sizes, i
 
     def forward(self, x):
-        return self.joint(x).split(self.sizes, -1)[self.i]
+        return self.fused(x).split(self.sizes, -1)[self.i]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -184,14 +184,14 @@ def test_the_norm_equals_the_model_files_own(dtype, size):
 )
 def test_the_rotation_is_the_model_files_own_bit_for_bit(dtype, B, H, T, D, R):
     """Views as the projections give them, tables of one row or of each."""
-    joint = torch.randn(B, T, H, 3, D).to(dtype)
-    for x in (joint[:, :, :, 1].transpose(1, 2), joint.flatten(3)[..., :D].transpose(1, 2).contiguous()):
+    fused = torch.randn(B, T, H, 3, D).to(dtype)
+    for x in (fused[:, :, :, 1].transpose(1, 2), fused.flatten(3)[..., :D].transpose(1, 2).contiguous()):
         for rows in (1, B):
             angles = torch.randn(rows, 1, T, R)
             tables = angles.cos().to(dtype), angles.sin().to(dtype)
             found = rotate(phi.rotate, x, *tables)
             assert torch.equal(found, phi.rotate(x, *tables)) and found.is_contiguous()
-    broken = joint[:, :, :, 0].transpose(1, 2).clone()
+    broken = fused[:, :, :, 0].transpose(1, 2).clone()
     broken[0, 0, 0, 0], broken[0, 0, 0, D - 1] = torch.nan, torch.inf
     torch.testing.assert_close(
         rotate(phi.rotate, broken, *tables),

@@ -112,7 +112,7 @@ def test_split_gate_and_up_become_one_layer(tmp_path):
 
 
 def split_gate_up(folder):
-    """As newer tools write Phi-3: the joint matrix in two, by its outputs."""
+    """As newer tools write Phi-3: the fused matrix in two, by its outputs."""
     from safetensors.torch import load_file, save_file
 
     stored = {}

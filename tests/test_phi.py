@@ -242,8 +242,8 @@ def legacy(kind: str, kv_heads: int | None):
     state, stored = dict(model.state_dict()), {}
     for name, tensor in state.items():
         if ".q_proj." in name:
-            joint = torch.cat([state[name.replace("q_proj", f"{x}_proj")] for x in "qkv"])
-            stored[name.replace("self_attn.q_proj", "mixer.Wqkv")] = joint
+            fused = torch.cat([state[name.replace("q_proj", f"{x}_proj")] for x in "qkv"])
+            stored[name.replace("self_attn.q_proj", "mixer.Wqkv")] = fused
         elif ".k_proj." not in name and ".v_proj." not in name:
             stored[name.replace("self_attn.dense", "mixer.out_proj").replace("input_layernorm", "ln")] = (
                 tensor
@@ -291,8 +291,8 @@ def test_joint_matrices_of_transformers_4_36_load(tmp_path):
     for name, tensor in state.items():
         if ".q_proj." in name:
             parts = [state[name.replace("q_proj", f"{x}_proj")].view(4, 12, -1) for x in "qkv"]
-            joint = torch.stack(parts, 1).reshape(144, *tensor.shape[1:])
-            stored[name.replace("q_proj", "query_key_value")] = joint
+            fused = torch.stack(parts, 1).reshape(144, *tensor.shape[1:])
+            stored[name.replace("q_proj", "query_key_value")] = fused
         elif ".k_proj." not in name and ".v_proj." not in name:
             stored[name] = tensor
     folder = folders.write_config(tmp_path, PHI, num_key_value_heads=4)

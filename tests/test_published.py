@@ -64,7 +64,7 @@ TEXTS = {  # checkpoint -> (prompt or ids, what greedy text follows)
     "phi-1": ("This is an example script .",
               "\n\n\n\nfrom typing import List\n\ndef find_most_common_letter(words: List[str"),
     "phi-1_5": ("If I were an AI that had just achieved", " a breakthrough in machine learning, I would be thrilled"),
-    "phi-2": ("Can you help me write a formal email to a potential business partner proposing a joint venture?",
+    "phi-2": ("Can you help me write a formal email to a potential business partner proposing a fused venture?",
               "\nInput: Company A: ABC Inc.\nCompany B: XYZ Ltd.\nJoint Venture: A new online platform for e-commerce"),
     "gpt-neo-1.3B": ([464, 3290],
                      [12, 3380, 4866, 286, 262, 1492, 11, 543, 318, 257, 4947, 286, 27126, 416, 262, 2739, 1772, 11]),

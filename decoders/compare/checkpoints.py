@@ -114,8 +114,8 @@ def apart(first: str | Path, second: str | Path, tolerance: float | None = None)
             pairs.append(pair_of(name, a, b, f, tolerance))
         elif name in tied and tied[name] in b and torch.equal(a[name], b[tied[name]].to(a[name].dtype)):
             pairs.append(Pair(name, "stored once, tied to the token table", True))
-        elif (joint := rejoined(name, b, f)) is not None:
-            parts, whole = joint
+        elif (fused := rejoined(name, b, f)) is not None:
+            parts, whole = fused
             message, same = relation(a[name], whole, f, name)
             done.update(parts)
             pairs.append(Pair(name, f"cut into {len(parts)}" + (f", {message}" if message else ""), same))
@@ -162,18 +162,18 @@ def other_fields(a: dict, b: dict, config: Any) -> list[str]:
 
 
 def rejoined(name: str, b: Mapping[str, Tensor], f: Formula) -> tuple[list[str], Tensor] | None:
-    """The parts that another file has in the place of a joint matrix: q, k and v, or gate and up."""
+    """The parts that another file has in the place of a fused matrix: q, k and v, or gate and up."""
     qkv = ("q_proj", "k_proj", "v_proj")
-    for joint, apart in (
+    for fused, apart in (
         ("query_key_value", qkv),
         ("qkv_proj", qkv),
         ("c_attn", qkv),
         ("gate_up_proj", ("gate_proj", "up_proj")),
     ):
-        names = [name.replace(joint, part) for part in apart]
-        if joint in name and all(part in b for part in names):
+        names = [name.replace(fused, part) for part in apart]
+        if fused in name and all(part in b for part in names):
             whole = torch.cat([b[part] for part in names], dim=0)
-            if joint == "query_key_value":  # ours are cut head by head
+            if fused == "query_key_value":  # ours are cut head by head
                 heads = torch.stack(whole.chunk(3)).unflatten(1, (f.H, -1))
                 whole = heads.transpose(0, 1).reshape(whole.shape)
             return names, whole
@@ -213,15 +213,15 @@ def moves(x: Tensor, f: Formula, name: str) -> Iterator[tuple[str, Tensor]]:
     if n % 2 == 0:
         yield "with its halves swapped", torch.cat([x[n // 2 :], x[: n // 2]])
         yield "with rows of its halves in turns", torch.stack(x.chunk(2)).transpose(0, 1).reshape(x.shape)
-    joint = f.parts.get("qkv", "-") in name and f.H == f.K
-    across = f.family == "openai-gpt" and x.dim() == 2 and joint  # stored (in, out)
-    if joint and (x.shape[-1] if across else n) == 3 * f.H * f.D:
+    fused = f.parts.get("qkv", "-") in name and f.H == f.K
+    across = f.family == "openai-gpt" and x.dim() == 2 and fused  # stored (in, out)
+    if fused and (x.shape[-1] if across else n) == 3 * f.H * f.D:
         z = x.t() if across else x
         turns = z.unflatten(0, (f.H, 3, f.D)).transpose(0, 1).reshape(z.shape)
         thirds = z.unflatten(0, (3, f.H, f.D)).transpose(0, 1).reshape(z.shape)
         ours, other = ("head by head", "in thirds")[:: 1 if "q_norm" in f.parts else -1]
         for moved in (turns, thirds):
-            yield f"joint q, k, v {other} instead of {ours}", moved.t() if across else moved
+            yield f"fused q, k, v {other} instead of {ours}", moved.t() if across else moved
     if f.R and any(part in name for part in ("q_proj", "k_proj", "query_key_value", "qkv_proj", "layernorm")):
         for what, order in rotations(f):
             if n % f.D == 0:

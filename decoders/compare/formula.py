@@ -2,7 +2,7 @@
 
 The model files are for reading and running; here the same computation is cut into the steps that somebody
 who writes it again has to get right. `Formula.forward` hands each value to `note(name, value)`, in the order
-of the computation, under the names of `STAGES`. A mistake (`mistakes.py`) is another step in the place of a
+of the computation, under the names of `STAGES`. A mistake (`mistakes/`) is another step in the place of a
 right one. `Arithmetic` says how sums are ordered and where is rounded: what that changes is noise, all else a
 mistake.
 
@@ -280,11 +280,11 @@ class Formula:
             return self.split_qkv(self.do.linear(x, *self.matrix("qkv", layer)))
         return tuple(self.do.linear(x, *self.matrix(part, layer)) for part in "qkv")
 
-    def split_qkv(self, joint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def split_qkv(self, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v out of one product: one after the other, or of each head in turn."""
         if "q_norm" in self.parts:
-            return tuple(part.flatten(2) for part in joint.unflatten(-1, (self.H, 3, self.D)).unbind(3))
-        return joint.split((self.H * self.D, self.K * self.D, self.K * self.D), dim=-1)
+            return tuple(part.flatten(2) for part in fused.unflatten(-1, (self.H, 3, self.D)).unbind(3))
+        return fused.split((self.H * self.D, self.K * self.D, self.K * self.D), dim=-1)
 
     def split_heads(self, x: Tensor) -> Tensor:
         """(B, T, n D) -> (B, n, T, D)"""

@@ -112,7 +112,7 @@ def numbers(f: Formula) -> list[str]:
     if "qkv" in f.parts:
         turns = "q_norm" in f.parts
         message.append(
-            "rows of the joint matrix: "
+            "rows of the fused matrix: "
             + ("of head 0 q, k, v, then of head 1" if turns else "all of q, then of k, then of v")
         )
     if f.gated:

@@ -4,7 +4,7 @@
     assert report.equal, report     # prints as a table
 
 Every stage is measured in units of the noise that a kit brings along: what correct arithmetic of that
-precision may be off. Where something differs, the mistakes of `mistakes.py` are tried: one, several of which
+precision may be off. Where something differs, the mistakes of `mistakes/` are tried: one, several of which
 each shows in a stage of its own, two at once. A name is given only if our formula, with these mistakes in it,
 gives all that the port gave, within the noise.
 """

@@ -118,7 +118,7 @@ def stream(
 ) -> Iterator[Any]:
     """What `generate` gives, piece by piece: (rows,) new ids a step, or with `tokenizer` the text of the one
     sequence as it is complete."""
-    names = {field.name for field in fields(Arguments)}
+    names = {field.name for field in fields(Arguments)} - {"streamer"}  # the caller hears it here
     given = {name: options.pop(name) for name in names & options.keys()}
     arguments = Arguments(tokenizer=tokenizer, **given)
     run = Generation(model, input_ids, attention_mask, generation_config, options, arguments)

@@ -227,7 +227,7 @@ def split_key(key: str) -> tuple[str, str]:
 def updates_of(
     module: str, parts: dict[str, Tensor], stated: dict, layout: Layout, config: dict
 ) -> Iterator[tuple[str, Update]]:
-    """(name on the hub, what is done to that tensor): more than one where the hub cuts a joint matrix."""
+    """(name on the hub, what is done to that tensor): more than one where the hub cuts a fused matrix."""
     if "unknown" in parts:
         raise ValueError("this is no part of a LoRA")
     names = partial(hub_names, layout=layout, config=config)
@@ -261,7 +261,7 @@ def linear_updates(
     A, B = (matrix_of(parts, f"lora_{x}.weight") for x in "AB")
     scale, magnitude = scale_of(module, A, stated), parts.get("lora_magnitude_vector")
     magnitudes = {} if magnitude is None else dict(names(f"{module}.weight", magnitude.flatten()))
-    for name, rows in names(f"{module}.weight", B):  # a joint matrix is cut by rows
+    for name, rows in names(f"{module}.weight", B):  # a fused matrix is cut by rows
         turned = conv1d and name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight"))
         yield name, LowRank(A, rows, scale, magnitudes.get(name), turned)
     if "lora_B.bias" in parts:

@@ -76,8 +76,11 @@ def packaging_name(folder: Path, config: dict) -> str:
     if module is None:
         return "adapter"
     stated = config.get("quantization_config") or config.get("compression_config")
-    method = str(stated.get("quant_method")) if isinstance(stated, dict) else ""
-    return method.upper() if method in ("gptq", "awq") else method if " or " in module.NAME else module.NAME
+    method = str(stated.get("quant_method", "")) if isinstance(stated, dict) else ""
+    if method in ("gptq", "awq"):
+        return method.upper()
+    is_shared = " or " in module.NAME  # by methods whose folders look alike
+    return method if is_shared and method else module.NAME
 
 
 def stored_tensors(folder: Path, config: dict) -> Iterator[tuple[Path, str, Tensor | Packed]]:

@@ -133,7 +133,7 @@ def grouped(numbers: Tensor, groups: int) -> Tensor:
 
 
 def joined_gate_up(stored: Stored) -> Stored:
-    """Phi-3's `gate_proj` and `up_proj`, which some tools cut apart, as the joint matrix of the hub's names:
+    """Phi-3's `gate_proj` and `up_proj`, which some tools cut apart, as the fused matrix of the hub's names:
     the gate's rows, then up's."""
     halves: dict[str, dict[str, tuple[Path, Tensor | Packed]]] = {}
     for file, name, tensor in stored:
@@ -141,15 +141,15 @@ def joined_gate_up(stored: Stored) -> Stored:
         if half is None:
             yield file, name, tensor
             continue
-        joint = name.replace(half, "gate_up_proj")
-        both = halves.setdefault(joint, {})
+        fused = name.replace(half, "gate_up_proj")
+        both = halves.setdefault(fused, {})
         both[half] = file, tensor
         if len(both) == 2:
-            yield file, joint, joined(both["gate_proj"][1], both["up_proj"][1])
-            del halves[joint]
-    for joint, (half, *_) in halves.items():
-        file = halves[joint][half][0]
-        raise ValueError(f"{file} has the {half} of {joint} only")
+            yield file, fused, joined(both["gate_proj"][1], both["up_proj"][1])
+            del halves[fused]
+    for fused, (half, *_) in halves.items():
+        file = halves[fused][half][0]
+        raise ValueError(f"{file} has the {half} of {fused} only")
 
 
 def joined(first: Tensor | Packed, second: Tensor | Packed) -> Tensor | Packed:

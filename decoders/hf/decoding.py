@@ -1,4 +1,4 @@
-"""What the documented `generate` takes, by its documented names: for `hf.py`.
+"""What the documented `generate` takes, by its documented names.
 
 model.generate(ids, GenerationConfig(max_new_tokens=20), streamer=TextStreamer(tokenizer),
                logits_processor=LogitsProcessorList([TopKLogitsWarper(5)]))

@@ -1,4 +1,4 @@
-"""Fuyu's documented processors, over `decoders.fuyu`: for `hf.py`.
+"""Fuyu's documented processors, over `decoders.fuyu`.
 
 processor = FuyuProcessor.from_pretrained("adept/fuyu-8b")
 inputs = processor(text="Generate a coco-style caption.\\n", images=image)

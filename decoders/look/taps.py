@@ -91,7 +91,7 @@ class Taps:
         self.tap_rest(i, start)
 
     def cut(self, start: str, output: Tensor) -> Tensor | None:
-        """q, k and v out of their joint product, and back into it."""
+        """q, k and v out of their fused product, and back into it."""
         seen = [self.f.split_heads(part) for part in self.f.split_qkv(output)]
         new = [self.note(start + part, value) for part, value in zip("qkv", seen, strict=True)]
         if all(a is b for a, b in zip(seen, new, strict=True)):

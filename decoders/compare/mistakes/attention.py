@@ -182,14 +182,14 @@ def swapped(a: int, b: int) -> Step:
 
 
 def in_turns(f: Formula, right: Callable) -> Callable:
-    """A joint matrix cut by heads where it holds q, k and v one after the other, or the other way round."""
+    """A fused matrix cut by heads where it holds q, k and v one after the other, or the other way round."""
 
-    def split_qkv(joint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def split_qkv(fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if f.family in PERSIMMON:
-            return joint.split(f.H * f.D, dim=-1)
+            return fused.split(f.H * f.D, dim=-1)
         if f.K == f.H:
-            return tuple(part.flatten(2) for part in joint.unflatten(-1, (f.H, 3, f.D)).unbind(3))
-        groups = joint.unflatten(-1, (f.K, f.H // f.K + 2, f.D))  # the heads of a group, its key, its value
+            return tuple(part.flatten(2) for part in fused.unflatten(-1, (f.H, 3, f.D)).unbind(3))
+        groups = fused.unflatten(-1, (f.K, f.H // f.K + 2, f.D))  # the heads of a group, its key, its value
         return groups[..., :-2, :].flatten(2), groups[..., -2, :].flatten(2), groups[..., -1, :].flatten(2)
 
     return split_qkv
@@ -215,13 +215,13 @@ mistake(
 mistake(ALL, "attention: k and v swapped", "see the order of q, k and v", qkv=swapped(1, 2))
 mistake(
     "openai-gpt phi3",
-    "attention: the joint matrix cut head by head",
+    "attention: the fused matrix cut head by head",
     "it holds all of q, then all of k, then all of v",
     split_qkv=in_turns,
 )
 mistake(
     PERSIMMON,
-    "attention: the joint matrix cut into thirds",
+    "attention: the fused matrix cut into thirds",
     "it holds q, k and v of the first head, then of the second: view(B, T, H, 3, D)",
     split_qkv=in_turns,
 )
