@@ -564,6 +564,8 @@ class CausalLM(PreTrainedModel):
         prompts; in the end it holds all ids but the last, which is never fed. `inputs`: of `forward`.
         """
         check_prompt(input_ids, attention_mask, max_new_tokens)
+        if do_sample:
+            check_sampling(temperature, top_k, top_p)
         ids, cache = input_ids, past_key_values
         mask = None if attention_mask is None or attention_mask.all() else attention_mask.long()
         eos, pad = self.special_ids(eos_token_id, pad_token_id)
@@ -609,6 +611,17 @@ class CausalLM(PreTrainedModel):
             position_ids = (mask.cumsum(-1) - 1).clamp(min=0)[:, past:]
         own = {"attention_mask": mask, "position_ids": position_ids, "past_key_values": cache}
         return {"input_ids": ids[:, past:], **own, **inputs}
+
+
+def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """ValueError for numbers by which nothing can be drawn."""
+    for name, n, kind, low, high in (
+        ("temperature", temperature, float, 1e-30, 1e30),
+        ("top_k", top_k, int, 1, math.inf),
+        ("top_p", top_p, float, 1e-30, 1),
+    ):
+        if n is not None and (not isinstance(n, int | kind) or not low <= n <= high):
+            raise ValueError(f"{name} must be of type {kind.__name__}, from {low} to {high}, not {n!r}")
 
 
 def check_prompt(ids: Tensor, mask: Tensor | None, max_new_tokens: int) -> None:

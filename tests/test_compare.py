@@ -474,7 +474,7 @@ def own_part(own, part) -> str:
 
 
 @pytest.mark.parametrize(("change", "shown"), [
-    (lambda x: x * 2, "2 times what it should be"), (lambda x: x + 0.5, "0.5 off"),
+    (lambda x: x + 0.5, "0.5 off"),
     (lambda x: torch.nn.functional.dropout(x, 0.1), "dropout of 0.1 is active"),
     (lambda x: torch.cat([x[:, :7], x[:, 7:] * 1.5], 1), "from position 7 on"),
     (lambda x: x.flip(-1), "in another order"),
@@ -488,6 +488,12 @@ def test_what_a_difference_looks_like(kits, change, shown):
     values = {"plain/logits": change(own.expected["plain"]["logits"])}
     report = compare.run(own, values, dtype="float32")
     assert not report.equal and not report.findings and shown in " ".join(report.likeness), report
+
+
+def test_a_multiple_is_named_with_its_number(kits):
+    own = kits["phi"]
+    report = compare.run(own, {"plain/logits": own.expected["plain"]["logits"] * 2}, dtype="float32")
+    assert "multiplied by 2.0" in report.findings[0].mistakes[0].name, report
 
 
 # ---- Where it begins ---------------------------------------------------------------------------------------
@@ -588,8 +594,8 @@ EDITS = {  # of the ports' sources
         "norm: variance divided by n - 1": ("(x * x).mean(-1, keepdims=True)", "(x * x).sum(-1, keepdims=True) / (x.shape[-1] - 1)"),
         "position_ids are not read": ("if position_ids is None else position_ids.numpy()", ""),
         "token_type_ids are not read": ("if token_type_ids is not None:", "if False:"),
-        "attention: k and v swapped": ("q, k, v = (part", "q, v, k = (part"),
-        "attention: q and k swapped": ("q, k, v = (part", "k, q, v = (part"),
+        "attention: k and v swapped": ("q, k, v = (", "q, v, k = ("),
+        "attention: q and k swapped": ("q, k, v = (", "k, q, v = ("),
         "attention: heads joined without swapping H and T back": ("bhqk,bkhd->bqhd", "bhqk,bkhd->bhqd"),
         "layer: attention's input is not added": ("norm(x + attention(", "norm(0 * x + attention("),
         "layer: the MLP's input is not added": ("norm(n + m", "norm(m"),

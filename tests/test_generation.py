@@ -57,14 +57,15 @@ def both(family, padded: bool, options: dict, compare: tuple[str, ...]) -> None:
         )
     ours, theirs = family.pair()
     ids, mask = inputs(101, padded=padded)
-    if options.get("no_repeat_ngram_size") == 1 and padded:
-        ids[0, :PADDED] = ids[0, -1]  # Transformers counts padding: here that is a token seen anyway
     options = {
         "max_new_tokens": 14,
         "eos_token_id": EOS,
         "pad_token_id": 1,
         **options,
     }  # 5.23 fills beams with a stop id where pad is 0
+    if (n := options.get("no_repeat_ngram_size")) and padded:  # Transformers counts padding, and we do not:
+        ids[0, :PADDED] = ids[0, -1] if n == 1 else 100  # seen anyway, or in no n-gram that comes again
+        options |= {} if n == 1 else {"suppress_tokens": [100]}
     wanted = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
     torch.manual_seed(5)
     found = decoding.generate(ours, ids, mask, **options, **wanted)

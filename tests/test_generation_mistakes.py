@@ -63,7 +63,7 @@ MISTAKES = {
     "an early stop in the middle of a step": (HYPOTHESES.add, "if self.open:", "if self.hopeful and not self.full:", beam("many stops, True, 2.0", family=GPT_NEO)),
     "sampled beams are the best ones": (beams.best_or_sampled, "if not do_sample:", "if True:", beam("sampled")),
     "repeated tokens get likelier": (processors.repetition_penalty, "old < 0", "old > 0", greedy("repetition_penalty")),
-    "padding earns a penalty": (processors.repetition_penalty, "(padding := mask.shape[1] - mask.sum(1)).any()", "not (padding := mask.sum(1) * 0).any()",
+    "padding earns a penalty": (processors.repetition_penalty, "without_padding(ids, mask)", "ids",
                                 greedy("repetition_penalty", padded=True)),
     "the first of an n-gram is banned": (processors.no_repeat_ngrams, "start, -1]", "start, 0]", greedy("no_repeat_ngram_size 2")),
     "n-grams are one shorter": (processors.no_repeat_ngrams, "def process(", "n = n - 1\n\n    def process(", greedy("no_repeat_ngram_size 3")),

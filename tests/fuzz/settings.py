@@ -357,6 +357,12 @@ def embeddings_are_right_there(case: Case) -> bool:
     return case.family != "openai-gpt" and not case.changing and not counted & case.options.keys()
 
 
+def crosses_without_the_prompt(case: Case, new: int) -> bool:
+    """Whether the negative prompt, or without one the last token alone, grows past longrope's limit."""
+    limit = case.changes.get("original_max_position_embeddings", 0)
+    return any(len(ids) <= limit < len(ids) + new for ids in case.negative or [[0]])
+
+
 def transformers(case: Case) -> Any:
     """What 5.x still has, and gets right."""
     options, padded = case.options, any(case.padding)
@@ -377,6 +383,8 @@ def transformers(case: Case) -> Any:
     if case.strategy == "beam sample" and "forced_eos_token_id" in options:
         return None  # of one token more are sampled
     new = options.get("max_new_tokens", options.get("max_length", 0) - len(case.ids[0]))
+    if "guidance_scale" in options and crosses_without_the_prompt(case, new):
+        return None  # there the negative prompt's cache keeps its frequencies
     few = case.strategy == "beam sample" or "forced_eos_token_id" in options
     if new == 1 and few and options.get("num_return_sequences", 1) > 1:
         return None  # more is asked for than there may be
