@@ -1,13 +1,14 @@
 """A short run of what `make fuzz` does for hours."""
 
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 from tests.conftest import ROOT
-from tests.fuzz import damage, folders, settings, strings, uses
+from tests.fuzz import calls, damage, folders, settings, strings, uses
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -78,6 +79,26 @@ def test_what_people_do_is_answered_or_refused_in_a_sentence(kind, cases, answer
     counts, failures = uses.run(kind, 2, cases)
     assert not failures, "\n".join(failures)
     assert counts["answered"] >= answered and sum(counts.values()) == cases
+
+
+@pytest.mark.parametrize(
+    ("kind", "cases", "answered"),
+    [("hf forward", 400, 200), ("hf generate", 300, 120), ("hf tokenizers", 600, 300)],
+)
+def test_documented_calls_agree_or_are_refused_in_a_sentence(kind, cases, answered):
+    """Tensors where one value is wanted, positions and labels that are none, rows half of pairs, and int32 ids with
+    banned tokens, ended in PyTorch's own errors."""
+    counts, failures = uses.run(kind, 2, cases, kinds=calls.KINDS)
+    assert not failures, "\n".join(failures)
+    assert counts["answered"] >= answered and counts["refused"] > 50
+
+
+@pytest.mark.skipif(not shutil.which("gcc"), reason="there is no C compiler")
+def test_a_damaged_cache_folder_never_ends_a_process_nor_changes_a_number():
+    """A pipe left under the name of the new file was waited for."""
+    counts, failures = uses.run("cache folder", 2, 400, kinds=calls.KINDS)
+    assert not failures, "\n".join(failures)
+    assert counts["answered"] > 80 and counts["refused"] > 80
 
 
 def test_fuzzers_leave_no_folders_behind(tmp_path):

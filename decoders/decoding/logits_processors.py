@@ -99,7 +99,8 @@ def suppress_tokens(tokens: Sequence[int], when: Callable[[int], bool] = lambda 
     """No `tokens` while `when` holds for the number of ids."""
 
     def process(ids: Tensor, scores: Tensor) -> Tensor:
-        return scores.index_fill(1, ids.new_tensor(tokens), -math.inf) if when(ids.shape[1]) else scores
+        banned = torch.as_tensor(tokens, dtype=torch.int64, device=scores.device)  # ids may be int32
+        return scores.index_fill(1, banned, -math.inf) if when(ids.shape[1]) else scores
 
     return process
 

@@ -1,6 +1,7 @@
 """Arguments of the documented calls: those for the hub, those without effect, and those that nobody knows."""
 
 import difflib
+import math
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -58,3 +59,11 @@ def unexpected(where: str, names: Iterable[str], known: Iterable[str]) -> None:
     """TypeError for the first of `names`, if there is one."""
     if name := min(names, default=None):
         raise TypeError(f"{where} got an unexpected keyword argument {name!r}{nearest(name, known)}")
+
+
+def check_single(given: dict[str, Any]) -> None:
+    """ValueError for a tensor or an array of several numbers where one value is wanted, as True or False."""
+    for name, value in given.items():
+        shape = getattr(value, "shape", ())
+        if math.prod(shape) != 1:
+            raise ValueError(f"{name} must be one value, not an array of shape {tuple(shape)}")

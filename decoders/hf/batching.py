@@ -1,5 +1,6 @@
 """Sequences of one length: truncation, windows and padding of a documented tokenizer."""
 
+from operator import index
 from typing import Any
 
 from torch import Tensor
@@ -22,7 +23,11 @@ class Batching:
             truncation = True  # as documented: a length alone asks for it
         if truncation not in ways:
             return None
-        limit = self.model_max_length if max_length is None else max_length
+        try:
+            limit = self.model_max_length if max_length is None else index(max_length)
+        except TypeError as error:
+            message = f"max_length must be a number of tokens or None, not {type(max_length).__name__}"
+            raise ValueError(message) from error
         return None if limit >= VERY_LARGE else limit
 
     def windows(self, a: list, b: list | None, limit: int, way: Any, stride: int | None) -> list[tuple]:

@@ -254,10 +254,19 @@ def plain_cache(past: Any, kind: type) -> Any:
         return past.branch()
     if is_others(past):
         return others_class(kind)(past)
-    if not isinstance(past, Sequence):
+    if not isinstance(past, Sequence) or not all(is_pair_of_tensors(layer) for layer in past):
         wanted = "a cache that a pass returned, a DynamicCache, or a tuple of each layer's (k, v)"
         raise ValueError(f"past_key_values must be {wanted}, not {type(past).__name__}")
     return kind(past) if len(past) else None
+
+
+def is_pair_of_tensors(layer: Any) -> bool:
+    """Whether it is (k, v) of one layer, (B, K, S, D) each."""
+    return (
+        isinstance(layer, Sequence)
+        and len(layer) == 2
+        and all(isinstance(part, Tensor) and part.dim() == 4 for part in layer)
+    )
 
 
 def documented_cache(past: Any, new: Any) -> Any:

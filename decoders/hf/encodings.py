@@ -167,8 +167,12 @@ def rows_of(text: Any, pair: Any, words: bool) -> tuple[list[tuple[Any, Any]], b
         not text or isinstance(text[0], list | tuple) or (not words and isinstance(text[0], str))
     )
     if not batched:
+        if pair is not None:
+            check_texts(pair, "text_pair")
         return [(text, pair or None)], False
     if pair is None and not words and any(is_pair(row) for row in text):
+        if not all(is_pair(row) for row in text):
+            raise ValueError("some rows are pairs of texts and others are not: give all alike")
         return [(row[0], row[1]) for row in text], True
     others = [None] * len(text) if pair is None else list(pair)
     if len(text) != len(others):

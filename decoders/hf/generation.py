@@ -176,7 +176,10 @@ def mask_of_padding(ids: Any, given: dict, settings: dict) -> dict[str, Tensor]:
     if not isinstance(ids, Tensor) or ids.dim() != 2:
         return {}
     pad, eos = settings.get("pad_token_id"), settings.get("eos_token_id")
-    stops = pad is None or pad in (eos if isinstance(eos, list | tuple) else [eos])
+    if not isinstance(pad, int):  # what is no id is refused later
+        return {}
+    eos = eos.flatten().tolist() if isinstance(eos, Tensor) else eos
+    stops = pad in (eos if isinstance(eos, list | tuple) else [eos])
     if given.get("attention_mask") is not None or stops or not (ids == pad).any():
         return {}
     return {"attention_mask": (ids != pad).long()}

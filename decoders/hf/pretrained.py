@@ -15,6 +15,7 @@ from .arguments import no_effect, unexpected
 from .attention import prune, set_attention
 from .caches import cache_class, documented_cache, plain_cache
 from .configs import PretrainedConfig
+from .inputs import wrong_argument
 from .loading import Loading
 from .outputs import ModelOutput
 from .seen_as import SeenAs
@@ -126,8 +127,10 @@ class PreTrainedModel(SeenAs, Loading, nn.Module):
         inside.a_model = True
         try:
             output = self.plain_class.forward(self, **inputs)._asdict()
-        except IndexError as error:
-            raise labels_error(error, inputs) from error
+        except (AttributeError, IndexError, RuntimeError) as error:
+            if wrong := wrong_argument(error, inputs, self):
+                raise wrong from error
+            raise
         finally:
             inside.a_model = False
         if "past_key_values" in output:
@@ -286,14 +289,6 @@ class PreTrainedModel(SeenAs, Loading, nn.Module):
 
     def add_model_tags(self, tags: list[str] | str) -> None:
         """Tags of a model card, which is not written here."""
-
-
-def labels_error(error: IndexError, inputs: dict) -> Exception:
-    """A sentence for labels that are none; else the error itself."""
-    labels = inputs.get("labels")
-    if labels is None or not str(error).startswith("Target"):
-        return error
-    return ValueError(f"labels must be -100, or numbers of classes (token ids): {error}")
 
 
 def require_gradient(part: nn.Module, args: tuple, output: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 from decoders import tokenize
 from decoders.formats import find, read_json_if_any, read_text
 
-from .arguments import hub_options, nearest, no_effect, unexpected
+from .arguments import check_single, hub_options, nearest, no_effect, unexpected
 from .batching import VERY_LARGE, Batching
 from .chat import ChatTemplates
 from .encodings import AddedToken, BatchEncoding, Encoding, content_of, has_texts, rows_of, tensor_of
@@ -369,6 +369,7 @@ class PreTrainedTokenizerBase(SeenAs, Batching, ChatTemplates, TokenizerFiles):
         """`input_ids` and `attention_mask` of a text, of a list of them, of pairs. As lists, or with
         `return_tensors` "pt" or "np" as (B, T). With `return_overflowing_tokens` what was cut off comes as
         further rows, which begin with the last `stride` tokens of the row before."""
+        check_single({**locals(), "text": None, "text_pair": None})
         split = kwargs.pop("split_special_tokens", None)
         split = self.split_special_tokens if split is None else bool(split)
         self.check_call(kwargs)

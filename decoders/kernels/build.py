@@ -121,7 +121,8 @@ def compiled(compiler: str, source: Path, flags: list[str]) -> bytes:
 def write(path: Path, content: bytes) -> None:
     """All of it or nothing, also where power fails. The lock is held: no other process has this name."""
     beside = path.with_name(f".{path.name}.new")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    beside.unlink(missing_ok=True)  # left by a process that was killed, whatever it is
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with open(descriptor, "wb") as file:
         file.write(content)
         file.flush()

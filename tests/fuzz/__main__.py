@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from decoders.formats import write_file
-from tests.fuzz import damage, folders, saves, settings, strings, uses
+from tests.fuzz import calls, damage, folders, saves, settings, strings, uses
 
 TABLE = Path(__file__).parents[2] / "docs" / "reliability.md"
 INTRODUCTION = """# What is tried, how often, with what result
@@ -48,9 +48,10 @@ def rows(minutes: float, seed: int, cases: int) -> tuple[list[tuple[str, str, st
         shown = f"{counts['answered']:,} answered, {counts['refused']:,} refused in a sentence that names the file, {counts['failed']} else"
         found.append((f"{what}; then loaded and asked for two tokens", f"{sum(counts.values()):,}", shown))
         failures += failed
-    for kind in uses.KINDS:
-        counts, failed = uses.run(kind, seed, seconds=60 * minutes)
-        what = " ".join((uses.KINDS[kind].__doc__ or "").split())
+    kinds = {**uses.KINDS, **calls.KINDS}
+    for kind, case in kinds.items():
+        counts, failed = uses.run(kind, seed, seconds=60 * minutes, kinds=kinds)
+        what = " ".join((case.__doc__ or "").split())
         result = f"{counts['answered']:,} answered, {counts['refused']:,} refused in a sentence, {counts['failed']} else"
         found.append((f"{kind}: {what}", f"{sum(counts.values()):,}", result))
         failures += failed

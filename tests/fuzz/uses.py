@@ -237,13 +237,17 @@ KINDS: dict[str, Callable[[random.Random], str]] = {
 
 
 def run(
-    kind: str, seed: int, cases: int | None = None, seconds: float | None = None
+    kind: str,
+    seed: int,
+    cases: int | None = None,
+    seconds: float | None = None,
+    kinds: dict[str, Callable[[random.Random], str]] = KINDS,
 ) -> tuple[dict[str, int], list[str]]:
     """How often what came out, and what failed."""
     counts, failures = {"answered": 0, "refused": 0, "failed": 0}, []
     for number in numbers(cases, seconds):
         try:
-            outcome = KINDS[kind](random.Random(f"{kind} {seed} {number}"))
+            outcome = kinds[kind](random.Random(f"{kind} {seed} {number}"))
         except Exception as error:
             outcome = "failed"
             failures.append(
