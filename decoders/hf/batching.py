@@ -8,6 +8,7 @@ from torch import Tensor
 from .encodings import BatchEncoding, tensor_of
 
 VERY_LARGE = int(1e30)  # the documented model_max_length of a tokenizer that has none
+LONGEST = 2**31  # of a row that is padded
 
 
 class Batching:
@@ -101,6 +102,8 @@ class Batching:
             if longest >= VERY_LARGE:
                 raise ValueError("padding='max_length' needs max_length: the tokenizer has none")
         longest = -(-longest // multiple) * multiple if multiple else longest
+        if longest > LONGEST:
+            raise ValueError(f"rows cannot be padded to {longest} tokens: give at most {LONGEST}")
         fillers = {
             "input_ids": self.pad_token_id,
             "token_type_ids": self.pad_token_type_id,
