@@ -425,9 +425,9 @@ def on_meta(model_class: type[M], folder: Path, **overrides: Any) -> M:
     with torch.device("meta"), Undrawn():
         model: Any = model_class(config)
     model.config_json = {key: value for key, value in current.items() if key not in overrides}
-    model.generation_config = read_generation_config(folder)
+    model.generation_config = settings = read_generation_config(folder)
     try:
-        check_ids(model.generation_config)
+        check_ids(settings)
     except ValueError as error:
         raise ValueError(f"{folder / 'generation_config.json'}: {error}") from None
     return model

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from decoders import phi
+
 __all__ = ["Cache", "DynamicCache", "StaticCache"]
 
 # ---- Ours --------------------------------------------------------------------------------------------------
@@ -79,6 +81,13 @@ class Cache(Positions, tuple):
         self = cls()
         self.plain, self.taken = plain, False
         return self
+
+    def __getattr__(self, name: str) -> Any:
+        """accelerate makes tuples anew from what they hold: then that is the cache."""
+        if name not in ("plain", "taken"):
+            raise AttributeError(f"Cache has no {name!r}")
+        self.plain, self.taken = phi.KVCache(tuple.__iter__(self)), True
+        return vars(self)[name]
 
     def branch(self) -> Any:
         """The family's own cache, to go on with."""

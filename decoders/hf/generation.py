@@ -125,15 +125,10 @@ class GenerationMixin:
     def _reorder_cache(past: Any, beam_idx: Tensor) -> tuple:
         return tuple((k[beam_idx], v[beam_idx]) for k, v in past)
 
-    @property
-    def generation_config(self) -> GenerationConfig:
-        return vars(self)["generation_config"]
-
-    @generation_config.setter
-    def generation_config(self, settings: dict) -> None:
+    def documented_settings(self, settings: Any) -> GenerationConfig:
+        """What `generation_config` is of a model that generates."""
         settings = settings if isinstance(settings, dict) else settings.to_diff_dict()  # of Transformers
-        given = {**GenerationConfig.from_model_config(self.config), **settings}
-        vars(self)["generation_config"] = GenerationConfig(**given)
+        return GenerationConfig(**{**GenerationConfig.from_model_config(self.config), **settings})
 
 
 # ---- Arguments ---------------------------------------------------------------------------------------------

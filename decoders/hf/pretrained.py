@@ -100,6 +100,17 @@ class PreTrainedModel(SeenAs, Loading, nn.Module):
         return next(kind for kind in cls.__mro__ if "plain_class" in vars(kind))
 
     @property
+    def generation_config(self) -> Any:
+        """A `GenerationConfig` of models that generate, None of the others."""
+        return vars(self)["generation_config"] if self.can_generate() else None
+
+    @generation_config.setter
+    def generation_config(self, settings: Any) -> None:
+        vars(self)["generation_config"] = (
+            self.documented_settings(settings) if self.can_generate() else settings
+        )
+
+    @property
     def plain(self) -> nn.Module:
         """The model of the readable file: the same parameters, and its own `forward` and `generate`."""
         view = self.plain_class.__new__(self.plain_class)
