@@ -261,9 +261,9 @@ function drawBig(run, box, layer, head) {
   canvas.addEventListener("click", event => choose({ run: RUNS.indexOf(run), token: cellAt(event)[0] }));
   box.replaceChildren(
     el(
-      "h3",
-      {},
-      `layer ${layer}, head ${head}: who reads whom  `,
+      "div",
+      { class: "titled" },
+      el("h3", {}, `layer ${layer}, head ${head}: who reads whom`),
       el(
         "button",
         {
