@@ -21,9 +21,8 @@ TABLE = Path(__file__).parents[2] / "docs" / "reliability.md"
 INTRODUCTION = """# What is tried, how often, with what result
 
 Written by `python -m tests.fuzz --write` (seed {seed}; {minutes:g} minutes for each fuzzer that has no number
-of cases). A short run of each, with other
-seeds, is part of `make test`; `make fuzz MINUTES=60 SEED=3` runs them for as long as you like, and prints what it finds
-as a test, shrunk to the smallest case.
+of cases). A short run of each, with other seeds, is part of `make test`; `make fuzz MINUTES=60 SEED=3`
+runs them for as long as you like, and prints what it finds as a test, shrunk to the smallest case.
 
 | tried | how often | result |
 | --- | ---: | --- |
