@@ -25,7 +25,7 @@ test: .venv/test
 proof: .venv/test
 	$(BIN)/python -m pytest -n auto --dist worksteal -m proof
 
-# Every fifth pair of mistakes: more than an hour.
+# Every fifth pair of mistakes, and every number of a mistake, drawn three times: more than an hour.
 pairs: .venv/test
 	$(BIN)/python -m pytest -n auto --dist worksteal -m pairs
 

@@ -89,7 +89,7 @@ def shows(own: kit.Kit, mistake: mistakes.Mistake) -> bool:
 
 @pytest.mark.parametrize(
     ("every", "draws"),
-    [pytest.param(25, 1, id="some"), pytest.param(1, 3, id="all", marks=pytest.mark.proof)],
+    [pytest.param(25, 1, id="some"), pytest.param(1, 3, id="all", marks=pytest.mark.pairs)],
 )
 @pytest.mark.parametrize(("only", "share"), [(None, 0.95), (RESULTS, 0.85)], ids=["inner values", "logits"])
 def test_a_number_drawn_at_random_is_told(kits, family, only, share, every, draws):
