@@ -522,23 +522,24 @@ def ends_first() -> None:
     print(f"{stop} ends, 0 pads: {new.tolist()}")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Questions about the six models, answered in seconds.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help='of experiments, or "all"; none lists them')
+def choose(functions: dict[str, Callable[[], None]], what: str) -> int:
+    """The command line: runs those that are named, or lists all with their docstrings."""
+    parser = argparse.ArgumentParser(description=what)
+    parser.add_argument("names", nargs="*", metavar="NAME", help='one or several, or "all"; none lists them')
     asked = parser.parse_args().names
     if not asked:
-        for name, function in EXPERIMENTS.items():
+        for name, function in functions.items():
             print(f"{name:16} {' '.join(function.__doc__.split())}")
         return 0
-    asked = list(EXPERIMENTS) if asked == ["all"] else asked
-    if unknown := [name for name in asked if name not in EXPERIMENTS]:
-        parser.error(f"there is no {unknown[0]}: {', '.join(EXPERIMENTS)}")
+    asked = list(functions) if asked == ["all"] else asked
+    if unknown := [name for name in asked if name not in functions]:
+        parser.error(f"there is no {unknown[0]}: {', '.join(functions)}")
     for name in asked:
-        print(" ".join(EXPERIMENTS[name].__doc__.split()), end="\n\n")
-        EXPERIMENTS[name]()
+        print(" ".join(functions[name].__doc__.split()), end="\n\n")
+        functions[name]()
         print(end="\n" if name != asked[-1] else "")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(choose(EXPERIMENTS, "Questions about the six models, answered in seconds."))

@@ -8,11 +8,16 @@ import pytest
 
 from decoders.cli import parser
 from examples.experiments import EXPERIMENTS
+from examples.solutions import SOLUTIONS
 from tests import reading
 
 READING = Path(__file__).parent.parent / "docs" / "reading"
 QUOTED = re.compile(r"```python\n(.*?)```", re.S)
-QUESTIONS = sorted({name for page in reading.PAGES for name, _ in reading.PRINTED.findall(page.read_text())})
+BLOCKS = [
+    (page.stem, *block) for page in reading.PAGES for block in reading.PRINTED.findall(page.read_text())
+]
+QUESTIONS = {"experiments": EXPERIMENTS, "solutions": SOLUTIONS}
+COURSE = ("diffs", "solutions")  # pages about all six
 
 
 @pytest.mark.parametrize("page", reading.PAGES, ids=lambda page: page.stem)
@@ -29,7 +34,7 @@ def test_names_have_their_lines(page):
 def test_quoted_code_is_in_what_is_named_before_it(page):
     """Line by line, in order; a page names what it quotes from in the paragraph above, or the one before."""
     text = page.read_text()
-    assert len(QUOTED.findall(text)) >= 2
+    assert len(QUOTED.findall(text)) >= 2 or page.stem in COURSE
     for match in QUOTED.finditer(text):
         *_, (name, module) = reading.NAMED.findall(text[: match.start()])
         lines = iter([line.strip() for line in reading.source(name, module)[0]])
@@ -49,24 +54,46 @@ def test_every_model_has_a_page_and_every_experiment_a_place():
         "fuyu",
         "masks",
         "cache",
+        *COURSE,
     }
-    assert sorted(EXPERIMENTS) == QUESTIONS
+    for module, functions in QUESTIONS.items():
+        assert sorted(functions) == sorted({name for _, kind, name, _ in BLOCKS if kind == module})
     assert (
         all(function.__doc__.count("?") for name, function in EXPERIMENTS.items() if name != "patch")
         and EXPERIMENTS["patch"].__doc__
     )
 
 
+def test_every_question_has_a_solution():
+    """By the name of its page: the first words of each question, and one "try yourself" for each page with one."""
+    sections = (READING / "solutions.md").read_text().split("\n## ")[1:]
+    pages = [p for p in reading.PAGES if "\nTry yourself:" in p.read_text()]
+    assert len(sections) == len(pages) == 8
+    for page in pages:
+        text = page.read_text()
+        anchor = re.search(r"\[Solution\]\(solutions\.md#([\w-]+)\)", text)[1]
+        (section,) = [s for s in sections if heading_anchor(s) == anchor]
+        asked = re.findall(r"Question: (.*?\?)\*\*", text, re.S)
+        assert section.count("\n**") >= len(asked) + 1, page.stem
+        assert section.count("\n**Try yourself:") == 1, page.stem
+
+
+def heading_anchor(section: str) -> str:
+    return re.sub(r"[^\w -]", "", section.splitlines()[0].lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", reading.PAGES, ids=lambda page: page.stem)
+def test_diffs_are_those_of_the_files(page):
+    text = page.read_text()
+    assert reading.with_diffs(text) == text, "python -m tests.reading --write"
+    assert (text.count("<!-- diff ") >= 9) == (page.stem == "diffs")
+
+
 @pytest.mark.ecosystem
-@pytest.mark.parametrize("name", QUESTIONS)
-def test_experiments_print_what_the_pages_say(name):
-    quoted = [
-        shown
-        for page in reading.PAGES
-        for one, shown in reading.PRINTED.findall(page.read_text())
-        if one == name
-    ]
-    assert quoted == [reading.printed(name)], "python -m tests.reading --write"
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"{block[0]}: {block[2]}")
+def test_experiments_print_what_the_pages_say(block):
+    _, module, name, shown = block
+    assert shown == reading.printed(module, name), "python -m tests.reading --write"
 
 
 def test_the_snippet_runs(monkeypatch, capsys):
