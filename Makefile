@@ -5,7 +5,7 @@ MINUTES := 1
 SEED := 0
 CAPTION := Generate a coco-style caption.
 
-.PHONY: run test proof pairs ecosystem versions fuzz bench kits lint clean findings
+.PHONY: run test proof pairs ecosystem versions fuzz bench kits notebooks lint clean findings
 
 # Make .venv, install what is pinned and the `decoders` command, tell a story with every model.
 run: .venv/run
@@ -44,6 +44,10 @@ bench: .venv/test
 # The kits of kits/ anew, one for each family: for porters who have no Python.
 kits: .venv/run
 	$(BIN)/python -m examples.kits
+
+# The notebooks of notebooks/ anew, out of the .py beside each, with their outputs.
+notebooks: .venv/ecosystem
+	$(BIN)/python -m notebooks
 
 # Surprises of other libraries: every script of findings/, each in an environment of its own; half an hour.
 findings: .venv/run

@@ -27,7 +27,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from bench.decoding import decoding_rows
 from decoders import gpt_neo, kernels, openai_gpt, persimmon, phi, phi3, weights

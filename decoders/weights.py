@@ -24,7 +24,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from decoders import kernels
 from decoders.formats import (

@@ -17,7 +17,6 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 GREEN, RED, GREY = "#1a7f37", "#cf222e", "#8c959f"
-Branch = tuple[int, ...]  # new ids
 
 
 def next_text(tokenizer: tokenize.Tokenizer, before: list[int], id: int) -> str:
@@ -29,55 +28,34 @@ def beams(file: Path, steps: int = 9, width: int = 3) -> None:
     tokenizer = tokenize.load(folder)
     model = weights.load(gpt_neo.GPTNeoForCausalLM, folder, dtype=torch.float32)
     start = tokenizer.encode("Once upon a time")
-    followed: set[Branch] = {()}
-
-    def watch(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        followed.update(map(tuple, ids[:, len(start) :].tolist()))
-        return scores
-
-    found = decoding.generate(
-        model, torch.tensor([start]), num_beams=width, num_return_sequences=width, max_new_tokens=steps,
-        eos_token_id=None, logits_processor=[watch])  # fmt: skip
-    best = [tuple(row) for row in found[:, len(start) :].tolist()]
-    draw_tree(file, followed | set(best), best, tokenizer, model, start)
+    tree = decoding.beam_tree(
+        model, start, tokenizer=tokenizer, num_beams=width, max_new_tokens=steps, eos_token_id=None
+    )
+    draw_tree(file, tree)
 
 
-def draw_tree(
-    file: Path,
-    branches: set[Branch],
-    best: list[Branch],
-    tokenizer: tokenize.Tokenizer,
-    model: torch.nn.Module,
-    start: list[int],
-) -> None:
-    inner = {branch[:n] for branch in branches for n in range(len(branch))}
-    leaves = sorted(branches - inner, key=lambda leaf: [tokenizer.decode([id]) for id in leaf], reverse=True)
-    height: dict[Branch, float] = {leaf: place for place, leaf in enumerate(leaves)}
-    for branch in sorted(inner, key=len, reverse=True):
-        above = [height[other] for other in height if other and other[:-1] == branch]
-        height[branch] = sum(above) / len(above)
-    figure, axes = plt.subplots(figsize=(13, 0.62 * len(leaves) + 1), layout="constrained")
-    for branch in branches:
-        n, y, wins = len(branch), height[branch], best[0][: len(branch)] == branch
-        kept = any(text[:n] == branch for text in best)
-        colour = GREEN if wins else "black" if kept else GREY
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-        style = {"color": colour, "va": "center", "weight": "bold" if wins else None}
+def draw_tree(file: Path, tree: decoding.BeamTree) -> None:
+    heights = tree.heights()
+    top = max(heights.values())
+    figure, axes = plt.subplots(figsize=(13, 0.62 * (top + 1) + 1), layout="constrained")
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+    for branch, height in heights.items():
+        kind, n, y = tree.kind(branch), len(branch), top - height
+        colour = {"best": GREEN, "kept": "black", "dropped": GREY}[kind]
+        style = {"color": colour, "va": "center", "weight": "bold" if kind == "best" else None}
         if not branch:
-            prompt = tokenizer.decode(start).replace("upon ", "upon\n")
-            axes.text(0, y, prompt, fontsize=11, bbox=box, **style)
+            axes.text(0, y, tree.start.replace("upon ", "upon\n"), fontsize=11, bbox=box, **style)
             continue
-        axes.plot([n - 0.4, n - 0.05], [height[branch[:-1]], y], color=colour, lw=2.5 if wins else 1.2)
-        word = next_text(tokenizer, [*start, *branch[:-1]], branch[-1]).replace(" ", "␣")
-        axes.text(n, y, word, fontsize=11, bbox=box, **style)
-        total = decoding.score(model, torch.tensor([[*start, *branch]]))[0, len(start) - 1 :].sum()
-        axes.text(n, y - 0.34, f"{total:.2f}", fontsize=8, **style)
-    axes.set(xlim=(-0.2, max(map(len, leaves)) + 1), ylim=(-0.7, len(leaves) - 0.4))
+        ends = [top - heights[branch[:-1]], y]
+        axes.plot([n - 0.4, n - 0.05], ends, color=colour, lw=2.5 if kind == "best" else 1.2)
+        axes.text(n, y, tree.word(branch).replace(" ", "␣"), fontsize=11, bbox=box, **style)
+        axes.text(n, y - 0.34, f"{tree.totals[branch]:.2f}", fontsize=8, **style)
+    axes.set(xlim=(-0.2, max(map(len, heights)) + 1), ylim=(-0.7, top + 0.6))
     axes.axis("off")
     caption = (
         "what was followed, and the logarithm of its chance so far. Green is the best, grey was dropped."
     )
-    axes.set_title(f"{len(best)} beams: {caption}", fontsize=10, loc="left")
+    axes.set_title(f"{len(tree.best)} beams: {caption}", fontsize=10, loc="left")
     figure.savefig(file, dpi=110)
     plt.close(figure)
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from decoders import fuyu, gpt_neo, openai_gpt, persimmon, phi, phi3, tokenize, weights
 from examples.curve import draw
