@@ -16,7 +16,6 @@ import copy
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from bench import busy, machine
 from bench.decoding import decoding_rows
 from decoders import gpt_neo, kernels, openai_gpt, persimmon, phi, phi3, weights
 from decoders.formats.config import cache_shape
@@ -36,7 +36,7 @@ from decoders.kernels import native
 from decoders.kernels.linear import linear
 
 README = Path(__file__).parent.parent / "README.md"
-RESULTS = Path(__file__).parent / "results.json"
+RESULTS = machine.RESULTS
 BEGIN, END = "<!-- benchmark: python -m bench --write -->", "<!-- end of benchmark -->"
 TOKENIZER = Path(__file__).parent.parent / "checkpoints" / "tiny-gpt-neo"  # any: its ids fit every vocabulary
 
@@ -129,15 +129,6 @@ def python(code: str) -> str:
     if found.returncode:
         raise SystemExit(f"a benchmark process failed:\n{found.stderr}")
     return found.stdout
-
-
-def read_speed() -> float:
-    """GB/s of memory that this machine reads: the fastest of three ways to go through 2 GB, medians."""
-    data = torch.ones(500_000_000)
-    row, table = torch.ones(1, 5000), data.view(-1, 5000)
-    product = torch.ops.mkldnn._linear_pointwise
-    ways = (data.sum, data.amax, lambda: product(row, table, None, "none", [], ""))
-    return max(2.0 / statistics.median(seconds(way)() for _ in range(7)) for way in ways)
 
 
 def make_folder(folder: Path, layers: int) -> None:
@@ -464,16 +455,8 @@ FAMILIES = {
     "phi3": phi3_rows,
     "persimmon": persimmon_rows,
     "decoding": partial(decoding_rows, alternate, every),
+    "busy": busy.readme_rows,
 }
-
-
-def machine() -> str:
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":")[1] for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0].strip() if names else model
-    return f"{model}, {os.cpu_count()} cores"
 
 
 def table(result: dict) -> str:
@@ -519,8 +502,8 @@ def main() -> None:
 
     transformers.logging.set_verbosity_error()
     result = {
-        "machine": machine(),
-        "read_speed": read_speed(),
+        "machine": machine.name(),
+        "read_speed": machine.read_speed(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "model": f"gpt-neo-1.3B's width, {layers} layers",
@@ -533,7 +516,9 @@ def main() -> None:
     for family, measure in FAMILIES.items():
         if args.family in (None, family):
             for row in measure(rounds, layers):
-                after = read_speed()  # of a shared machine: what neighbours leave changes within minutes
+                after = (
+                    machine.read_speed()
+                )  # of a shared machine: what neighbours leave changes within minutes
                 row = {"family": family, "read_speed": (before + after) / 2, **row}
                 print(table({**result, "rows": [row]}).splitlines()[-1], file=sys.stderr, flush=True)
                 result["rows"].append(row)

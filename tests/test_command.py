@@ -606,3 +606,55 @@ def test_ways_that_cannot_be_are_said(options, message):
         and message in found.stderr
         and found.stderr.count("\n") == 1
     )
+
+
+# ---- Threads that wait -------------------------------------------------------------------------------------
+
+WAIT_POLICY = """
+import os, sys
+from pathlib import Path
+from decoders.cli import threads
+threads.PRESSURE = Path(sys.argv[1])
+threads.choose_wait_policy()
+assert "torch" not in sys.modules
+print(os.environ.get("OMP_WAIT_POLICY"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("waited", "own", "policy"),
+    [
+        ("some avg10=85.10 avg60=2.00 avg300=0.00 total=1", {}, "passive"),
+        ("some avg10=1.50 avg60=99.00 avg300=0.00 total=1", {}, "None"),
+        ("some avg10=85.10 avg60=2.00", {"OMP_WAIT_POLICY": "active"}, "active"),
+        ("some avg10=85.10 avg60=2.00", {"GOMP_SPINCOUNT": "100"}, "None"),
+        ("of another system", {}, "None"),
+        (None, {}, "None"),
+    ],
+)
+def test_threads_sleep_while_they_wait_where_others_want_the_processors(waited, own, policy, tmp_path):
+    """libgomp reads the variable once, so it is there before PyTorch is."""
+    file = tmp_path / "pressure"
+    if waited is not None:
+        file.write_text(waited)
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    variables = {name: value for name, value in os.environ.items() if name not in names}
+    command = [sys.executable, "-c", WAIT_POLICY, str(file)]
+    done = subprocess.run(command, env={**variables, **own}, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == policy, done.stderr
+
+
+def test_the_command_line_imports_torch_after_it_has_chosen():
+    code = """
+import sys
+from decoders import cli
+from decoders.cli import commands
+chosen = []
+commands.choose_wait_policy = lambda: chosen.append("torch" in sys.modules)
+try:
+    cli.main(["inspect", "checkpoints/tiny-phi3"])
+finally:
+    print(chosen, "torch" in sys.modules, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr.endswith("[False] True\n"), done.stderr

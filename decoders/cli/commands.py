@@ -22,6 +22,7 @@ from .output import (
     open_closed_streams,
     print_note,
 )
+from .threads import choose_wait_policy
 
 GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
 COMMANDS = {  # command -> the module with its `run`, which imports torch
@@ -40,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars are for terminals
+    choose_wait_policy()
     try:
         command = importlib.import_module(COMMANDS[args.command], __package__)
         status = command.run(args)
