@@ -14,6 +14,7 @@ import json
 import re
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial, reduce
 from pathlib import Path
@@ -119,7 +120,7 @@ def tensors(path: str | Path, adapter: Adapters | None = None) -> Tensors:
 def check_plain(file: Path, stored: str, tensor: Tensor | Packed, config: dict) -> None:
     """ValueError for bits that no packaging has claimed; int8 and int4 of `save` are tensors of their own."""
     own = (config.get("quantization_config") or {}).get("quant_method") == "decoders"
-    if tensor.dtype not in FLOATS and not (own and stored.endswith((".qweight", ".zero"))):
+    if tensor.dtype not in FLOATS and not (own and stored.endswith((".qweight", ".zero", ".order"))):
         dtype = str(tensor.dtype).removeprefix("torch.")
         message = (
             f"{stored} is {dtype} of {tuple(tensor.shape)}, packed in a way that config.json does not name"
@@ -262,6 +263,7 @@ def load(
     for name in matched.new:
         state[name] = torch.empty(model.get_parameter(name).shape, dtype=dtype, device=device)
     model.load_state_dict(state, strict=False, assign=True)
+    kernels.set_dtype(model, dtype)
     tie(model)
     draw(model, matched.new)
     if names := ", ".join(matched.new):
@@ -357,27 +359,26 @@ def quantize_while_reading(
 
 
 def keep_bits(model: nn.Module, matched: Match, device: str | torch.device) -> None:
-    """Layers of the very bits that are stored, in place of those on the meta device. All are of one kind,
-    which is what `save` can say: another's matrices are dequantised, as those that no layer can hold."""
+    """Layers and embeddings of the very bits that are stored, in place of those on the meta device, each of
+    its own kind. What none can hold stays in `matched`, to be dequantised."""
     if kernels.is_quantized(model):
         return
     stored = {id(model.get_parameter(name)): name for name in matched.tensors}
-    kinds: set[str] = set()
-    for name, layer in kernels.linear_layers(model, "int4").items():
-        tensor = matched.tensors.get(stored.get(id(layer.weight), ""))
-        if (
-            not isinstance(tensor, Packed)
-            or tensor.bits is None
-            or stored[id(layer.weight)] != f"{name}.weight"
-        ):
+    kept: dict[str, dict[str, Tensor] | None] = {}
+    layers: dict[str, Any] = {**kernels.embeddings(model), **kernels.linear_layers(model, "int4")}
+    for name, layer in layers.items():
+        source = stored.get(id(layer.weight), "")  # of a tied layer the embedding's
+        tensor = matched.tensors.get(source)
+        if not isinstance(tensor, Packed) or tensor.bits is None:
             continue
-        own = kernels.Quantized.from_bits(layer, *tensor.bits(), device=device)
-        if own is not None and kinds <= {own.kind}:
-            kinds.add(own.kind)
-            kernels.replace_module(model, name, own)
-            del matched.tensors[f"{name}.weight"]
-    for kind in kinds:
-        kernels.mark_quantized(model, kind)
+        if source not in kept:
+            kept[source] = kernels.stored_bits(*tensor.bits())
+        if tensors := kept[source]:
+            kernels.put_bits(model, name, tensors, device)
+    for source, tensors in kept.items():
+        if tensors:
+            del matched.tensors[source]
+    kernels.mark_packed(model)
 
 
 class Undrawn(TorchFunctionMode):
@@ -397,7 +398,7 @@ def fitting(
         model = on_meta(model_class, folder, **{**overrides, "tie_word_embeddings": False})
     prefix = prefix_of(model)
     try:
-        kernels.expect_quantized(model, lambda name: f"{prefix}{name}.qweight" in checkpoint)
+        kernels.expect_quantized(model, lambda name: checkpoint.get(prefix + name))
     except ValueError as error:
         raise ValueError(f"{config_file(folder)}: {error}") from None
     return model, checkpoint
@@ -496,7 +497,7 @@ def save(
     if any(type(tensor).__name__ == "DTensor" for tensor in state.values()):
         raise ValueError("the model is cut over processes: save parallel.gather(model)")
     dtype = stored_dtype(folder, state.values())
-    state |= dict(model.named_buffers())  # 8 or 4 bits
+    state |= dict(model.named_buffers(remove_duplicate=False))  # 8 or 4 bits
     aliases = ALIASES.get(type(model).__name__, {})  # what an older Transformers looks for
     state |= {aliases[name]: tensor.clone() for name, tensor in state.items() if name in aliases}
     write_checkpoint(model, dtype, state, folder, tokenizer, max_shard_bytes)
@@ -558,6 +559,8 @@ def write_shards(state: Mapping[str, Tensor | Packed], folder: Path, max_shard_b
     names = names if len(parts) > 1 else ["model.safetensors"]
     for file, part in zip(names, parts, strict=True):
         content = {name: unpacked(tensor).cpu().contiguous() for name, tensor in part.items()}
+        places = Counter(tensor.data_ptr() for tensor in content.values())  # of a tied output layer: the same
+        content = {name: t.clone() if places[t.data_ptr()] > 1 else t for name, t in content.items()}
         safetensors.torch.save_file(content, folder / file, metadata={"format": "pt"})
         shutil.copymode(folder / "config.json", folder / file)  # the library lets the owner only read it
     if len(parts) > 1:

@@ -348,6 +348,15 @@ KINDS: dict[str, Kind] = {
     },
     "gptq-symmetric": Kind(gptq, quantized(**GPTQ_CONFIG, sym=True), {"symmetric": True}),
     "gptq-actorder": Kind(gptq, quantized(**GPTQ_CONFIG, desc_act=True), {"act_order": True, "group": 16}),
+    "gptq-8bits-symmetric": Kind(
+        gptq, quantized(**{**GPTQ_CONFIG, "bits": 8}, sym=True), {"symmetric": True, "bits": 8}
+    ),
+    "gptq-actorder-32": Kind(gptq, quantized(**GPTQ_CONFIG, desc_act=True), {"act_order": True}),
+    "gptq-actorder-64-8bits": Kind(
+        gptq,
+        quantized(**{**GPTQ_CONFIG, "bits": 8, "group_size": 64}, desc_act=True),
+        {"act_order": True, "group": 64, "bits": 8},
+    ),
     "gptq-v2": Kind(gptq, quantized(**{**GPTQ_CONFIG, "checkpoint_format": "gptq_v2"}), {"first": False}),
     "gptq-v2-3bits": Kind(
         gptq, quantized(**{**GPTQ_CONFIG, "checkpoint_format": "gptq_v2"}), {"first": False, "bits": 3}

@@ -105,7 +105,7 @@ def distance(a, b) -> float:
 
 
 @pytest.mark.parametrize("name", PHI)
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1"])
 def test_packed_layers_hold_the_bits_of_the_file(tmp_path, name, kind):
     """No weight is rounded again: the layers give the package's numbers, and logits differ by the order of
     float32 sums."""
@@ -116,14 +116,45 @@ def test_packed_layers_hold_the_bits_of_the_file(tmp_path, name, kind):
     packed = weights.load(family.cls(), file, packed=True)
     layers = {n: m for n, m in packed.named_modules() if isinstance(m, kernels.Quantized)}
     linear = {n for n, m in plain.named_modules() if isinstance(m, torch.nn.Linear)}
-    assert layers.keys() == linear
+    assert layers.keys() == linear | {"model.embed_tokens.table"}
     for n, layer in layers.items():
-        assert torch.equal(layer.dequantize(), plain.get_submodule(n).weight), n
+        assert torch.equal(layer.dequantize(), plain.get_submodule(n.removesuffix(".table")).weight), n
     ids = torch.randint(0, family.tiny["vocab_size"], (2, 23))
     with torch.no_grad():
         assert distance(packed(ids).logits, plain(ids).logits) < 2e-6
         step = packed(ids[:1, :1]).logits
         assert distance(step, plain(ids[:1, :1]).logits) < 2e-6
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [("Q8_0", "int8-groups"), ("Q4_1", "int4"), ("Q5_0", None), ("F16", None), ("tied", "int4")],
+)
+@pytest.mark.parametrize("name", PHI)
+def test_each_layer_of_a_file_keeps_its_own_kind(tmp_path, name, head, kind):
+    """Most Q4_0 files have an output layer of more bits."""
+    family = PHI[name]
+    sizes = {"hidden_size": 64, "intermediate_size": 96} | ({"head_dim": None} if name == "phi3" else {})
+    model = family.model(**sizes, tie_word_embeddings=head == "tied")
+    file = tmp_path / "mixed.gguf"
+    writer = gguf_files.new_writer(file, config_of(family, **sizes, tie_word_embeddings=head == "tied"))
+    for n, p in model.named_parameters():
+        own = head if n.startswith("lm_head") else "Q4_1" if "embed" in n else "Q4_0"
+        gguf_files.add_tensor(writer, gguf_files.gguf_name(n), p.detach(), own)
+    gguf_files.finish(writer, file)
+    plain = weights.load(family.cls(), file)
+    packed = weights.load(family.cls(), file, packed=True)
+    assert getattr(packed.lm_head, "kind", None) == kind
+    assert isinstance(packed.model.embed_tokens, kernels.QuantizedEmbedding)
+    if head == "tied":
+        assert packed.lm_head.qweight.data_ptr() == packed.model.embed_tokens.table.qweight.data_ptr()
+    ids = torch.randint(0, family.tiny["vocab_size"], (2, 9))
+    weights.save(packed, tmp_path / "saved")
+    again = weights.load(family.cls(), tmp_path / "saved")
+    with torch.no_grad():
+        for few in (ids, ids[:1, :1]):
+            assert distance(packed(few).logits, plain(few).logits) < 2e-6
+            assert torch.equal(again(few).logits, packed(few).logits)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -153,7 +184,7 @@ def test_a_packed_model_is_saved_and_loaded_in_its_bits(tmp_path):
     ids = torch.randint(0, PHI["phi3"].tiny["vocab_size"], (1, 9))
     with torch.no_grad():
         assert torch.equal(again(ids).logits, packed(ids).logits)
-    assert sum(isinstance(m, kernels.Quantized) for m in again.modules()) == 13
+    assert sum(isinstance(m, kernels.Quantized) for m in again.modules()) == 14  # the embedding too
 
 
 # ---- Config ------------------------------------------------------------------------------------------------

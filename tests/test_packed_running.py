@@ -1,11 +1,13 @@
 """`load(..., packed=True)`: layers of the very bits that a packaging stores, and the same logits."""
 
+import contextlib
 import copy
 
 import pytest
 import torch
 
 from decoders import kernels, weights
+from decoders.kernels import native, step, texts
 from tests import packers
 from tests.families import GPT_NEO, OPENAI_GPT, PERSIMMON, PHI, PHI3, inputs
 
@@ -14,18 +16,27 @@ HELD = {  # kind of folder -> kind of layer
     "gptq-symmetric": "int4",
     "gptq-v2": "int4",
     "gptq-without-index": "int4",
+    "gptq-8bits": "int8-groups",
+    "gptq-8bits-symmetric": "int8-groups",
+    "gptq-actorder-32": "int4",
+    "gptq-actorder-64-8bits": "int8-groups",
     "awq": "int4",
+    "mlx-4bits": "int4",
+    "mlx-float16": "int4",
     "ct-int4": "int4",
+    "ct-int4-channel": "int4",
     "ct-int4-asymmetric": "int4",
+    "ct-int4-actorder": "int4",
+    "ct-int8": "int8-groups",
     "ct-int8-plain": "int8-weights",
+    "ct-int8-asymmetric": "int8-groups",
     "torchao-int4": "int4",
     "bnb-int8": "int8-weights",
 }
 DEQUANTISED = (
     "gptq-3bits",
-    "gptq-8bits",
-    "gptq-actorder",
-    "ct-int4-actorder",
+    "gptq-actorder",  # whose groups have 16 inputs
+    "mlx-8bits",
     "ct-fp8-block",
     "bnb-nf4",
     "hqq-4bits-axis1",
@@ -38,11 +49,31 @@ def quantized_layers(model):
 
 def exact(layer) -> torch.Tensor:
     """(out, in) float64: what the bits mean, without a rounding."""
-    if layer.kind != "int4":
-        return layer.qweight.double() * layer.scale.double()[:, None]
-    q = torch.stack((layer.qweight & 15, layer.qweight >> 4), -1).flatten(1).double()
-    zero, scale = (t.double().repeat_interleave(32, 1) for t in (layer.zero, layer.scale))
-    return ((q - zero) * scale)[:, : layer.in_features]
+    tensors = dict(layer.named_buffers())
+    q, scale = tensors["qweight"].double(), tensors["scale"].double()
+    if scale.dim() == 1:
+        return q * scale[:, None]
+    if layer.kind == "int4":
+        q = torch.stack((layer.qweight & 15, layer.qweight >> 4), -1).flatten(1).double()
+    scale, zero, minimum = (by_inputs(layer, name) for name in ("scale", "zero", "minimum"))
+    w = (q[:, : layer.in_features] - zero) * scale + minimum
+    return w[:, tensors["order"].long().argsort()] if "order" in tensors else w
+
+
+def by_inputs(layer, name) -> torch.Tensor:
+    """(out, in) float64 of what each group has one of."""
+    table = dict(layer.named_buffers()).get(name, torch.zeros_like(layer.scale)).double()
+    inputs = layer.in_features if layer.kind == "int8-groups" else -(-layer.in_features // 128) * 128
+    group = 32
+    while -(-inputs // group) > table.shape[1]:
+        group *= 2
+    return table.repeat_interleave(group, 1)[:, : layer.in_features]
+
+
+def rounded_twice(layer, dtype) -> torch.Tensor:
+    """As MLX computes its weights: each product and each sum rounded."""
+    offset = by_inputs(layer, "minimum")
+    return ((exact(layer) - offset).to(dtype).double() + offset).to(dtype)
 
 
 @pytest.mark.parametrize("kind", HELD)
@@ -54,14 +85,18 @@ def test_the_bits_of_the_folder_are_those_of_the_layers(tmp_path, kind, of):
     plain = packers.write(tmp_path / "folder", kind, of)
     model = weights.load(of.cls(), tmp_path / "folder", packed=True)
     layers = quantized_layers(model)
-    assert len(layers) == 3 * (4 if of is PHI3 else 6)
+    has_embedding = kind.startswith("mlx")  # and output layer
+    assert len(layers) == 3 * (4 if of is PHI3 else 6) + 2 * has_embedding
     for name, layer in layers.items():
         assert layer.kind == HELD[kind]
-        own = plain[f"{name}.weight"]
+        own = plain[f"{name.removesuffix('.table')}.weight"]
         if kind == "bnb-int8":
             torch.testing.assert_close(exact(layer).float(), own, rtol=3e-7, atol=0)
+        elif kind.startswith("mlx"):
+            assert torch.equal(rounded_twice(layer, own.dtype), own), name
         else:
             assert torch.equal(exact(layer).to(own.dtype), own), name
+        assert torch.equal(layer.dequantize(torch.float32), exact(layer).float()), name
 
 
 @pytest.mark.parametrize("kind", HELD)
@@ -75,7 +110,7 @@ def test_logits_are_those_of_the_exact_weights_within_the_noise_of_float32(tmp_p
     assert layers
     twin = weights.load(of.cls(), tmp_path / "folder", dtype=torch.float64)
     for name, layer in layers.items():
-        module, w = twin.get_submodule(name), exact(layer)
+        module, w = twin.get_submodule(name.removesuffix(".table")), exact(layer)
         module.weight.data = w.t().contiguous() if type(module).__name__ == "Conv1D" else w
     plain = copy.deepcopy(twin).float()
     ids, _ = inputs(101)
@@ -128,13 +163,18 @@ def split_gate_up(folder):
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_a_packed_model_is_saved_and_loaded_as_it_is(tmp_path):
-    packers.write(tmp_path / "folder", "gptq-4bits", PHI)
+@pytest.mark.parametrize("kind", HELD)
+def test_a_packed_model_is_saved_and_loaded_as_it_is(tmp_path, kind):
+    packers.write(tmp_path / "folder", kind, PHI)
     model = weights.load(PHI.cls(), tmp_path / "folder", packed=True)
     weights.save(model, tmp_path / "saved")
     again = weights.load(PHI.cls(), tmp_path / "saved")
     ids, _ = inputs(101)
     assert torch.equal(model(ids).logits, again(ids).logits)
+    state = model.state_dict()
+    assert all(
+        torch.equal(t, state[name]) and t.dtype == state[name].dtype for name, t in again.state_dict().items()
+    )
 
 
 def test_an_adapter_is_merged_into_numbers_and_not_into_bits(tmp_path):
@@ -146,3 +186,81 @@ def test_an_adapter_is_merged_into_numbers_and_not_into_bits(tmp_path):
     names = quantized_layers(model)
     assert "model.layers.0.self_attn.q_proj" not in names
     assert "model.layers.1.self_attn.q_proj" in names
+
+
+@pytest.mark.parametrize("kind", [kind for kind in HELD if kind not in ("bnb-int8", "ct-int8-plain")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_steps_of_packed_layers_are_planned_and_equal_the_modules(tmp_path, kind, dtype, monkeypatch):
+    """Groups of any size, float minima, scattered inputs and packed embeddings too."""
+    if not native.wait():
+        pytest.skip(f"the kernels are {native.status()}")
+    packers.write(tmp_path / "folder", kind, PHI)
+    model = weights.load(PHI.cls(), tmp_path / "folder", packed=True, dtype=dtype)
+    ids, _ = inputs(101)
+    with torch.no_grad():
+        results = []
+        for planned in (True, False):
+            if not planned:
+                monkeypatch.setattr(texts, "step", lambda *args: None)
+            cache, logits = None, []
+            for n in range(3, 9):
+                part = ids[:, :3] if n == 3 else ids[:, n - 1 : n]
+                output = model(part, past_key_values=cache, use_cache=True)
+                cache = output.past_key_values
+                logits.append(output.logits[:, -1].double())
+            results.append(torch.stack(logits))
+    assert step.planned(model.model) == "planned"
+    bound = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
+    assert (results[0] - results[1]).norm() <= bound * results[1].norm()
+
+
+def test_an_id_that_a_packed_embedding_has_not_is_refused(tmp_path):
+    packers.write(tmp_path / "folder", "mlx-4bits", PHI)
+    model = weights.load(PHI.cls(), tmp_path / "folder", packed=True)
+    cache = model(torch.tensor([[1, 2, 3]]), use_cache=True).past_key_values
+    for wrong in (-1, 101):
+        for given in (None, cache):
+            with pytest.raises(ValueError, match="input_ids must be int64 or int32, from 0 to 100"):
+                model(torch.tensor([[wrong]]), past_key_values=given)
+
+
+@pytest.mark.parametrize("group", [32, 64, 96, 128, 384, 1056])
+@pytest.mark.parametrize("what", ["zero", "minimum", "int8", "int8 with a zero", "scattered"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_groups_of_any_size_multiply_as_they_dequantize(group, what, dtype):
+    """Of odd widths too: rows that are no multiple of what the kernels take at a time."""
+    inputs, outputs = max(group * 3, 1056) // group * group, 37
+    draw = torch.Generator().manual_seed(group)
+    shape = (outputs, inputs // group)
+    scale = (torch.rand(shape, generator=draw) * 0.01).to(torch.bfloat16 if group == 64 else torch.float16)
+    zero = torch.randint(0, 16, shape, generator=draw, dtype=torch.uint8)
+    q = torch.randint(0, 16, (outputs, inputs), generator=draw, dtype=torch.uint8)
+    minimum = order = None
+    if what == "minimum":
+        zero, minimum = None, torch.randn(shape, generator=draw).to(torch.bfloat16)
+    if what.startswith("int8"):
+        q = torch.randint(-128, 128, (outputs, inputs), generator=draw, dtype=torch.int8)
+        zero = (zero * 16).view(torch.int8) if what.endswith("zero") else None
+    if what == "scattered":
+        order = torch.randperm(inputs, generator=draw)
+    linear = torch.nn.Linear(inputs, outputs)
+    layer = kernels.Quantized.from_bits(linear, q, scale, zero, minimum, order).requires_grad_(False)
+    spread = [None if t is None else t.double().repeat_interleave(group, 1) for t in (scale, zero, minimum)]
+    w = (q.double() - (0 if zero is None else spread[1])) * spread[0] + (0 if minimum is None else spread[2])
+    w = w if order is None else w[:, order.argsort()]
+    assert torch.equal(layer.dequantize(), w.float())
+    with torch.no_grad(), native.without():
+        assert torch.equal(layer.dequantize(), w.float())
+    of_group = sum(t[0, :1].nbytes for t in (layer.scale, zero, minimum) if t is not None)
+    padded = -(-inputs // 128) * 128 if layer.kind == "int4" else inputs
+    in_all = padded * outputs // (2 if layer.kind == "int4" else 1)
+    in_all += outputs * -(-padded // (group & -group)) * of_group + (0 if order is None else 4 * inputs)
+    assert sum(t.nbytes for t in layer.buffers()) == in_all  # a scale is not kept more often than needed
+    for rows in (1, 2, 5, 6, 7, 33, 40):
+        x = torch.randn(rows, inputs, generator=draw).to(dtype)
+        right = x.double() @ w.t() + layer.bias.double()
+        own = {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}[dtype]
+        for way in (contextlib.nullcontext, native.without):
+            with torch.no_grad(), way():
+                off = (layer(x).double() - right).norm()
+            assert off < own * right.norm(), (rows, way)

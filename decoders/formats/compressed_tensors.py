@@ -22,7 +22,7 @@ from torch import Tensor
 from .checks import abridged
 from .files import stored_tensors
 from .packed import Bits, Packed
-from .parts import Parts, Stored, read_parts, unpack
+from .parts import Parts, Stored, in_order, order_of, read_parts, unpack
 
 NAME = "compressed-tensors or fp8"
 NAMES = ("weight", "weight_packed", "weight_shape", "weight_zero_point", "weight_g_idx")
@@ -120,11 +120,15 @@ def packed_matrix(groups: list[tuple[list[str], dict]], parts: Parts) -> Packed:
         return dequantize(q, scale, zero, block, group_index(parts, scale, q.shape[1]))
 
     def whole() -> Bits:
-        return Bits(q, scale.view(-1, 1).expand(len(q), 1), None)
+        if scale.numel() == 1:
+            return Bits(q, scale.view(1, 1).expand(len(q), 1), None)
+        return Bits(q, scale, zero)
 
     kind = "int8" if q.dtype == torch.int8 else "float8 (e4m3)"
-    by_rows = q.dtype == torch.int8 and zero is None and scale.numel() in (1, len(q))
-    bits = whole if by_rows else None
+    by_groups = scale.dim() == 2 and len(scale) == len(q) and block is None
+    is_whole = q.dtype == torch.int8 and (by_groups or (scale.numel() == 1 and zero is None))
+    is_whole = is_whole and "weight_g_idx" not in parts
+    bits = whole if is_whole else None
     return parts.packed(tuple(q.shape), scale.dtype, f"compressed-tensors {kind}", read, bits)
 
 
@@ -184,15 +188,24 @@ def whole_numbers(parts: Parts, scheme: dict) -> Packed:
         zeros = None if zero is None else signed(zero.t(), bits, len(scale)).t()
         return dequantize(q, scale, zeros, None, group_index(parts, scale, shape[1]))
 
-    def whole() -> Bits:
-        q = signed(words, bits, shape[1])
-        zeros = torch.zeros(scale.shape) if zero is None else signed(zero.t(), bits, len(scale)).t()
-        return Bits((q + 8).to(torch.uint8), scale, (zeros + 8).to(torch.uint8))
+    def whole() -> Bits | None:
+        q, order = signed(words, bits, shape[1]), None
+        index = group_index(parts, scale, shape[1])
+        if index is not None:
+            order = order_of(index, scale.shape[1])
+            if order is None:
+                return None
+            q, order = in_order(q, order)
+        zeros = None if zero is None else signed(zero.t(), bits, len(scale)).t()
+        if bits == 8:
+            return Bits(q, scale, zeros, order=order)
+        zeros = torch.zeros(scale.shape) if zeros is None else zeros
+        return Bits((q + 8).to(torch.uint8), scale, (zeros + 8).to(torch.uint8), order=order)
 
     groups = scale.shape[-1] if scale.dim() == 2 else 1
     kind = f"compressed-tensors int{bits} by groups of {shape[1] // groups}"
-    plain = bits == 4 and scale.dim() == 2 and len(scale) == shape[0] and "weight_g_idx" not in parts
-    return parts.packed(shape, scale.dtype, kind, read, whole if plain else None)
+    is_whole = bits in (4, 8) and scale.dim() == 2 and len(scale) == shape[0]
+    return parts.packed(shape, scale.dtype, kind, read, whole if is_whole else None)
 
 
 def widths(count: int, bits: int) -> tuple[int, int]:

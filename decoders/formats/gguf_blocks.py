@@ -39,12 +39,16 @@ def dequantize(packed: Tensor, kind: Kind, shape: tuple[int, ...], dtype: torch.
 
 
 def whole_numbers(packed: Tensor, kind: Kind, shape: tuple[int, ...]) -> Bits:
-    """The same as (q - zero) * scale, for the types that are just that: Q8_0, and Q4_0 with a zero of 8."""
+    """The same as whole numbers with a scale, for the types that are just that: Q8_0, Q4_0 with a zero of 8,
+    Q4_1 with a minimum."""
     rows, columns = shape
     blocks = packed.view(rows, columns // kind.block, kind.nbytes)
     scale = blocks[..., :2].contiguous().view(torch.float16)[..., 0]
     if kind.name == "Q8_0":
         return Bits(blocks[..., 2:].contiguous().view(torch.int8).view(rows, columns), scale, None)
+    if kind.name == "Q4_1":
+        minimum = blocks[..., 2:4].contiguous().view(torch.float16)[..., 0]
+        return Bits(planes(blocks[..., 4:], 4).view(rows, columns), scale, minimum=minimum)
     return Bits(planes(blocks[..., 2:], 4).view(rows, columns), scale, torch.full_like(scale, 8).byte())
 
 

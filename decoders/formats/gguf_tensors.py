@@ -81,7 +81,7 @@ def from_bytes(content: Tensor, placed: Placed) -> Tensor | Packed:
         return numbers
 
     shape, bits = torch.Size(placed.shape), None
-    if placed.kind.name in ("Q8_0", "Q4_0") and len(shape) == 2:
+    if placed.kind.name in ("Q8_0", "Q4_0", "Q4_1") and len(shape) == 2:
         bits = partial(whole_numbers, raw, placed.kind, placed.shape)
     return Packed(shape, torch.float32, placed.kind.name, placed.nbytes, read, bits)
 

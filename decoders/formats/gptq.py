@@ -20,7 +20,7 @@ from .config import family
 from .files import stored_tensors
 from .folder import read_json_if_any
 from .packed import Bits, Packed
-from .parts import Parts, Stored, joined_gate_up, read_parts, unpack
+from .parts import Parts, Stored, in_order, joined_gate_up, order_of, read_parts, unpack
 
 NAME = "GPTQ or AWQ"
 BITS = (2, 3, 4, 8)
@@ -90,21 +90,20 @@ def gptq_matrix(parts: Parts, first_version: bool) -> Packed:
         index = group_of_inputs(parts, inputs, groups)
         return dequantize_gptq(parts["qweight"], parts["qzeros"], parts["scales"], index, bits, first_version)
 
-    def whole() -> Bits:
-        zeros = gptq_zeros(parts["qzeros"], bits, first_version)
-        return Bits(unpack(parts["qweight"].t(), bits), parts["scales"].t(), zeros.t())
+    def whole() -> Bits | None:
+        order = order_of(group_of_inputs(parts, inputs, groups), groups)
+        if order is None:
+            return None
+        q, order = in_order(unpack(parts["qweight"].t(), bits), order)
+        zeros = gptq_zeros(parts["qzeros"], bits, first_version).t()
+        if bits == 8:  # both 128 less, so that they are signed
+            q, zeros = ((t ^ 128).view(torch.int8) for t in (q, zeros.contiguous()))
+        scales = parts["scales"].t()
+        return Bits(q, scales, zeros if bits == 4 or zeros.any() else None, order=order)
 
     kind = f"GPTQ int{bits} by groups of {-(-inputs // groups)}"
-    plain = bits == 4 and is_in_order(parts, inputs, groups)
-    return parts.packed((outputs, inputs), parts["scales"].dtype, kind, read, whole if plain else None)
-
-
-def is_in_order(parts: Parts, inputs: int, groups: int) -> bool:
-    """Whether the inputs of a group lie side by side."""
-    if inputs % groups:
-        return False
-    own = parts.get("g_idx")
-    return own is None or torch.equal(own.long(), torch.arange(groups).repeat_interleave(inputs // groups))
+    is_whole = bits in (4, 8) and inputs % groups == 0
+    return parts.packed((outputs, inputs), parts["scales"].dtype, kind, read, whole if is_whole else None)
 
 
 def group_of_inputs(parts: Parts, inputs: int, groups: int) -> Tensor:
@@ -152,7 +151,7 @@ def awq_matrix(parts: Parts) -> Packed:
         return dequantize_awq(parts["qweight"], parts["qzeros"], parts["scales"])
 
     def whole() -> Bits:
-        q, zeros = (in_order(unpack(parts[part], 4)).t() for part in ("qweight", "qzeros"))
+        q, zeros = (unscrambled(unpack(parts[part], 4)).t() for part in ("qweight", "qzeros"))
         return Bits(q, parts["scales"].t(), zeros)
 
     kind = f"AWQ int4 by groups of {inputs // groups}"
@@ -161,11 +160,11 @@ def awq_matrix(parts: Parts) -> Packed:
 
 def dequantize_awq(qweight: Tensor, qzeros: Tensor, scales: Tensor) -> Tensor:
     """(out, in): (q - zeros) * scales, in the dtype of the scales."""
-    q, zeros = (in_order(unpack(words, 4)).to(scales.dtype) for words in (qweight, qzeros))
+    q, zeros = (unscrambled(unpack(words, 4)).to(scales.dtype) for words in (qweight, qzeros))
     whole = q.unflatten(0, (len(scales), -1)) - zeros[:, None]  # (groups, inputs of one, out)
     return whole.mul_(scales[:, None]).flatten(0, 1).t().contiguous()
 
 
-def in_order(numbers: Tensor) -> Tensor:
+def unscrambled(numbers: Tensor) -> Tensor:
     """AWQ's eight numbers of a word, which one instruction of a GPU takes apart in pairs, as they were."""
     return numbers.unflatten(-1, (-1, 8))[..., AWQ_ORDER].flatten(-2)

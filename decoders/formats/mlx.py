@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .files import stored_tensors
-from .packed import Packed
+from .packed import Bits, Packed
 from .parts import Parts, Stored, grouped, read_parts, unpack
 
 NAME = "MLX"
@@ -59,7 +59,12 @@ def packed_matrix(stated: dict, where: str, parts: Parts) -> Packed:
     parts.check(fits, "biases", f"does not fit scales of {tuple(parts['scales'].shape)}")
     parts.check(parts["scales"].is_floating_point(), "scales", "must be floats")
     read = partial(dequantize_affine, parts["weight"], parts["scales"], parts["biases"], bits)
-    return parts.packed(shape, parts["scales"].dtype, f"MLX int{bits} by groups of {group}", read)
+
+    def whole() -> Bits:
+        return Bits(unpack(parts["weight"], bits), parts["scales"], minimum=parts["biases"])
+
+    kind, dtype = f"MLX int{bits} by groups of {group}", parts["scales"].dtype
+    return parts.packed(shape, dtype, kind, read, whole if bits == 4 else None)
 
 
 def check_shapes(parts: Parts, bits: int, group: int) -> int:

@@ -9,11 +9,14 @@ from torch import Tensor
 
 
 class Bits(NamedTuple):
-    """A matrix as whole numbers: w = (q - zero) * scale, a scale and a zero for each group of inputs."""
+    """A matrix as whole numbers, with a scale for each group of inputs: w = (q - zero) * scale, or with a
+    float `minimum` w = q * scale + minimum. Column k is that of input order[k]."""
 
-    q: Tensor  # (out, in): uint8 from 0 to 15 with a zero, or int8 without
+    q: Tensor  # (out, in): uint8 from 0 to 15 with a zero or a minimum, or int8
     scale: Tensor  # (out, groups)
-    zero: Tensor | None  # (out, groups) uint8
+    zero: Tensor | None = None  # (out, groups) whole numbers, of int8 perhaps None
+    minimum: Tensor | None = None  # (out, groups)
+    order: Tensor | None = None  # (in,), where inputs of a group are scattered
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Packed:
     kind: str  # its format, for people: "Q4_K", "nf4", "int4 by groups of 128"
     nbytes: int  # in the file, scales included
     read: Callable[[torch.dtype], Tensor]  # the numbers in a dtype
-    bits: Callable[[], Bits] | None = None  # the same as whole numbers, where the format is made of such
+    # the same as whole numbers, where the format is made of such; None where just this tensor is not
+    bits: Callable[[], Bits | None] | None = None
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The plain numbers, in the packaging's own dtype or converted to `dtype`."""
@@ -69,8 +73,12 @@ def part_of(whole: Packed, i: int, shape: torch.Size, modern: Callable) -> Packe
     if whole_bits is None:
         return Packed(shape, whole.dtype, whole.kind, share, read)
 
-    def bits() -> Bits:  # every layout cuts by rows, which scales and zeros have too
-        parts: list[Any] = [t if t is None else list(modern(t))[i][1] for t in whole_bits()]
-        return Bits(*parts)
+    def bits() -> Bits | None:  # every layout cuts by rows, which scales and zeros have too
+        found = whole_bits()
+        if found is None:
+            return None
+        *tables, order = found
+        parts: list[Any] = [t if t is None else list(modern(t))[i][1] for t in tables]
+        return Bits(*parts, order)
 
     return Packed(shape, whole.dtype, whole.kind, share, read, bits)

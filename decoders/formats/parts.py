@@ -8,6 +8,7 @@ file can promise more numbers than it has.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -132,6 +133,22 @@ def grouped(numbers: Tensor, groups: int) -> Tensor:
     return numbers.unflatten(-1, (groups, -1))
 
 
+def order_of(index: Tensor, groups: int) -> Tensor | None:
+    """(in,): the inputs, group by group. `index` names the group of each. None where some groups have more
+    inputs than others, or there is no such group."""
+    fits = len(index) > 0 and int(index.min()) >= 0 and int(index.max()) < groups
+    if not fits or bool((torch.bincount(index, minlength=groups) * groups != len(index)).any()):
+        return None
+    return index.argsort(stable=True)
+
+
+def in_order(q: Tensor, order: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The columns of q in this order, and the order; None if they are in it already."""
+    if torch.equal(order, torch.arange(len(order))):
+        return q, None
+    return q[:, order], order
+
+
 def joined_gate_up(stored: Stored) -> Stored:
     """Phi-3's `gate_proj` and `up_proj`, which some tools cut apart, as the fused matrix of the hub's names:
     the gate's rows, then up's."""
@@ -152,6 +169,20 @@ def joined_gate_up(stored: Stored) -> Stored:
         raise ValueError(f"{file} has the {half} of {fused} only")
 
 
+def joined_bits(first: Bits, second: Bits) -> Bits | None:
+    """The rows of both; None where one has what the other has not, or another order of its inputs."""
+    tables: list[Any] = []
+    for a, b in zip(first[:-1], second[:-1], strict=True):
+        if (a is None) != (b is None) or (a is not None and a.shape[1:] != b.shape[1:]):
+            return None
+        tables.append(None if a is None else torch.cat([a, b]))
+    if (first.order is None) != (second.order is None):
+        return None
+    if first.order is not None and not torch.equal(first.order, second.order):
+        return None
+    return Bits(*tables, first.order)
+
+
 def joined(first: Tensor | Packed, second: Tensor | Packed) -> Tensor | Packed:
     """The rows of one, then those of the other."""
     if isinstance(first, Tensor) and isinstance(second, Tensor):
@@ -163,10 +194,9 @@ def joined(first: Tensor | Packed, second: Tensor | Packed) -> Tensor | Packed:
     def read(dtype: torch.dtype) -> Tensor:
         return torch.cat([first.dequantize(dtype), second.dequantize(dtype)])
 
-    def bits() -> Bits:
-        a, b = first.bits(), second.bits()  # type: ignore[misc]
-        zero = None if a.zero is None or b.zero is None else torch.cat([a.zero, b.zero])
-        return Bits(torch.cat([a.q, b.q]), torch.cat([a.scale, b.scale]), zero)
+    def bits() -> Bits | None:
+        halves: list[Any] = [part.bits() for part in (first, second) if part.bits]
+        return None if None in halves else joined_bits(*halves)
 
     both = bits if first.bits and second.bits else None
     return Packed(shape, first.dtype, first.kind, first.nbytes + second.nbytes, read, both)

@@ -11,10 +11,22 @@
 from .compiled import compile
 from .hooks import plain, prepare
 from .native import is_available, status
-from .quantized import KINDS, Cost, Quantized, error, is_quantized, quantize
+from .quantized import KINDS, Quantized, QuantizedEmbedding
+from .quantizing import Cost, error, is_quantized, quantize
 
-from .quantized import expect_quantized, linear_layers, mark_quantized, replace_module  # isort: skip
+from .quantized import stored_bits  # isort: skip
+from .quantizing import (  # isort: skip
+    embeddings,
+    expect_quantized,
+    linear_layers,
+    mark_packed,
+    mark_quantized,
+    put_bits,
+    replace_module,
+    set_dtype,
+)
 
 __all__ = ["KINDS", "Cost", "Quantized", "compile", "error", "is_available", "is_quantized", "plain"]
-__all__ += ["prepare", "quantize", "status"]
-__all__ += ["expect_quantized", "linear_layers", "mark_quantized", "replace_module"]
+__all__ += ["QuantizedEmbedding", "prepare", "quantize", "status"]
+__all__ += ["embeddings", "expect_quantized", "linear_layers", "mark_packed", "mark_quantized"]
+__all__ += ["put_bits", "replace_module", "set_dtype", "stored_bits"]

@@ -41,7 +41,7 @@ def native_product(layer: Any, x: Tensor) -> tuple[Callable, calls.Layer] | None
     fastest way, a hook looks into the layer, or the layer is somebody else's."""
     if layer._forward_hooks or layer._forward_pre_hooks:
         return None
-    if type(layer) is Quantized and "forward" not in vars(layer) and layer.supports(x):
+    if is_own(layer) and layer.supports(x):
         return PRODUCTS[layer.kind], layer.stored(x.dtype)
     if type(layer) is nn.Linear and is_forward(layer, linear_forward):
         weight: Any = layer._parameters["weight"]
@@ -49,6 +49,11 @@ def native_product(layer: Any, x: Tensor) -> tuple[Callable, calls.Layer] | None
         if fits(x, weight, bias) and is_few_rows(x, weight) and weight.stride(1) == 1:
             return calls.product, (weight, None, None, bias)
     return None
+
+
+def is_own(layer: Any) -> bool:
+    """Whether a layer is of 8 or 4 bits, with its own forward, and takes its inputs in their order."""
+    return type(layer) is Quantized and "forward" not in vars(layer) and "order" not in layer._buffers
 
 
 def is_forward(module: nn.Module, function: Callable) -> bool:

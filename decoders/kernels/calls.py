@@ -8,6 +8,7 @@ from torch import Tensor
 
 Library = ctypes.CDLL
 Layer = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]  # weights (N, ...), scale, zero, bias
+# a zero is whole numbers, or floats: then it is a minimum
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 INT4 = 4
 p, i, n, f = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_float
@@ -18,9 +19,8 @@ ARGUMENTS = {
     "int8_weights_product": (p, p, i, i, n, n, i),
     "int8_groups_product": (p, p, i, i, n, n, i),
     "int4_product": (p, p, i, i, n, n, i),
-    "bfloat16_product": (p, p, i, p, p, p, p, n, n, n, n, i),
-    "dequantize_int8": (p, p, p, i, n, n, i),
-    "dequantize_int4": (p, p, p, p, i, n, n, i),
+    "bfloat16_product": (p, p, i, n, n, i),
+    "dequantize": (p, i, i, n, i),
     "rms_norm": (p, p, p, i, f, n, n, i),
     "rotate": (p, p, p, p, i, n, n, n, n, n, n, n, n, n, i),
     "to_int8": (p, i, n, p, p, n, n, i),
@@ -45,11 +45,36 @@ def pointer(t: Tensor | None) -> int | None:
 
 def results(x: Tensor, layers: Sequence[Layer]) -> tuple[list[Tensor], ctypes.Array]:
     """Room for the (..., N) of each layer, and what `kernels.c` calls a Layer, one after the other."""
-    ys = [x.new_empty(*x.shape[:-1], w.shape[0]) for w, *_ in layers]
-    fields = []
-    for (w, scale, zero, bias), y in zip(layers, ys, strict=True):
-        fields += [*map(pointer, (w, scale, zero, bias, y)), w.shape[0], w.stride(0)]
+    ys = [x.new_empty(*x.shape[:-1], layer[0].shape[0]) for layer in layers]
+    fields: list[int | None] = []
+    for layer, y in zip(layers, ys, strict=True):
+        fields += c_layer(layer, pointer(y))
     return ys, (p * len(fields))(*fields)
+
+
+def c_layer(layer: Layer, y: int | None) -> list[int | None]:
+    """The fields of `kernels.c`'s Layer."""
+    w, scale, zero, bias = layer
+    return [*map(pointer, (w, scale, zero, bias)), y, w.shape[0], w.stride(0), *groups(w, scale, zero)]
+
+
+def groups(w: Tensor, scale: Tensor | None, zero: Tensor | None) -> tuple[int, int, int]:
+    """What numbers scale and zero are, and the power of two: a group has 32 times as many inputs."""
+    scale_kind = 0 if scale is None else KINDS[scale.dtype]
+    if scale is None or scale.dim() == 1:
+        return scale_kind, 0, 0
+    zero_kind = 0 if zero is None else KINDS.get(zero.dtype, KINDS[torch.int8])  # uint8 below 16 is int8 too
+    return scale_kind, zero_kind, group_of(parts_of(w), scale.shape[1]).bit_length() - 1
+
+
+def parts_of(w: Tensor) -> int:
+    """Of how many times 32 inputs a row of 8 or 4 bits is made."""
+    return w.shape[1] // (32 if w.dtype is torch.int8 else 16)
+
+
+def group_of(parts: int, groups: int) -> int:
+    """How many of `parts` times 32 inputs share a scale, a power of two, where a row has so many groups."""
+    return 1 << ((parts - 1) // groups).bit_length()
 
 
 def product(lib: Library, x: Tensor, *layers: Layer) -> list[Tensor]:
@@ -99,53 +124,30 @@ def int8_weights_product(lib: Library, x: Tensor, *layers: Layer) -> list[Tensor
 
 
 def int8_groups_product(lib: Library, x: Tensor, *layers: Layer) -> list[Tensor]:
-    """(..., N) each: x (..., K) with w int8 (N, K), scale float16 (N, K / 32)."""
+    """(..., N) each: x (..., K) with w int8 (N, K), a scale and perhaps a zero for each group."""
     return call_product(lib.int8_groups_product, x, layers)
 
 
 def int4_product(lib: Library, x: Tensor, *layers: Layer) -> list[Tensor]:
-    """(..., N) each: x (..., K) with w uint8 (N, K / 2), scale and zero (N, K / 32), these rows padded."""
+    """(..., N) each: x (..., K) with w uint8 (N, K / 2), a scale and a zero for each group, rows padded."""
     return call_product(lib.int4_product, x, layers)
 
 
 def bfloat16_product(lib: Library, x: Tensor, layer: Layer) -> Tensor:
-    """(..., N): many rows of x (..., K) with q int8 (N, K), or uint8 with a zero as in `int4_product`."""
-    q, scale, zero, bias = layer
-    x, y = x.contiguous(), x.new_empty(*x.shape[:-1], q.shape[0])
-    lib.bfloat16_product(
-        pointer(x),
-        pointer(q),
-        KINDS.get(q.dtype, INT4),
-        pointer(scale),
-        pointer(zero),
-        pointer(bias),
-        pointer(y),
-        x.numel() // x.shape[-1],
-        len(q),
-        x.shape[-1],
-        q.stride(0),
-        torch.get_num_threads(),
-    )
-    return y
+    """(..., N): many rows of x (..., K) with weights of 8 or 4 bits."""
+    x, (ys, fields) = x.contiguous(), results(x, [layer])
+    kind = KINDS.get(layer[0].dtype, INT4)
+    rows = x.numel() // x.shape[-1]
+    lib.bfloat16_product(pointer(x), fields, kind, rows, x.shape[-1], torch.get_num_threads())
+    return ys[0]
 
 
-def dequantize_int8(lib: Library, q: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """(N, K): what 8 bits stand for."""
-    w = torch.empty(q.shape, dtype=dtype)
-    lib.dequantize_int8(
-        pointer(q), pointer(scale), pointer(w), KINDS[dtype], *w.shape, torch.get_num_threads()
-    )
-    return w
-
-
-def dequantize_int4(
-    lib: Library, q: Tensor, scale: Tensor, zero: Tensor, inputs: int, dtype: torch.dtype
-) -> Tensor:
-    """(N, inputs): what 4 bits stand for."""
-    w = torch.empty(q.shape[0], inputs, dtype=dtype)
-    lib.dequantize_int4(
-        pointer(q), pointer(scale), pointer(zero), pointer(w), KINDS[dtype], *w.shape, torch.get_num_threads()
-    )
+def dequantize(lib: Library, layer: Layer, inputs: int, dtype: torch.dtype) -> Tensor:
+    """(N, inputs): what 8 or 4 bits stand for."""
+    w = torch.empty(layer[0].shape[0], inputs, dtype=dtype)
+    fields = c_layer(layer, pointer(w))
+    kind = KINDS.get(layer[0].dtype, INT4)
+    lib.dequantize((p * len(fields))(*fields), kind, KINDS[dtype], inputs, torch.get_num_threads())
     return w
 
 

@@ -8,10 +8,10 @@
 // | transposed_product     | float32, bf16, f16 | the same, stored [K, N]  | 1 to 16                       |
 // | int8_product           | float32, bf16, f16 | int8; x becomes int8 too | any; another order from 36 on |
 // | int8_weights_product   | float32, bf16, f16 | int8                     | 1 to 5 in bf16, else 1 to 32  |
-// | int8_groups_product    | float32, bf16, f16 | int8 by groups           | 1 to 12                       |
+// | int8_groups_product    | float32, bf16, f16 | int8 by groups           | 1 to 5 in bf16, else 1 to 32  |
 // | int4_product           | float32, bf16, f16 | int4                     | 1 to 5 in bf16, else 1 to 32  |
-// | bfloat16_product       | bf16               | int8, int4               | more than the two above       |
-// | dequantize_int8, _int4 | float32, bf16, f16 | int8, int4               | -                             |
+// | bfloat16_product       | bf16               | int8, int4               | more than those above         |
+// | dequantize             | float32, bf16, f16 | int8, int4               | -                             |
 // | to_int8, to_int4       | -                  | from float32, bf16, f16  | -                             |
 // | rms_norm               | float32, bf16, f16 | of the same dtype        | any                           |
 // | rotate                 | float32, bf16, f16 | -                        | any                           |
@@ -239,11 +239,12 @@ INLINE void few_rows(int M, int R, const char *x, const char *w, int kind, int p
 
 // One of several that read the same x, as those of q, k and v do: each stays where it is.
 typedef struct {
-    const void *w, *scale;  // scale: float32; float16 of 4 bits; or NULL
-    const uint8_t *zero;    // of 4 bits
+    const void *w, *scale;  // scale: float32 for each row; 16 bits for each group; or NULL
+    const void *zero;       // for each group: INT8 to take off before, floats to add after; or NULL
     const void *bias;       // of the kind of y, or NULL
     void *y;                // (M, N)
     long N, stride;         // stride: numbers from one row of w to the next
+    long scale_kind, zero_kind, shift;  // a group has 32 << shift inputs
 } Layer;
 
 typedef struct {
@@ -412,16 +413,35 @@ void transposed_product(const void *x, const void *w, const void *bias, void *y,
     free(wide);
 }
 
-// A row of 4 bits as numbers of `kind`. Of each group a table says what its 16 numbers stand for; in 16 bits
-// it holds them twice, since it is looked up with 5 bits.
-INLINE void int4_row(const uint8_t *w, const uint16_t *scale, const uint8_t *zero, void *to, int kind,
-                     long inputs) {
+// Groups of inputs: w = scale * q + offset. With a zero that is (q - zero) * scale, exactly, since a product
+// of a scale of 11 bits and a number of 8 is a float32. A row has `parts` times 32 inputs; of these 16 times
+// 32, from part g on, have these scales and offsets.
+INLINE void groups_of(const Layer *layer, long n, long parts, long g, __m512 *scale, __m512 *offset) {
+    const __m512i iota = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const int shift = (int)layer->shift;
+    const long row = (parts + (1L << shift) - 1) >> shift, at = g >> shift;
+    const __mmask16 some = first(row - at) & (shift < 4 ? first(16 >> shift) : 1);
+    const __m512i own = _mm512_srl_epi32(iota, _mm_cvtsi32_si128(shift));
+    *scale = _mm512_permutexvar_ps(own, load(layer->scale, (int)layer->scale_kind, n * row + at, some));
+    *offset = _mm512_setzero_ps();
+    if (!layer->zero) return;
+    *offset = _mm512_permutexvar_ps(own, load(layer->zero, (int)layer->zero_kind, n * row + at, some));
+    if (layer->zero_kind == INT8) *offset = _mm512_fnmadd_ps(*scale, *offset, _mm512_setzero_ps());
+}
+
+// Row n of 4 bits, from part g on, as numbers of `kind`. Of each part a table says what its 16 numbers stand
+// for; in 16 bits it holds them twice, since it is looked up with 5 bits.
+INLINE void int4_row(const Layer *layer, long n, long parts, long g, void *to, int kind, long inputs) {
     const __m512 value = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     const __m512i low = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
     const __m512i shift = _mm512_set1_epi64(4LL << 32);
+    const uint8_t *w = (const uint8_t *)layer->w + (n * parts + g) * 16;
+    __m512 scale = value, offset = value;  // until the first group
     for (long k = 0; k < inputs; k += 32) {
-        __m512 table = _mm512_mul_ps(_mm512_sub_ps(value, _mm512_set1_ps(zero[k / 32])),
-                                     _mm512_set1_ps(load_one(scale, FLOAT16, k / 32)));
+        if (k % 512 == 0) groups_of(layer, n, parts, g + k / 32, &scale, &offset);
+        const __m512i own = _mm512_set1_epi32((int)(k / 32 % 16));
+        __m512 table = _mm512_fmadd_ps(value, _mm512_permutexvar_ps(own, scale),
+                                       _mm512_permutexvar_ps(own, offset));
         __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(w + k / 2)));
         if (kind == FLOAT32) {
             for (int i = 0; i < 2 && k + i * 16 < inputs; i++) {
@@ -437,6 +457,21 @@ INLINE void int4_row(const uint8_t *w, const uint16_t *scale, const uint8_t *zer
         __m512i v = _mm512_permutexvar_epi16(q, _mm512_broadcast_i64x4(half));
         if (inputs - k >= 32) _mm512_storeu_si512((uint16_t *)to + k, v);
         else _mm512_mask_storeu_epi16((uint16_t *)to + k, (1u << (inputs - k)) - 1, v);
+    }
+}
+
+// The same of 8 bits, with a scale for each row or by groups.
+INLINE void int8_row(const Layer *layer, long n, long k, void *to, int kind, long inputs) {
+    const int8_t *w = (const int8_t *)layer->w + n * layer->stride + k;
+    const int whole = layer->scale_kind == FLOAT32;
+    __m512 scale = _mm512_set1_ps(whole ? ((const float *)layer->scale)[n] : 0), offset = _mm512_setzero_ps();
+    __m512 scales = scale, offsets = offset;
+    for (long i = 0; i < inputs; i += 16) {
+        if (!whole && i % 512 == 0) groups_of(layer, n, layer->stride / 32, (k + i) / 32, &scales, &offsets);
+        const __m512i own = _mm512_set1_epi32((int)(i / 32 % 16));
+        if (!whole) scale = _mm512_permutexvar_ps(own, scales), offset = _mm512_permutexvar_ps(own, offsets);
+        const __mmask16 m = first(inputs - i);
+        store(to, kind, i, m, _mm512_fmadd_ps(load(w, INT8, i, m), scale, offset));
     }
 }
 
@@ -470,30 +505,22 @@ INLINE void finish_whole(const Result *to, long m, long n, int rows, float sx, c
 // side by side: nothing has to be added up across a register, and what is read again for all rows of x lies
 // near. 4 bytes are four whole numbers, or two of bfloat16, which 8 bits become exactly and 4 bits rounded.
 
-typedef struct {
-    const void *w;
-    const uint16_t *scale;  // of 4 bits
-    const uint8_t *zero;
-    int kind;
-    long inputs, stride;
-} Weights;
-
 // `count` inputs of row n, from k on, as four bytes are; zeros behind them.
-INLINE void near_row(int whole, const Weights *from, long n, long k, long count, char *to) {
+INLINE void near_row(int whole, const Layer *from, int kind, long inputs, long n, long k, long count,
+                     char *to) {
     long bytes = whole ? count : 2 * count;
     memset(to + bytes / 64 * 64, 0, bytes % 64 ? 64 : 0);
-    if (from->kind == INT4) {
-        long blocks = (from->inputs + 127) / 128, group = n * blocks * 4 + k / 32;
-        int4_row((const uint8_t *)from->w + group * 16, from->scale + group, from->zero + group, to, BFLOAT16,
-                 count);
-    } else if (from->kind == INT8 && !whole) {
+    if (kind == INT4) int4_row(from, n, (inputs + 127) / 128 * 4, k / 32, to, BFLOAT16, count);
+    else if (kind == INT8 && !whole && from->scale_kind != FLOAT32)
+        int8_row(from, n, k, to, BFLOAT16, count);
+    else if (kind == INT8 && !whole) {
         for (long i = 0, at = n * from->stride + k; i < count; i += 32) {
             long left = count - i;
             __m512 low = load(from->w, INT8, at + i, first(left)),
                    high = load(from->w, INT8, at + i + 16, left > 16 ? first(left - 16) : 0);
             _mm512_store_si512(to + 2 * i, (__m512i)_mm512_cvtne2ps_pbh(high, low));
         }
-    } else memcpy(to, (const char *)from->w + (n * from->stride + k) * size_of(from->kind), bytes);
+    } else memcpy(to, (const char *)from->w + (n * from->stride + k) * size_of(kind), bytes);
 }
 
 // 16 rows of 16 times 4 bytes, `NEAR` times 4 apart, become columns, `BLOCK` times 4 apart.
@@ -554,8 +581,8 @@ static void pair_strips(int M, const char *x, long stride, const char *w, long s
 
 // x: rows of whole numbers with their scales (`whole`), or of bfloat16, `stride` bytes apart; what they have
 // behind the last input is a number.
-INLINE void many_rows(int whole, const char *x, long stride, const float *sx, const Weights *w,
-                      const Result *to, int threads) {
+INLINE void many_rows(int whole, const char *x, long stride, const float *sx, const Layer *w, int kind,
+                      long inputs, const Result *to, int threads) {
     const int unit = whole ? 1 : 2;
     const long part = NEAR * 4 / unit;
 #pragma omp parallel num_threads(threads)
@@ -567,12 +594,12 @@ INLINE void many_rows(int whole, const char *x, long stride, const float *sx, co
             int rows = to->N - n < BLOCK ? (int)(to->N - n) : BLOCK;
             int32_t sums[BLOCK] = {0};
             for (int r = 0; r < rows && whole; r++)
-                sums[r] = sum_of_row((const int8_t *)w->w + (n + r) * w->stride, w->inputs);
-            for (long k = 0; k < w->inputs; k += part) {
-                long count = w->inputs - k < part ? w->inputs - k : part;
+                sums[r] = sum_of_row((const int8_t *)w->w + (n + r) * w->stride, inputs);
+            for (long k = 0; k < inputs; k += part) {
+                long count = inputs - k < part ? inputs - k : part;
                 for (int r = 0; r < BLOCK; r++) {
                     char *row = own + r % 16 * NEAR * 4;
-                    if (r < rows) near_row(whole, w, n + r, k, count, row);
+                    if (r < rows) near_row(whole, w, kind, inputs, n + r, k, count, row);
                     else memset(row, 0, NEAR * 4);
                     for (long i = 0; r % 16 == 15 && i < count * unit; i += 64)
                         transpose_tile(own + i, near + i * BLOCK + r / 16 * 64);
@@ -716,7 +743,7 @@ void int8_product(const void *x, const Layer *layer, int count, int kind, long M
     }
     for (int i = 0; i < (M < MANY ? 0 : count); i++) {
         const Result to = {layer[i].scale, layer[i].bias, layer[i].y, kind, M, layer[i].N};
-        many_rows(1, (char *)q, K, sx, &(Weights){layer[i].w, 0, 0, INT8, inputs, inputs}, &to, threads);
+        many_rows(1, (char *)q, K, sx, layer + i, INT8, inputs, &to, threads);
     }
     free(q), free(sx);
 }
@@ -789,38 +816,79 @@ void int8_weights_product(const void *x, const Layer *layer, int count, int kind
     free(q), free(sx);
 }
 
-// What 8 bits stand for, as numbers of `kind`.
-void dequantize_int8(const int8_t *w, const float *scale, void *to, int kind, long N, long inputs,
-                     int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (long n = 0; n < N; n++)
-        for (long k = 0; k < inputs; k += 16) {
-            __m512 v =
-                _mm512_mul_ps(load(w, INT8, n * inputs + k, first(inputs - k)), _mm512_set1_ps(scale[n]));
-            store(to, kind, n * inputs + k, first(inputs - k), v);
+// ---- 8 bits by groups -------------------------------------------------------------------------------------
+// w[n, k] = q scale + offset, for each group of 32 inputs or more. Rows are whole groups.
+
+// One row of x, for each 64 inputs: in float32 as they are; in bfloat16 (`pairs`) those of even, then those of
+// odd index. And the sum of each 32.
+static void beside_bytes(const void *x, int kind, int pairs, long inputs, char *to, float *sums) {
+    for (long k = 0; k < inputs; k += 64, to += pairs ? 128 : 256) {
+        __m512 row[4];
+        for (int i = 0; i < 4; i++)
+            row[i] = load(x, kind, k + 16 * i, inputs - k > 16 * i ? first(inputs - k - 16 * i) : 0);
+        for (int i = 0; i < 4; i += 2) *sums++ = _mm512_reduce_add_ps(_mm512_add_ps(row[i], row[i + 1]));
+        for (int i = 0; i < 4 && !pairs; i++) _mm512_storeu_ps(to + 64 * i, row[i]);
+        for (int i = 0; i < 2 && pairs; i++) {
+            __m512i two = (__m512i)_mm512_cvtne2ps_pbh(row[2 * i + 1], row[2 * i]);
+            _mm256_storeu_si256((__m256i *)(to + 32 * i), _mm512_cvtepi32_epi16(two));
+            two = _mm512_srli_epi32(two, 16);
+            _mm256_storeu_si256((__m256i *)(to + 64 + 32 * i), _mm512_cvtepi32_epi16(two));
         }
+    }
 }
 
-// ---- 8 bits by groups -------------------------------------------------------------------------------------
-// w[n, k] = q scale, scale float16 for each 32 inputs, and x in float32. Rows are whole groups.
+// 64 numbers of a row of w with bfloat16: a byte is its lower half plus 16 times its upper one, which has the
+// sign. A table makes bfloat16 of either, as with 4 bits.
+INLINE __m512 halves_of_bytes(__m512i q, const char *x) {
+    const __m512 low = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512 high =
+        _mm512_set_ps(-16, -32, -48, -64, -80, -96, -112, -128, 112, 96, 80, 64, 48, 32, 16, 0);
+    const __m512i tables[2] = {(__m512i)_mm512_cvtne2ps_pbh(low, low),
+                               (__m512i)_mm512_cvtne2ps_pbh(high, high)};
+    __m512 sum[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    UNROLL for (int j = 0; j < 4; j++) {  // two halves of even bytes, then of odd ones
+        __m512bh v = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(q, 4 * j), tables[j % 2]);
+        sum[j % 2] = _mm512_dpbf16_ps(sum[j % 2], v, (__m512bh)_mm512_loadu_si512(x + j / 2 * 64));
+    }
+    return _mm512_add_ps(sum[0], sum[1]);
+}
 
 // One row of w, straight through memory, with M of x.
-INLINE void groups_of_bytes(int M, const float *x, long inputs, const int8_t *w, const uint16_t *scale,
-                            float *out) {
-    __m512 sum[6][2];
+INLINE void bytes(int M, int pairs, const char *x, const float *sums, long inputs, const Layer *layer,
+                  long n, float *out) {
+    const long K = (inputs + 63) / 64 * 64, size = K * (pairs ? 2 : 4), parts = inputs / 32;
+    const int8_t *w = (const int8_t *)layer->w + n * inputs;
+    __m512 sum[6][2], scale, offset;
     UNROLL for (int m = 0; m < M; m++)
         sum[m][0] = sum[m][1] = _mm512_setzero_ps();
-    for (long k = 0; k < inputs; k += 512) {  // 16 groups
-        const __m512 scales = load(scale, FLOAT16, k / 32, first((inputs - k) / 32));
-        for (int g = 0; g < 16 && k + g * 32 < inputs; g++) {
-            const long at = k + g * 32;
-            const __m512 s = _mm512_permutexvar_ps(_mm512_set1_epi32(g), scales);
-            const __m512 a = _mm512_mul_ps(load(w, INT8, at, 0xFFFF), s);
-            const __m512 b = _mm512_mul_ps(load(w, INT8, at + 16, 0xFFFF), s);
-            ASK(w + at + AHEAD);
+    for (long g = 0; g < parts; g += 16) {
+        groups_of(layer, n, parts, g, &scale, &offset);
+        if (layer->zero) UNROLL for (int m = 0; m < M; m++)
+                sum[m][0] = _mm512_fmadd_ps(
+                    offset, load(sums, FLOAT32, m * (K / 32) + g, first(parts - g)), sum[m][0]);
+        __m512i group = _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
+        for (long k = g * 32; k < inputs && k < g * 32 + 512; k += 64) {
+            ASK(w + k + AHEAD);
+            const __m512 s = _mm512_permutexvar_ps(group, scale);
+            const __m512i q = signed_bytes(w + k, inputs - k);
+            group = _mm512_add_epi32(group, _mm512_set1_epi32(2));
+            UNROLL for (int m = 0; m < M && pairs; m++)
+                sum[m][k / 64 % 2] = _mm512_fmadd_ps(s, halves_of_bytes(q, x + m * size + k * 2),
+                                                     sum[m][k / 64 % 2]);
+            if (pairs) continue;
+            __m512 v[4];
+            v[0] = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm512_castsi512_si128(q)));
+            v[1] = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm512_extracti32x4_epi32(q, 1)));
+            v[2] = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm512_extracti32x4_epi32(q, 2)));
+            v[3] = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm512_extracti32x4_epi32(q, 3)));
+            const __m512 both[2] = {_mm512_shuffle_f32x4(s, s, 0x00), _mm512_shuffle_f32x4(s, s, 0xAA)};
             UNROLL for (int m = 0; m < M; m++) {
-                sum[m][0] = _mm512_fmadd_ps(a, _mm512_loadu_ps(x + m * inputs + at), sum[m][0]);
-                sum[m][1] = _mm512_fmadd_ps(b, _mm512_loadu_ps(x + m * inputs + at + 16), sum[m][1]);
+                const float *row = (const float *)(x + m * size) + k;
+                UNROLL for (int i = 0; i < 2; i++) {
+                    __m512 part = _mm512_mul_ps(v[2 * i], _mm512_loadu_ps(row + 32 * i));
+                    part = _mm512_fmadd_ps(v[2 * i + 1], _mm512_loadu_ps(row + 32 * i + 16), part);
+                    sum[m][i] = _mm512_fmadd_ps(both[i], part, sum[m][i]);
+                }
             }
         }
     }
@@ -828,29 +896,53 @@ INLINE void groups_of_bytes(int M, const float *x, long inputs, const int8_t *w,
         out[m] = _mm512_reduce_add_ps(_mm512_add_ps(sum[m][0], sum[m][1]));
 }
 
-void int8_groups_product(const void *x, const Layer *layer, int count, int kind, long M, long inputs,
-                         int threads) {
-    float *wide = widened(x, kind, M * inputs);
-#pragma omp parallel num_threads(threads)
+// Bytes that a row of x takes with its sums.
+INLINE long bytes_room(int kind, long inputs) {
+    return (inputs + 63) / 64 * (kind == BFLOAT16 ? 128 + 8 : 256 + 8);
+}
+
+INLINE void bytes_of(int pairs, const Team *team, const void *x, const Layer *layer, int count, int kind,
+                     long M, long inputs, char *room) {
+    const long K = (inputs + 63) / 64 * 64, size = K * (pairs ? 2 : 4);
+    float *sums = (float *)(room + M * size);
+    SHARED(m, M, 1) beside_bytes((const char *)x + m * inputs * size_of(kind), kind, pairs, inputs,
+                                 room + m * size, sums + m * (K / 32));
+    meet(team);
     for (int i = 0; i < count; i++) {
         const Result to = {0, layer[i].bias, layer[i].y, kind, M, layer[i].N};
-#pragma omp for schedule(static) nowait
-        for (long n = 0; n < to.N; n++)
+        SHARED(n, to.N, 1) {
             for (long m = 0; m < M; m += 6) {
-                const int few = M - m < 6 ? (int)(M - m) : 6;
-                const int8_t *w = (const int8_t *)layer[i].w + n * inputs;
-                const uint16_t *scale = (const uint16_t *)layer[i].scale + n * (inputs / 32);
+                int few = M - m < 6 ? (int)(M - m) : 6;
                 float out[6];
-                OF_CONSTANT(few, groups_of_bytes, wide + m * inputs, inputs, w, scale, out)
-                for (int j = 0; j < few; j++) finish(&to, m + j, n, out[j]);
+                OF_CONSTANT(few, bytes, pairs, room + m * size, sums + m * (K / 32), inputs, layer + i, n,
+                            out)
+                for (int r = 0; r < few; r++) finish(&to, m + r, n, out[r]);
             }
+        }
     }
-    free(wide);
+}
+
+// room: for M times `bytes_room`.
+static void int8_groups_part(const Team *team, const void *x, const Layer *layer, int count, int kind, long M,
+                             long inputs, char *room) {
+    if (kind == BFLOAT16) bytes_of(1, team, x, layer, count, kind, M, inputs, room);
+    else bytes_of(0, team, x, layer, count, kind, M, inputs, room);
+}
+
+void int8_groups_product(const void *x, const Layer *layer, int count, int kind, long M, long inputs,
+                         int threads) {
+    char *room = aligned_alloc(64, (M * bytes_room(kind, inputs) + 127) / 64 * 64);
+#pragma omp parallel num_threads(threads)
+    {
+        const Team team = team_here(0);
+        int8_groups_part(&team, x, layer, count, kind, M, inputs, room);
+    }
+    free(room);
 }
 
 // ---- 4 bits -----------------------------------------------------------------------------------------------
-// w[n, k] = (q - zero) * scale, scale float16 and zero a byte for each 32 inputs; two q in a byte, the first
-// in the lower half. 128 of them are 16 lanes of 8: lane i has the inputs 8 i to 8 i + 7, four lanes a group.
+// w[n, k] = q scale + offset, for each group of 32 inputs or more; two q in a byte, the first in the lower
+// half. 128 of them are 16 lanes of 8: lane i has the inputs 8 i to 8 i + 7, four lanes a group.
 
 // One row of x in that order, 128 at a time: [8][16] in float32, or [4][16] pairs i and i + 4 in bfloat16
 // (`pairs`); and the sum of each group.
@@ -878,21 +970,20 @@ static void in_lanes(const void *x, int kind, int pairs, long inputs, char *to, 
 // One row of w, straight through memory, with M of x. Numbers of 4 bits become floats by a table: of 16 in
 // float32, and in bfloat16 of the same 16 twice, since that takes 5 bits, of which the highest is the next
 // number's. What the zeros take away is a product of its own, of the sums of the groups.
-INLINE void nibbles(int M, int pairs, const char *x, const float *sums, long blocks, const uint8_t *w,
-                    const uint16_t *scale, const uint8_t *zero, float *out) {
+INLINE void nibbles(int M, int pairs, const char *x, const float *sums, long blocks, const Layer *layer,
+                    long n, float *out) {
     const __m512 value = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     const __m512i value_twice = (__m512i)_mm512_cvtne2ps_pbh(value, value);
     const long size = pairs ? 256 : 512;
-    __m512 sum[6], part[6];
+    const uint8_t *w = (const uint8_t *)layer->w + n * blocks * 64;
+    __m512 sum[6], part[6], s, offset;
     UNROLL for (int m = 0; m < M; m++)
         sum[m] = _mm512_setzero_ps();
     for (long b = 0; b < blocks; b += 4) {  // 16 groups
         __mmask16 some = first(4 * (blocks - b));
-        __m512 s = load(scale, FLOAT16, b * 4, some),
-               z = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(some, zero + b * 4)));
+        groups_of(layer, n, blocks * 4, b * 4, &s, &offset);
         UNROLL for (int m = 0; m < M; m++)
-            sum[m] = _mm512_fnmadd_ps(_mm512_mul_ps(s, z), load(sums, FLOAT32, (m * blocks + b) * 4, some),
-                                      sum[m]);
+            sum[m] = _mm512_fmadd_ps(offset, load(sums, FLOAT32, (m * blocks + b) * 4, some), sum[m]);
         __m512i group = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
         for (long c = b; c < b + 4 && c < blocks; c++) {
             __m512i q = _mm512_loadu_si512(w + c * 64);
@@ -921,15 +1012,6 @@ INLINE void nibbles(int M, int pairs, const char *x, const float *sums, long blo
         out[m] = _mm512_reduce_add_ps(sum[m]);
 }
 
-void dequantize_int4(const uint8_t *w, const uint16_t *scale, const uint8_t *zero, void *to, int kind, long N,
-                     long inputs, int threads) {
-    long blocks = (inputs + 127) / 128;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (long n = 0; n < N; n++)
-        int4_row(w + n * blocks * 64, scale + n * blocks * 4, zero + n * blocks * 4,
-                 (char *)to + n * inputs * size_of(kind), kind, inputs);
-}
-
 // Bytes that a row of x takes in lanes, and with its sums.
 INLINE long lanes_size(int pairs, long blocks) { return blocks * (pairs ? 256 : 512); }
 INLINE long lanes_room(int kind, long inputs) {
@@ -947,14 +1029,11 @@ INLINE void nibbles_of(int pairs, const Team *team, const void *x, const Layer *
     for (int i = 0; i < count; i++) {
         const Result to = {0, layer[i].bias, layer[i].y, kind, M, layer[i].N};
         SHARED(n, to.N, 1) {
-            const uint8_t *w = (const uint8_t *)layer[i].w + n * blocks * 64;
-            const uint8_t *zero = layer[i].zero + n * blocks * 4;
-            const uint16_t *scale = (const uint16_t *)layer[i].scale + n * blocks * 4;
             for (long m = 0; m < M; m += 6) {
                 int few = M - m < 6 ? (int)(M - m) : 6;
                 float out[6];
-                OF_CONSTANT(few, nibbles, pairs, lanes + m * size, sums + m * blocks * 4, blocks, w, scale,
-                            zero, out)
+                OF_CONSTANT(few, nibbles, pairs, lanes + m * size, sums + m * blocks * 4, blocks, layer + i,
+                            n, out)
                 for (int r = 0; r < few; r++) finish(&to, m + r, n, out[r]);
             }
         }
@@ -981,19 +1060,28 @@ void int4_product(const void *x, const Layer *layer, int count, int kind, long M
 
 // ---- Many rows of bfloat16 --------------------------------------------------------------------------------
 
-// x (M, inputs) and y (M, N) of bfloat16; w of bfloat16, or of 8 or 4 bits with their scales.
-void bfloat16_product(const uint16_t *x, const void *w, int kind, const void *scale, const uint8_t *zero,
-                      const void *bias, void *y, long M, long N, long inputs, long stride, int threads) {
-    Result to = {kind == INT8 ? scale : 0, bias, y, BFLOAT16, M, N};
+// x (M, inputs) and y (M, N) of bfloat16; w of `kind`: bfloat16, or 8 or 4 bits with their scales.
+void bfloat16_product(const uint16_t *x, const Layer *layer, int kind, long M, long inputs, int threads) {
+    const int by_rows = kind == INT8 && layer->scale_kind == FLOAT32;
+    Result to = {by_rows ? layer->scale : 0, layer->bias, layer->y, BFLOAT16, M, layer->N};
     const long K = (inputs + 1) / 2 * 2;
     uint16_t *even = K == inputs ? 0 : calloc(M * K, 2);
     for (long m = 0; even && m < M; m++) memcpy(even + m * K, x + m * inputs, inputs * 2);
-    many_rows(0, (const char *)(even ? even : x), K * 2, 0,
-              &(Weights){w, kind == INT4 ? scale : 0, zero, kind, inputs, stride}, &to, threads);
+    many_rows(0, (const char *)(even ? even : x), K * 2, 0, layer, kind, inputs, &to, threads);
     free(even);
 }
 
-// ---- Weights into 8 and 4 bits ----------------------------------------------------------------------------
+// ---- Weights out of and into 8 and 4 bits ----------------------------------------------------------------------------
+
+// What 8 or 4 bits (`bits`: INT8 or INT4) stand for: y (N, inputs) of `kind`.
+void dequantize(const Layer *layer, int bits, int kind, long inputs, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long n = 0; n < layer->N; n++) {
+        char *to = (char *)layer->y + n * inputs * size_of(kind);
+        if (bits == INT4) int4_row(layer, n, (inputs + 127) / 128 * 4, 0, to, kind, inputs);
+        else int8_row(layer, n, 0, to, kind, inputs);
+    }
+}
 
 // Row by row: scale = max |w| / 127, NaN if one is.
 void to_int8(const void *w, int kind, long stride, int8_t *q, float *scale, long N, long inputs,

@@ -4,8 +4,8 @@
 
 #include "kernels.c"
 
-enum { EMBED, LAYER_NORM, RMS_NORM, PRODUCT, ROTATE, ATTEND, ACTIVATE, GATE, ADD };  // operations
-enum { TRANSPOSED = 8, INT8_WEIGHTS, SAME };  // weights, beside INT8 and INT4
+enum { EMBED, LAYER_NORM, RMS_NORM, PRODUCT, ROTATE, ATTEND, ACTIVATE, GATE, ADD, REORDER };  // operations
+enum { TRANSPOSED = 8, INT8_WEIGHTS, SAME, INT8_GROUPS };  // weights, beside INT8 and INT4
 enum { GELU_TANH, GELU, SILU, RELU, RELU2 };  // activations
 
 // Heads of `width` numbers: `row` numbers from one row of x to the next, `head` from one head to the next.
@@ -96,6 +96,8 @@ static void multiply(const Team *team, const Plan *plan, const Step *step, const
     if (op->which == INT8) return int8_part(team, op->in, op->layers, op->count, kind, M, K, bytes, numbers);
     if (op->which == INT8_WEIGHTS)
         return int8_weights_part(team, op->in, op->layers, op->count, kind, M, K, bytes, numbers);
+    if (op->which == INT8_GROUPS)
+        return int8_groups_part(team, op->in, op->layers, op->count, kind, M, K, plan->scratch);
     if (op->which == INT4) return int4_part(team, op->in, op->layers, op->count, kind, M, K, plan->scratch);
     const char *x = op->in;
     if (kind == FLOAT16 || (kind == BFLOAT16 && op->which == TRANSPOSED)) {
@@ -222,6 +224,17 @@ static void add(const Team *team, int kind, const Step *step, const Op *op) {
     }
 }
 
+// Inputs of weights whose groups are scattered, in the order of the groups: `weight` has their indices.
+static void reorder(const Team *team, int kind, const Step *step, const Op *op) {
+    const long K = op->heads.width, size = size_of(kind);
+    const int32_t *order = (const int32_t *)op->weight;
+    SHARED(m, step->M, 1)
+        for (long k = 0; k < K; k++) {
+            if (size == 4) ((float *)op->out)[m * K + k] = ((float *)op->in)[m * K + order[k]];
+            else ((uint16_t *)op->out)[m * K + k] = ((uint16_t *)op->in)[m * K + order[k]];
+        }
+}
+
 // ---- A step -----------------------------------------------------------------------------------------------
 
 static void run_op(const Team *team, const Plan *plan, const Step *step, const Op *op) {
@@ -237,6 +250,7 @@ static void run_op(const Team *team, const Plan *plan, const Step *step, const O
     case ACTIVATE: return activate(team, kind, step, op);
     case GATE: return gate_and_up(team, kind, step, op);
     case ADD: return add(team, kind, step, op);
+    case REORDER: return reorder(team, kind, step, op);
     }
 }
 

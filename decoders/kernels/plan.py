@@ -20,13 +20,13 @@ from . import calls
 from .attention import attention, qkv, rotate, window_of
 from .families import FAMILIES, PHI3, Family
 from .linear import conv1d_forward, linear_forward, rms_norm_forward
-from .quantized import MAX_INPUTS, Quantized
+from .quantized import MAX_INPUTS, Quantized, QuantizedEmbedding
 
 MAX_ROWS = 16
 ALONE = 4 * 2**20  # bytes of weights up to which one thread is enough
 long, pointer = ctypes.c_long, ctypes.c_void_p
-EMBED, LAYER_NORM, RMS_NORM, PRODUCT, ROTATE, ATTEND, ACTIVATE, GATE, ADD = range(9)
-WEIGHTS = {"int8": 3, "int4": 4, "transposed": 8, "int8-weights": 9, "same": 10}
+EMBED, LAYER_NORM, RMS_NORM, PRODUCT, ROTATE, ATTEND, ACTIVATE, GATE, ADD, REORDER = range(10)
+WEIGHTS = {"int8": 3, "int4": 4, "transposed": 8, "int8-weights": 9, "same": 10, "int8-groups": 11}
 FUNCTIONS = ("gelu_tanh", "gelu", "silu", "relu", "relu2")
 
 
@@ -36,7 +36,7 @@ class NotPlanned(Exception):
 
 class CLayer(ctypes.Structure):
     _fields_ = [(name, pointer) for name in ("w", "scale", "zero", "bias", "y")]
-    _fields_ += [("N", long), ("stride", long)]
+    _fields_ += [(name, long) for name in ("N", "stride", "scale_kind", "zero_kind", "shift")]
 
 
 class CHeads(ctypes.Structure):
@@ -79,7 +79,7 @@ def stored_as(layer: Any) -> str:
     own = vars(layer).get("forward")
     function = getattr(own, "__func__", own)
     if type(layer) is Quantized and own is None and layer.kind in WEIGHTS:
-        if layer.kind != "int4" and layer.in_features > MAX_INPUTS:
+        if layer.kind in ("int8", "int8-weights") and layer.in_features > MAX_INPUTS:
             raise NotPlanned(f"{layer.in_features} inputs are too many for int8")
         return layer.kind
     if type(layer) is nn.Linear and function is linear_forward:
@@ -176,7 +176,11 @@ class Plan:
         if family is None:
             raise NotPlanned(f"{type(model).__name__} has no description")
         self.family: Family = family
-        self.embedding = model.get_submodule(family.embedding).weight
+        table = model.get_submodule(family.embedding)
+        self.lookup = table if isinstance(table, QuantizedEmbedding) else None
+        self.embedding = (
+            torch.empty(1, table.embedding_dim, dtype=table.dtype) if self.lookup else table.weight
+        )
         self.dtype, self.hidden_size = self.embedding.dtype, self.embedding.shape[1]
         if self.dtype not in calls.KINDS or not self.embedding.is_cpu:
             raise NotPlanned(f"its numbers are {self.dtype} on {self.embedding.device}")
@@ -241,33 +245,46 @@ class Plan:
     def product(self, source: int, **layers: Any) -> list[int]:
         """The addresses of what linear layers make of the same input, by the names of their buffers."""
         kinds = {stored_as(layer) for layer in layers.values()}
-        if len(kinds) > 1:
+        orders = [layer._buffers.get("order") for layer in layers.values()]
+        if len(orders) == 1 and orders[0] is not None:
+            source = self.reordered(source, orders[0])
+        elif len(kinds) > 1 or any(order is not None for order in orders):
             return [self.product(source, **{name: layer})[0] for name, layer in layers.items()]
         kind, inputs = kinds.pop(), features(next(iter(layers.values())))[0]
         c_layers, outs = (CLayer * 3)(), []
         for i, (name, layer) in enumerate(layers.items()):
-            addresses, outputs, stride = self.tensors_of(layer, kind)
+            addresses, outputs, *rest = self.tensors_of(layer, kind)
             outs.append(self.buffer(name, outputs))
-            c_layers[i] = CLayer(*addresses, outs[i], outputs, stride)
+            c_layers[i] = CLayer(*addresses, outs[i], outputs, *rest)
         heads = CHeads(1, inputs, inputs, 0)
         self.add(PRODUCT, which=WEIGHTS[kind], input=source, layers=c_layers, count=len(outs), heads=heads)
         self.max_inputs = max(self.max_inputs, inputs)
         self.is_exact &= kind != "int8"
-        if kind in ("int4", "int8-weights") and self.dtype is torch.bfloat16:
+        if kind in ("int4", "int8-weights", "int8-groups") and self.dtype is torch.bfloat16:
             self.max_rows = 5  # more rows take another way
         return outs
 
-    def tensors_of(self, layer: Any, kind: str) -> tuple[tuple[int | None, ...], int, int]:
-        """Addresses of weight, scale, zero and bias; outputs; numbers from one row to the next."""
+    def reordered(self, source: int, order: Tensor) -> int:
+        """The address of the same inputs in the order of a layer's groups."""
+        if not order.is_cpu or not torch.equal(order.long().sort().values, torch.arange(len(order))):
+            raise NotPlanned("the order of its inputs is none")
+        self.keep.append(order)
+        out, heads = self.buffer("reordered", len(order)), CHeads(1, len(order), len(order), 0)
+        self.add(REORDER, input=source, out=out, weight=order.data_ptr(), heads=heads)
+        return out
+
+    def tensors_of(self, layer: Any, kind: str) -> tuple[Any, ...]:
+        """Addresses of weight, scale, zero and bias; outputs; numbers from one row to the next; groups."""
         outputs = features(layer)[1]
         if isinstance(layer, Quantized):
-            stored = [layer.qweight, layer.scale, layer._buffers.get("zero")]
+            stored = list(layer.stored(self.dtype)[:3])
             if not layer.qweight.is_cpu:
                 raise NotPlanned("its weights are not on the CPU")
             self.keep += [t for t in stored if t is not None]
             self.weight_bytes += layer.qweight.nbytes
             where = [None if t is None else t.data_ptr() for t in stored]
-            return (*where, self.address(layer.bias)), outputs, layer.qweight.stride(0)
+            groups = calls.groups(*stored)
+            return (*where, self.address(layer.bias)), outputs, layer.qweight.stride(0), *groups
         weight = layer.weight if type(layer).__name__ == "Conv1D" or kind == "same" else layer.weight.t()
         self.weight_bytes += weight.nbytes
         return (self.address(weight), None, None, self.address(layer.bias)), outputs, weight.stride(0)

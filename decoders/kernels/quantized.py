@@ -1,16 +1,12 @@
-"""int8 and int4 quantization: linear layers whose weights have 8 or 4 bits, and what that costs.
+"""int8 and int4 quantization: linear layers whose weights have 8 or 4 bits.
 
-    kernels.quantize(model, "int4")
-    kernels.error(model, ids, "int4")
-
-Weights are rounded to the nearest step; there is no calibration. `kernels.c` multiplies by them as they are
-stored. Without it, and for many rows, they are dequantized a few rows at a time.
+Weights that `quantize` makes are rounded to the nearest step; there is no calibration. Those of a packed
+file are its own bits. `kernels.c` multiplies by them as they are stored. Without it, and for many rows, they
+are dequantized a few rows at a time.
 """
 
-import copy
-import warnings
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -21,65 +17,71 @@ from . import calls, native
 from .conditions import NATIVE_DTYPES, is_dense_cpu, is_traced
 from .linear import MAX_ROWS
 
-GROUP = 32  # inputs that share a scale and a zero in int4
+GROUP = 32  # inputs that share a scale and a zero, at least
 BLOCK = 128  # rows of int4 are padded to a multiple of this
 CHUNK = 2**23  # weights that are dequantized at a time
 MAX_INPUTS = 2**16  # whose products of 255 by 127 add up to less than 2**31
-VERSION = 1  # of the format in a folder: a change needs another reader
 
 KINDS = {
     "int8": "a scale for each row of the weight; x is rounded to 8 bits too, each row with its own scale",
     "int8-weights": "a scale for each row of the weight; x stays as it is, up to its 24th bit",
     "int4": "a scale and a zero for each 32 inputs of the weight; x stays as it is",
 }
+INT8_GROUPS = "int8-groups"  # a scale for each group of inputs: a format to be read, not one to quantize to
 PRODUCTS = {
     "int8": calls.int8_product,
     "int8-weights": calls.int8_weights_product,
     "int4": calls.int4_product,
+    INT8_GROUPS: calls.int8_groups_product,
 }
-INT8_GROUPS = "int8-groups"  # a scale for each 32 inputs: a format to be read, not one to quantize to
+FLOATS = (torch.float16, torch.bfloat16)  # of a scale or a minimum of a group
+TENSORS = ("qweight", "scale", "zero", "minimum", "order")
 
 # ---- A layer -----------------------------------------------------------------------------------------------
 
 
 class Quantized(nn.Module):
-    """A linear layer of 8 or 4 bits: `qweight` int8 and `scale` (out,); in int4 `qweight` with two numbers a
-    byte, the first in the lower half, `scale` in float16 and `zero`, for 32 inputs each. Rows of int4 are
-    padded to 128 inputs.
+    """A linear layer of 8 or 4 bits. Of its tensors it has those that its kind and its file need:
 
-        int8    w[n, k] = qweight[n, k] * scale[n]
-        int4    w[n, k] = (qweight[n, k] - zero[n, k // 32]) * scale[n, k // 32]
+        qweight   int8 (out, in); or, in int4, two numbers a byte, the first in the lower half
+        scale     float32 (out,); or 16 bits (out, groups)
+        zero      (out, groups) whole numbers: w[n, k] = (qweight[n, k] - zero[n, g]) * scale[n, g]
+        minimum   (out, groups) 16 bits, instead: w[n, k] = qweight[n, k] * scale[n, g] + minimum[n, g]
+        order     (in,) where inputs of a group are scattered: weight k is for input order[k]
 
-    The sums of "int8" are whole numbers, the same on every processor.
+    A group g has 32 inputs, or 64, 128 ..., `quantize` makes such of 32. Rows of int4 are padded to 128
+    inputs. The sums of "int8" are whole numbers, the same on every processor.
     """
 
     weight = None  # is not kept; `dequantize()` computes it
     qweight: Tensor
     scale: Tensor
-    zero: Tensor
 
     def __init__(self, kind: str, in_features: int, out_features: int, bias: nn.Parameter | None):
         super().__init__()
         self.kind, self.in_features, self.out_features = kind, in_features, out_features
         self.bias, self.training = bias, False  # it cannot be trained
-        blocks = -(-in_features // BLOCK)
-        if kind == "int4":
-            groups = blocks * BLOCK // GROUP
-            self.register_buffer("qweight", torch.empty(out_features, blocks * BLOCK // 2, dtype=torch.uint8))
-            self.register_buffer("scale", torch.empty(out_features, groups, dtype=torch.float16))
-            self.register_buffer("zero", torch.empty(out_features, groups, dtype=torch.uint8))
-        else:
-            self.register_buffer("qweight", torch.empty(out_features, in_features, dtype=torch.int8))
-            self.register_buffer("scale", torch.empty(out_features))
+        for name, (dtype, shape) in default_tensors(kind, in_features, out_features).items():
+            self.register_buffer(name, torch.empty(shape, dtype=dtype))
 
     @classmethod
     def empty_like(cls, layer: Any, kind: str) -> "Quantized":
         """On the meta device, with the bias of `layer`; the weights are still to come."""
         outputs, inputs = matrix(layer, layer.weight).shape
         with torch.device("meta"):
-            if kind == INT8_GROUPS:
-                return Int8Groups(inputs, outputs, layer.bias)
-            return cls(kind, inputs, outputs, layer.bias)
+            return cls(kind, inputs, outputs, getattr(layer, "bias", None))
+
+    @classmethod
+    def of_tensors(
+        cls, layer: Any, kind: str, tensors: dict[str, Tensor], device: str | torch.device = "cpu"
+    ) -> "Quantized":
+        """`layer` of these tensors and no others, with its own bias."""
+        quantized = cls.empty_like(layer, kind)
+        for name in list(quantized._buffers):
+            delattr(quantized, name)
+        for name, t in tensors.items():
+            quantized.register_buffer(name, t.contiguous().to(device))
+        return quantized
 
     @classmethod
     def from_weight(
@@ -87,9 +89,8 @@ class Quantized(nn.Module):
     ) -> "Quantized":
         """`layer` in 8 or 4 bits, of its `weight` as it is stored. ValueError, which says `name`, for weights
         that are NaN or infinite."""
-        quantized = cls.empty_like(layer, kind)
-        for key, t in quantize_matrix(matrix(layer, weight.detach()), kind).items():
-            setattr(quantized, key, t.to(device))
+        tensors = quantize_matrix(matrix(layer, weight.detach()), kind)
+        quantized = cls.of_tensors(layer, kind, tensors, device)
         if not bool(quantized.scale.isfinite().all()):
             prefix = f"{name}: " if name else ""
             raise ValueError(f"{prefix}weights that are NaN or infinite cannot be made {kind}")
@@ -97,33 +98,18 @@ class Quantized(nn.Module):
 
     @classmethod
     def from_bits(
-        cls, layer: Any, q: Tensor, scale: Tensor, zero: Tensor | None, device: str | torch.device = "cpu"
+        cls,
+        layer: Any,
+        q: Tensor,
+        scale: Tensor,
+        zero: Tensor | None = None,
+        minimum: Tensor | None = None,
+        order: Tensor | None = None,
+        device: str | torch.device = "cpu",
     ) -> "Quantized | None":
-        """`layer` of whole numbers as they are, w = (q - zero) * scale: q (out, in) uint8 below 16 with scale
-        and zero (out, groups), or int8 with a scale (out, groups) and no zero. None where that cannot be held
-        exactly: groups have 32, 64, 96 ... inputs and scales that float16 holds, or of int8 whole rows."""
-        inputs, groups = q.shape[1], scale.shape[1]
-        half = scale.half()
-        in_groups = not inputs % (groups * GROUP) and torch.equal(half.to(scale.dtype), scale)
-        times = inputs // (groups * GROUP)
-        if q.dtype == torch.int8:
-            kind = "int8-weights" if groups == 1 else INT8_GROUPS
-            if zero is not None or not (groups == 1 or in_groups):
-                return None
-            spread = scale[:, 0].float() if groups == 1 else half.repeat_interleave(times, 1)
-            tensors = {"qweight": q, "scale": spread}
-        else:
-            kind = "int4"
-            if zero is None or not in_groups:
-                return None
-            pad = -inputs % BLOCK
-            q = F.pad(q, (0, pad))
-            scale, zero = (F.pad(t.repeat_interleave(times, 1), (0, pad // GROUP)) for t in (half, zero))
-            tensors = {"qweight": q[:, ::2] | q[:, 1::2] << 4, "scale": scale, "zero": zero}
-        quantized = cls.empty_like(layer, kind)
-        for key, t in tensors.items():
-            setattr(quantized, key, t.contiguous().to(device))
-        return quantized
+        """`layer` of whole numbers as they are (see `stored_bits`); None where it cannot hold them."""
+        tensors = stored_bits(q, scale, zero, minimum, order)
+        return None if tensors is None else cls.of_tensors(layer, kind_of(tensors), tensors, device)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.kind}, bias={self.bias is not None}"
@@ -143,35 +129,53 @@ class Quantized(nn.Module):
                 self._buffers[name] = moved if moved.dtype == t.dtype else t.to(moved.device)
         return self
 
-    def dequantize(self, dtype: torch.dtype = torch.float32, rows: slice = slice(None)) -> Tensor:
+    def dequantize(self, dtype: torch.dtype = torch.float32, rows: slice | Tensor = slice(None)) -> Tensor:
         """(rows, in): the weights that are stored."""
-        q, scale = self.qweight[rows], self.scale[rows]
+        w, order = self.by_groups(dtype, rows), self._buffers.get("order")
+        return w if order is None else w.index_select(1, order.argsort())
+
+    def by_groups(self, dtype: torch.dtype, rows: slice | Tensor) -> Tensor:
+        """(rows, in), inputs in the order of the groups."""
+        own: dict[str, Any] = {name: t for name, t in self._buffers.items() if name != "order"}
+        taken = {n: t.index_select(0, rows) if isinstance(rows, Tensor) else t[rows] for n, t in own.items()}
+        q, scale = taken["qweight"], taken["scale"]
+        zero = taken.get("zero", taken.get("minimum"))
         can_call = q.is_cpu and dtype in NATIVE_DTYPES and not is_traced()
         lib = native.library() if can_call else None
-        if self.kind != "int4":
-            return calls.dequantize_int8(lib, q, scale, dtype) if lib else (q * scale[:, None]).to(dtype)
-        zero = self.zero[rows]
         if lib:
-            return calls.dequantize_int4(lib, q, scale, zero, self.in_features, dtype)
-        pairs = torch.stack((q & 15, q >> 4), -1).view(*scale.shape, GROUP)
-        w = (pairs.float() - zero[..., None].float()) * scale[..., None].float()
-        return w.flatten(1)[:, : self.in_features].to(dtype)
+            return calls.dequantize(lib, (q, scale, zero, None), self.in_features, dtype)
+        return self.formula(q, scale, zero).to(dtype)
+
+    def formula(self, q: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+        """`by_groups` in PyTorch's operators, float32."""
+        if self.kind == "int4":
+            q = torch.stack((q & 15, q >> 4), -1).flatten(1)[:, : self.in_features]
+        if scale.dim() == 1:
+            return q * scale[:, None]
+        group = GROUP * calls.group_of(calls.parts_of(self.qweight), scale.shape[1])
+        scale, zero = (
+            None if t is None else t.float().repeat_interleave(group, 1)[:, : q.shape[1]]
+            for t in (scale, zero)
+        )
+        if "minimum" in self._buffers:
+            return q * scale + zero
+        return q * scale if zero is None else (q - zero) * scale
 
     def stored(self, dtype: torch.dtype) -> calls.Layer:
-        """qweight, scale, zero and bias. Out of the dictionaries: finding them by `self.` takes longer than a
-        small product."""
+        """qweight, scale, zero (or minimum) and bias. Out of the dictionaries: finding them by `self.` takes
+        longer than a small product."""
         buffers: dict[str, Any] = self._buffers
         bias: Any = self._parameters.get("bias")
         bias = bias if bias is None or bias.dtype is dtype else bias.to(dtype)
-        return buffers["qweight"], buffers["scale"], buffers.get("zero"), bias
+        return buffers["qweight"], buffers["scale"], buffers.get("zero", buffers.get("minimum")), bias
 
     def supports(self, x: Tensor) -> bool:
-        """Whether one of `PRODUCTS` takes x, and is the fastest way."""
+        """Whether one of `PRODUCTS` takes x, in the order of the groups, and is the fastest way."""
         dense = is_dense_cpu(x) and x.dtype in NATIVE_DTYPES and x.shape[-1] == self.in_features
         qweight: Any = self._buffers["qweight"]
         if not (dense and x.numel() and qweight.is_cpu):
             return False
-        if self.kind != "int4" and self.in_features > MAX_INPUTS:
+        if self.kind in ("int8", "int8-weights") and self.in_features > MAX_INPUTS:
             return False
         max_rows = 5 if x.dtype is torch.bfloat16 else 2 * MAX_ROWS
         return self.kind == "int8" or x.numel() <= max_rows * self.in_features
@@ -181,6 +185,9 @@ class Quantized(nn.Module):
             raise ValueError(f"weights of {self.kind} have no gradient: load the model without quantize")
         if x.shape[-1] != self.in_features:
             raise ValueError(f"a layer of {self.in_features} inputs got {x.shape[-1]}")
+        order = self._buffers.get("order")
+        if order is not None:
+            x = x.index_select(-1, order)
         q, scale, zero, bias = layer = self.stored(x.dtype)
         lib = None if is_traced() else native.library()
         if lib and self.supports(x):
@@ -192,10 +199,10 @@ class Quantized(nn.Module):
         return self.dequantized_product(x, bias)
 
     def dequantized_product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """With a few rows of the weight at a time in x's dtype."""
+        """With a few rows of the weight at a time in x's dtype. x is in the order of the groups."""
         step = max(1, CHUNK // self.in_features)
         starts = range(0, self.out_features, step)
-        parts = [F.linear(x, self.dequantize(x.dtype, slice(n, n + step))) for n in starts]
+        parts = [F.linear(x, self.by_groups(x.dtype, slice(n, n + step))) for n in starts]
         y = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         return y if bias is None else y + bias
 
@@ -214,44 +221,143 @@ class Quantized(nn.Module):
         return (y if bias is None else y + bias.float()).to(x.dtype)
 
 
-class Int8Groups(Quantized):
-    """A linear layer of int8 with a `scale` in float16 for each 32 inputs, as GGUF's Q8_0 has it:
+class QuantizedEmbedding(nn.Embedding):
+    """A token embedding of 8 or 4 bits: the rows that are asked for are dequantized, to `dtype`."""
 
-    w[n, k] = qweight[n, k] * scale[n, k // 32]
-    """
+    def __init__(self, table: Quantized, dtype: torch.dtype, padding_idx: int | None = None):
+        nn.Module.__init__(self)
+        self.num_embeddings, self.embedding_dim = table.out_features, table.in_features
+        self.padding_idx, self.table, self.dtype = padding_idx, table, dtype
+        self.training = False
 
-    def __init__(self, in_features: int, out_features: int, bias: nn.Parameter | None):
-        super().__init__("int8-weights", in_features, out_features, bias)
-        self.kind = INT8_GROUPS
-        self.scale = torch.empty(out_features, in_features // GROUP, dtype=torch.float16)
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """All of it, dequantized each time: for who looks, not for a step."""
+        return self.table.dequantize(self.dtype)
 
-    def dequantize(self, dtype: torch.dtype = torch.float32, rows: slice = slice(None)) -> Tensor:
-        q, scale = self.qweight[rows], self.scale[rows]
-        return (q.unflatten(1, (-1, GROUP)) * scale[..., None].float()).flatten(1).to(dtype)
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings}, {self.embedding_dim}, {self.dtype}"
 
-    def supports(self, x: Tensor) -> bool:
-        """Whether the kernel takes x, and is the fastest way."""
-        dense = is_dense_cpu(x) and x.dtype in NATIVE_DTYPES and x.shape[-1] == self.in_features
-        return dense and self.qweight.is_cpu and 0 < x.numel() <= 12 * self.in_features
+    def _apply(self, fn: Callable, recurse: bool = True) -> "QuantizedEmbedding":
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        return super()._apply(fn, recurse)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.requires_grad and torch.is_grad_enabled():
-            raise ValueError(f"weights of {self.kind} have no gradient: load the model without packed")
-        if x.shape[-1] != self.in_features:
-            raise ValueError(f"a layer of {self.in_features} inputs got {x.shape[-1]}")
-        layer = self.stored(x.dtype)
-        lib = None if is_traced() else native.library()
-        if lib and self.supports(x):
-            return calls.int8_groups_product(lib, x, layer)[0]
-        return self.dequantized_product(x, layer[-1])
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.table.dequantize(self.dtype, ids.reshape(-1)).view(*ids.shape, self.embedding_dim)
+
+
+# ---- The tensors of a layer --------------------------------------------------------------------------------
+
+
+def default_tensors(kind: str, inputs: int, outputs: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Name -> dtype and shape, of a layer that `quantize` makes, or of int8 by groups of 32."""
+    if kind == "int4":
+        padded = -(-inputs // BLOCK) * BLOCK
+        groups = (outputs, padded // GROUP)
+        qweight = torch.uint8, (outputs, padded // 2)
+        return {"qweight": qweight, "scale": (torch.float16, groups), "zero": (torch.uint8, groups)}
+    qweight = torch.int8, (outputs, inputs)
+    by_rows = torch.float32, (outputs,)
+    by_groups = torch.float16, (outputs, inputs // GROUP)
+    return {"qweight": qweight, "scale": by_groups if kind == INT8_GROUPS else by_rows}
+
+
+def kind_of(tensors: dict[str, Tensor]) -> str:
+    """What a layer of these tensors is called."""
+    if tensors["qweight"].dtype == torch.uint8:
+        return "int4"
+    return "int8-weights" if tensors["scale"].dim() == 1 else INT8_GROUPS
+
+
+def stored_bits(
+    q: Tensor, scale: Tensor, zero: Tensor | None, minimum: Tensor | None, order: Tensor | None
+) -> dict[str, Tensor] | None:
+    """The tensors of a layer whose weights are w = (q - zero) * scale, or q * scale + minimum: q (out, in)
+    uint8 below 16, or int8; the others (out, groups). None where a layer cannot hold just these: a group has
+    32, 64, 96 ... inputs, scale and minimum have 16 bits or could have; or int8 has a scale for each row."""
+    inputs, groups = q.shape[1], scale.shape[1]
+    if q.dtype == torch.int8 and groups == 1 and zero is None and order is None:
+        return {"qweight": q, "scale": scale[:, 0].float()}
+    if inputs % (groups * GROUP) or (q.dtype == torch.uint8 and zero is None and minimum is None):
+        return None
+    tables = {"scale": in_16_bits(scale)}
+    if zero is not None:
+        whole = zero.to(q.dtype)
+        tables["zero"] = whole if torch.equal(whole.to(zero.dtype), zero) else None
+    if minimum is not None:
+        tables["minimum"] = in_16_bits(minimum)
+    tensors = {"qweight": q if q.dtype == torch.int8 else in_pairs(q)}
+    for name, table in tables.items():
+        if table is None:
+            return None
+        tensors[name] = by_power_of_two(table, inputs, -inputs % BLOCK if q.dtype == torch.uint8 else 0)
+    return tensors if order is None else {**tensors, "order": order.int()}
+
+
+def in_pairs(q: Tensor) -> Tensor:
+    """(out, in) numbers of 4 bits -> two a byte, rows padded."""
+    pad = -q.shape[1] % BLOCK
+    q = F.pad(q, (0, pad)) if pad else q
+    return q[:, ::2] | q[:, 1::2] << 4
+
+
+def by_power_of_two(table: Tensor, inputs: int, pad: int) -> Tensor:
+    """What each group has one of, of rows that are padded by `pad` inputs. The kernels know groups of 32
+    times a power of two: one of 96 is three of 32."""
+    times = inputs // (table.shape[1] * GROUP)
+    power = times & -times
+    if times > power:
+        table = table.repeat_interleave(times // power, 1)
+    groups = -(-(inputs + pad) // (power * GROUP))
+    return F.pad(table, (0, groups - table.shape[1])) if groups > table.shape[1] else table
+
+
+def in_16_bits(t: Tensor) -> Tensor | None:
+    """The same numbers in float16 or bfloat16; None where neither holds them."""
+    if t.dtype in FLOATS:
+        return t
+    for dtype in FLOATS:
+        if torch.equal(t.to(dtype).to(t.dtype), t):
+            return t.to(dtype)
+    return None
+
+
+def empty_as_stored(layer: Any, kind: str | None, stored: Callable[[str], Tensor | None]) -> Quantized:
+    """On the meta device, for tensors of a folder: groups of the size that they have there, with a zero, a
+    minimum or an order where they have one. `kind` None: the one that the tensors are. What does not fit is
+    left as `quantize` makes it, so that it is reported."""
+    tensors = {name: t for name in TENSORS if (t := stored(name)) is not None}
+    kind = kind or kind_of(tensors)
+    quantized = Quantized.empty_like(layer, kind)
+    if kind not in ("int4", INT8_GROUPS):
+        return quantized
+    outputs, inputs = quantized.out_features, quantized.in_features
+    parts = -(-inputs // BLOCK) * BLOCK // GROUP if kind == "int4" else inputs // GROUP
+    if kind == INT8_GROUPS and "zero" in tensors:
+        quantized.register_buffer("zero", torch.empty_like(quantized.scale, dtype=torch.int8))
+    if "minimum" in tensors and "zero" not in tensors:
+        quantized._buffers.pop("zero", None)
+        quantized.register_buffer("minimum", torch.empty_like(quantized.scale))
+    if "order" in tensors:
+        quantized.register_buffer("order", torch.empty(inputs, dtype=torch.int32, device="meta"))
+    groups = tensors["scale"].shape[-1] if "scale" in tensors else 0
+    is_power = 0 < groups <= parts and -(-parts // (calls.group_of(parts, groups))) == groups
+    for name in ("scale", "zero", "minimum"):
+        if name in quantized._buffers and name in tensors:
+            is_float = name != "zero" and tensors[name].dtype in FLOATS
+            dtype = tensors[name].dtype if is_float else quantized._buffers[name].dtype
+            shape = (outputs, groups if is_power else parts)
+            quantized._buffers[name] = torch.empty(shape, dtype=dtype, device="meta")
+    return quantized
 
 
 # ---- Rounding ----------------------------------------------------------------------------------------------
 
 
 def matrix(layer: nn.Module, weight: Tensor) -> Tensor:
-    """(out, in) of the weight of nn.Linear, or of GPT-1's Conv1D, which is stored transposed."""
-    return weight if type(layer) is nn.Linear else weight.t()
+    """(out, in) of the weight of nn.Linear or an embedding, or of GPT-1's Conv1D, which is stored
+    transposed."""
+    return weight if type(layer) in (nn.Linear, nn.Embedding) else weight.t()
 
 
 def quantize_matrix(w: Tensor, kind: str) -> dict[str, Tensor]:
@@ -283,97 +389,3 @@ def to_int4(w: Tensor) -> tuple[Tensor, ...]:
     zero = (-low / step).round().clamp(max=15)
     q = (groups / step[..., None] + zero[..., None]).clamp(0, 15).round().to(torch.uint8).flatten(1)
     return q[:, ::2] | q[:, 1::2] << 4, scale, zero.to(torch.uint8)
-
-
-# ---- A model -----------------------------------------------------------------------------------------------
-
-
-def quantize(model: nn.Module, kind: str, skip: Iterable[str] = ()) -> nn.Module:
-    """Quantize the weights of `model`, in place and for good, layer by layer: every linear layer but those
-    whose name or last part of it is in `skip`. Embeddings, norms and biases stay. An output layer that was
-    tied to the embedding is not any more. `kind` is "int8", "int8-weights" or "int4" (see `KINDS`).
-
-    ValueError for another kind, a name in `skip` that no layer has, a model that is quantised already.
-    """
-    for name, layer in linear_layers(model, kind, skip).items():
-        weight = layer.weight
-        replace_module(model, name, Quantized.from_weight(layer, kind, weight, weight.device, name))
-    return mark_quantized(model, kind)
-
-
-def linear_layers(model: nn.Module, kind: str, skip: Iterable[str] = ()) -> dict[str, Any]:
-    """Name -> layer, of what is to be quantised."""
-    if kind not in (*KINDS, INT8_GROUPS):
-        raise ValueError(f"quantize must be one of {', '.join(KINDS)}, not {kind!r}")
-    if is_quantized(model):
-        raise ValueError("the model is quantised already")
-    layers = {
-        name: m for name, m in model.named_modules() if type(m) is nn.Linear or type(m).__name__ == "Conv1D"
-    }
-    names = {name: {name, name.rpartition(".")[2]} for name in layers}
-    if unknown := set(skip).difference(*names.values()) if layers else set(skip):
-        raise ValueError(f"skip: no linear layer is called {', '.join(sorted(unknown))}")
-    return {name: m for name, m in layers.items() if not names[name] & set(skip)}
-
-
-def replace_module(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put `layer` where `name` is in `model`."""
-    parent, _, own_name = name.rpartition(".")
-    setattr(model.get_submodule(parent), own_name, layer)
-
-
-def mark_quantized(model: Any, kind: str) -> nn.Module:
-    """What follows of it: nothing is trained, a quantised output layer is tied to nothing, saving says so."""
-    model.requires_grad_(False)
-    if isinstance(getattr(model, "lm_head", None), Quantized):
-        model.config.tie_word_embeddings = False
-    entry = {"quant_method": "decoders", "version": VERSION, "weights": kind}
-    model.config_json["quantization_config"] = entry
-    if native.library() is None and not native.is_pending():
-        warnings.warn(
-            f"kernels.c is {native.status()} (it takes gcc and AVX-512 with bfloat16 and VNNI): "
-            "weights of 8 and 4 bits save memory, but not time",
-            stacklevel=3,
-        )
-    return model
-
-
-def is_quantized(model: nn.Module) -> bool:
-    """Whether a layer of `model` has 8 or 4 bits."""
-    return any(isinstance(m, Quantized) for m in model.modules())
-
-
-def expect_quantized(model: Any, is_stored: Callable[[str], bool]) -> None:
-    """In a model on the meta device, whose config tells of 8 or 4 bits: empty layers for those stored so."""
-    entry = model.config_json.get("quantization_config")
-    if not entry:
-        return
-    if (version := entry.get("version")) != VERSION:
-        raise ValueError(f"quantised in version {version!r}, and this reads {VERSION}: quantise it again")
-    kind = entry.get("weights")
-    for name, layer in linear_layers(model, kind).items():
-        if is_stored(name):
-            replace_module(model, name, Quantized.empty_like(layer, kind))
-    mark_quantized(model, kind)
-
-
-# ---- What it costs -----------------------------------------------------------------------------------------
-
-
-class Cost(NamedTuple):
-    """What fewer bits cost on a text."""
-
-    logits: float  # |difference| / |logits|, of all positions together
-    perplexity: float
-    before: float  # the unquantised model's perplexity
-
-
-@torch.no_grad()
-def error(model: nn.Module, ids: Tensor, kind: str, skip: Iterable[str] = (), **inputs: Tensor) -> Cost:
-    """`model`, which is not quantised, against a copy of `kind` on ids (B, T), two tokens at least."""
-    other = quantize(copy.deepcopy(model), kind, skip)
-    arguments = {"input_ids": ids, "labels": ids, **inputs}
-    exact, rounded = model(**arguments), other(**arguments)
-    logits = exact.logits.double()
-    difference = (rounded.logits.double() - logits).norm() / logits.norm()
-    return Cost(difference.item(), rounded.loss.double().exp().item(), exact.loss.double().exp().item())

@@ -37,6 +37,17 @@ def int4(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q[:, ::2] | q[:, 1::2] << 4, torch.ones(N, 8).half(), zero
 
 
+def with_a_minimum(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same by groups of 128 inputs: w + 5 - 5."""
+    return int4(w)[0], torch.ones(N, 2).bfloat16(), torch.full((N, 2), -5.0).half()
+
+
+def int8_groups(w: Tensor) -> calls.Layer:
+    """w, whole numbers, in 8 bits by groups of 32, with a zero of -3."""
+    groups = (N, w.shape[1] // 32)
+    return (w - 3).to(torch.int8), torch.ones(groups).half(), torch.full(groups, -3, dtype=torch.int8), None
+
+
 def products(lib: calls.Library, x: Tensor, w: Tensor, dtype: torch.dtype) -> Pairs:
     right, x, ones = (x @ w.t()).to(dtype), x.to(dtype), torch.ones(N)
     w8, w4 = w.to(torch.int8), int4(w)
@@ -45,18 +56,24 @@ def products(lib: calls.Library, x: Tensor, w: Tensor, dtype: torch.dtype) -> Pa
     ys += calls.int8_product(lib, x, *[(w8, ones, None, None)] * 2)
     ys += calls.int8_weights_product(lib, x, *[(w8, ones, None, None)] * 2)
     ys += calls.int4_product(lib, x, *[(*w4, None)] * 2)
-    whole, scale = F.pad(w8, (0, -K % 32)), torch.ones(N, -(-K // 32)).half()
-    ys += calls.int8_groups_product(lib, F.pad(x, (0, -K % 32)), *[(whole, scale, None, None)] * 2)
+    ys += calls.int4_product(lib, x, (*with_a_minimum(w), None))
+    whole, padded = int8_groups(F.pad(w, (0, -K % 32))), F.pad(x, (0, -K % 32))
+    ys += calls.int8_groups_product(lib, padded, *[whole] * 2)
     if dtype is torch.bfloat16:
         ys.append(calls.bfloat16_product(lib, x, (w8, ones, None, None)))
         ys.append(calls.bfloat16_product(lib, x, (*w4, None)))
+        ys.append(calls.bfloat16_product(lib, x, (*with_a_minimum(w), None)))
+        ys.append(calls.bfloat16_product(lib, padded, whole))
     for y in ys:
         yield y, right
 
 
 def dequantized(lib: calls.Library, x: Tensor, w: Tensor, dtype: torch.dtype) -> Pairs:
-    yield calls.dequantize_int4(lib, *int4(w), K, dtype), w.to(dtype)
-    yield calls.dequantize_int8(lib, w.to(torch.int8), torch.ones(N), dtype), w.to(dtype)
+    yield calls.dequantize(lib, (*int4(w), None), K, dtype), w.to(dtype)
+    yield calls.dequantize(lib, (*with_a_minimum(w), None), K, dtype), w.to(dtype)
+    yield calls.dequantize(lib, (w.to(torch.int8), torch.ones(N), None, None), K, dtype), w.to(dtype)
+    whole = F.pad(w, (0, -K % 32))
+    yield calls.dequantize(lib, int8_groups(whole), whole.shape[1], dtype), whole.to(dtype)
 
 
 def norms(lib: calls.Library, x: Tensor, w: Tensor, dtype: torch.dtype) -> Pairs:

@@ -143,7 +143,7 @@ def run(lib: calls.Library, state: State, model: Any, cache: Any, given: dict[st
         return None
     y = torch.empty(B, T, plan.hidden_size, dtype=plan.dtype)
     c_step = CStep(M=B * T, T=T, past=past, y=y.data_ptr(), mask=calls.pointer(mask), cache=buffers.address)
-    if source.dim() == 2:
+    if not source.is_floating_point():
         c_step.ids[0] = source.data_ptr()
     else:
         c_step.embeds = source.data_ptr()
@@ -169,6 +169,9 @@ def tokens(plan: Plan, given: dict[str, Any]) -> Tensor | None:
         return t.contiguous() if fits else None
     if t.dim() != 2 or t.dtype not in (torch.int64, torch.int32):
         return None
+    if plan.lookup is not None:
+        is_step = t.numel() <= plan.max_rows and bool(((t >= 0) & (t < plan.lookup.num_embeddings)).all())
+        return plan.lookup(t) if is_step else None
     return t if t.dtype is torch.int64 and t.is_contiguous() else t.long().contiguous()
 
 

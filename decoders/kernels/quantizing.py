@@ -1,0 +1,151 @@
+"""A model of 8 or 4 bits: layer by layer, in place; what a folder of such says; what it costs."""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from . import native
+from .quantized import INT8_GROUPS, KINDS, Quantized, QuantizedEmbedding, empty_as_stored, kind_of
+
+VERSION = 1  # of the format in a folder: a change needs another reader
+MIXED = "mixed"  # layers of several kinds, as packed files have them
+
+# ---- A model -----------------------------------------------------------------------------------------------
+
+
+def quantize(model: nn.Module, kind: str, skip: Iterable[str] = ()) -> nn.Module:
+    """Quantize the weights of `model`, in place and for good, layer by layer: every linear layer but those
+    whose name or last part of it is in `skip`. Embeddings, norms and biases stay. An output layer that was
+    tied to the embedding is not any more. `kind` is "int8", "int8-weights" or "int4" (see `KINDS`).
+
+    ValueError for another kind, a name in `skip` that no layer has, a model that is quantised already.
+    """
+    for name, layer in linear_layers(model, kind, skip).items():
+        weight = layer.weight
+        replace_module(model, name, Quantized.from_weight(layer, kind, weight, weight.device, name))
+    return mark_quantized(model, kind)
+
+
+def linear_layers(model: nn.Module, kind: str, skip: Iterable[str] = ()) -> dict[str, Any]:
+    """Name -> layer, of what is to be quantised."""
+    if kind not in (*KINDS, INT8_GROUPS, MIXED):
+        raise ValueError(f"quantize must be one of {', '.join(KINDS)}, not {kind!r}")
+    if is_quantized(model):
+        raise ValueError("the model is quantised already")
+    layers = {
+        name: m for name, m in model.named_modules() if type(m) is nn.Linear or type(m).__name__ == "Conv1D"
+    }
+    names = {name: {name, name.rpartition(".")[2]} for name in layers}
+    if unknown := set(skip).difference(*names.values()) if layers else set(skip):
+        raise ValueError(f"skip: no linear layer is called {', '.join(sorted(unknown))}")
+    return {name: m for name, m in layers.items() if not names[name] & set(skip)}
+
+
+def embeddings(model: nn.Module) -> dict[str, nn.Embedding]:
+    """Name -> embedding."""
+    return {name: m for name, m in model.named_modules() if type(m) is nn.Embedding}
+
+
+def replace_embedding(model: nn.Module, name: str, table: Quantized) -> None:
+    """Put an embedding of `table` where `name` is in `model`, in the dtype that is there."""
+    old: Any = model.get_submodule(name)
+    replace_module(model, name, QuantizedEmbedding(table, old.weight.dtype, old.padding_idx))
+
+
+def set_dtype(model: nn.Module, dtype: torch.dtype) -> None:
+    """Embeddings of 8 or 4 bits give numbers of `dtype`."""
+    for module in model.modules():
+        if isinstance(module, QuantizedEmbedding):
+            module.dtype = dtype
+
+
+def put_bits(model: nn.Module, name: str, tensors: dict[str, Tensor], device: str | torch.device) -> None:
+    """A layer or an embedding of `tensors` (see `stored_bits`) where `name` is in `model`."""
+    layer: Any = model.get_submodule(name)
+    table = Quantized.of_tensors(layer, kind_of(tensors), tensors, device)
+    if isinstance(layer, nn.Embedding):
+        replace_embedding(model, name, table)
+    else:
+        replace_module(model, name, table)
+
+
+def mark_packed(model: nn.Module) -> None:
+    """`mark_quantized` of whatever kinds the layers have."""
+    kinds = {m.kind for m in model.modules() if isinstance(m, Quantized)}
+    has_embedding = any(isinstance(m, QuantizedEmbedding) for m in model.modules())
+    if kinds:
+        mark_quantized(model, MIXED if len(kinds) > 1 or has_embedding else kinds.pop())
+
+
+def replace_module(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put `layer` where `name` is in `model`."""
+    parent, _, own_name = name.rpartition(".")
+    setattr(model.get_submodule(parent), own_name, layer)
+
+
+def mark_quantized(model: Any, kind: str) -> nn.Module:
+    """What follows of it: nothing is trained, a quantised output layer is tied to nothing, saving says so."""
+    model.requires_grad_(False)
+    if isinstance(getattr(model, "lm_head", None), Quantized):
+        model.config.tie_word_embeddings = False
+    entry = {"quant_method": "decoders", "version": VERSION, "weights": kind}
+    model.config_json["quantization_config"] = entry
+    if native.library() is None and not native.is_pending():
+        warnings.warn(
+            f"kernels.c is {native.status()} (it takes gcc and AVX-512 with bfloat16 and VNNI): "
+            "weights of 8 and 4 bits save memory, but not time",
+            stacklevel=3,
+        )
+    return model
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether a layer of `model` has 8 or 4 bits."""
+    return any(isinstance(m, Quantized) for m in model.modules())
+
+
+def expect_quantized(model: Any, stored: Callable[[str], Tensor | None]) -> None:
+    """In a model on the meta device, whose config tells of 8 or 4 bits: empty layers for those stored so.
+    `stored(name)` is the folder's tensor of that name, or None."""
+    entry = model.config_json.get("quantization_config")
+    if not entry:
+        return
+    if (version := entry.get("version")) != VERSION:
+        raise ValueError(f"quantised in version {version!r}, and this reads {VERSION}: quantise it again")
+    kind = entry.get("weights")
+    own = None if kind == MIXED else kind
+    for name, layer in linear_layers(model, kind).items():
+        if stored(f"{name}.qweight") is not None:
+            replace_module(model, name, empty_as_stored(layer, own, lambda end: stored(f"{name}.{end}")))  # noqa: B023
+    for name, embedding in embeddings(model).items():
+        if stored(f"{name}.table.qweight") is not None:
+            table = empty_as_stored(embedding, own, lambda end: stored(f"{name}.table.{end}"))  # noqa: B023
+            replace_embedding(model, name, table)
+    mark_quantized(model, kind)
+
+
+# ---- What it costs -----------------------------------------------------------------------------------------
+
+
+class Cost(NamedTuple):
+    """What fewer bits cost on a text."""
+
+    logits: float  # |difference| / |logits|, of all positions together
+    perplexity: float
+    before: float  # the unquantised model's perplexity
+
+
+@torch.no_grad()
+def error(model: nn.Module, ids: Tensor, kind: str, skip: Iterable[str] = (), **inputs: Tensor) -> Cost:
+    """`model`, which is not quantised, against a copy of `kind` on ids (B, T), two tokens at least."""
+    other = quantize(copy.deepcopy(model), kind, skip)
+    arguments = {"input_ids": ids, "labels": ids, **inputs}
+    exact, rounded = model(**arguments), other(**arguments)
+    logits = exact.logits.double()
+    difference = (rounded.logits.double() - logits).norm() / logits.norm()
+    return Cost(difference.item(), rounded.loss.double().exp().item(), exact.loss.double().exp().item())
