@@ -5,7 +5,7 @@ MINUTES := 1
 SEED := 0
 CAPTION := Generate a coco-style caption.
 
-.PHONY: run test proof pairs ecosystem versions fuzz bench kits notebooks lint clean findings
+.PHONY: run test proof pairs ecosystem versions fuzz bench kits notebooks docs slides lint clean findings
 
 # Make .venv, install what is pinned and the `decoders` command, tell a story with every model.
 run: .venv/run
@@ -49,6 +49,14 @@ kits: .venv/run
 notebooks: .venv/ecosystem
 	$(BIN)/python -m notebooks
 
+# The pages of docs/ and a reference from docstrings as a site: out/site/index.html, with search, without network.
+docs: .venv/docs
+	$(BIN)/python -m sphinx -W --keep-going -q -d out/.doctrees -c docs/site docs out/site
+
+# The reading guide as slides: out/slides.html.
+slides: .venv/docs
+	$(BIN)/python -m examples.slides
+
 # Surprises of other libraries: every script of findings/, each in an environment of its own; half an hour.
 findings: .venv/run
 	$(BIN)/python -m findings
@@ -72,10 +80,14 @@ clean:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .
 	touch $@
 
+.venv/docs: requirements-docs.txt .venv/run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	touch $@
+
 .venv/test: requirements.txt requirements-test.txt pyproject.toml .venv/run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt -e '.[test]'
 	touch $@
 
-.venv/ecosystem: requirements-ecosystem.txt .venv/test
+.venv/ecosystem: requirements-ecosystem.txt requirements-docs.txt .venv/test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-ecosystem.txt -e '.[ecosystem]'
 	touch $@
