@@ -4,6 +4,7 @@ import inspect
 import threading
 from collections.abc import Callable
 from functools import cache, wraps
+from types import MethodType
 from typing import Any, ParamSpec, TypeVar
 
 import torch.nn as nn
@@ -121,14 +122,22 @@ class PreTrainedModel(SeenAs, Loading, nn.Module):
             name: part.plain if isinstance(part, PreTrainedModel) else part
             for name, part in self._modules.items()
         }
+        prepared = getattr(self.plain_forward, "__func__", None)
+        if prepared is not PreTrainedModel.plain_forward:
+            view.forward = MethodType(prepared, view)
         return view
+
+    # On a loaded model `kernels.prepare` replaces this by a faster one of the same result.
+    def plain_forward(self, *args: Any, **kwargs: Any) -> Any:
+        """`forward` of the readable file."""
+        return self.plain_class.forward(self, *args, **kwargs)
 
     # ---- A pass ----
 
     def documented_forward(self, names: tuple[str, ...], args: tuple, kwargs: dict) -> ModelOutput | tuple:
         """What `plain_class.forward` gives, by documented names. TypeError for unknown arguments."""
         if getattr(inside, "a_model", False):  # of which this one is a part
-            return self.plain_class.forward(self, *args, **kwargs)
+            return self.plain_forward(*args, **kwargs)
         given = self.named(names, args, kwargs)
         return_dict, past = given.pop("return_dict", None), given.pop("past_key_values", None)
         items = given.pop("num_items_in_batch", None)
@@ -137,7 +146,7 @@ class PreTrainedModel(SeenAs, Loading, nn.Module):
             inputs["past_key_values"] = plain_cache(past, cache_class(self))
         inside.a_model = True
         try:
-            output = self.plain_class.forward(self, **inputs)._asdict()
+            output = self.plain_forward(**inputs)._asdict()
         except (AttributeError, IndexError, RuntimeError) as error:
             if wrong := wrong_argument(error, inputs, self):
                 raise wrong from error

@@ -40,7 +40,13 @@ def declare(lib: Library) -> Library:
 
 
 def pointer(t: Tensor | None) -> int | None:
-    return None if t is None else t.data_ptr()
+    """Where the numbers of `t` lie. RuntimeError where they have been freed."""
+    if t is None:
+        return None
+    address = t.data_ptr()
+    if not address and t.numel():
+        raise RuntimeError("the memory of a weight has been freed")
+    return address
 
 
 def results(x: Tensor, layers: Sequence[Layer]) -> tuple[list[Tensor], ctypes.Array]:

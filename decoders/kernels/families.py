@@ -1,6 +1,9 @@
 """The six models as named steps: which module does what, by the hub's names. `plan.py` makes a plan of it."""
 
 from dataclasses import dataclass
+from typing import Any
+
+import torch.nn as nn
 
 
 @dataclass(frozen=True)
@@ -98,3 +101,27 @@ FAMILIES = {  # by the name of the base model; Fuyu's text is Persimmon
     "GPTNeoModel": GPT_NEO,
     "OpenAIGPTModel": OPENAI_GPT,
 }
+BASE_NAMES = {  # by the name of a causal language model: its base model. Its output layer is `lm_head`
+    "PhiForCausalLM": "model",
+    "Phi3ForCausalLM": "model",
+    "PersimmonForCausalLM": "model",
+    "GPTNeoForCausalLM": "transformer",
+    "OpenAIGPTLMHeadModel": "transformer",
+}
+
+
+def class_of(module: Any) -> Any:
+    """The class of the model file: that of a wrapper is its `plain_class` (`decoders.hf` has such)."""
+    return getattr(type(module), "plain_class", type(module))
+
+
+def is_base_model(module: nn.Module) -> bool:
+    """A model without a head: it has layers, and a config."""
+    has_layers = any(isinstance(child, nn.ModuleList) for child in module.children())
+    return has_layers and hasattr(type(module), "config_class")
+
+
+def is_causal_model(module: nn.Module) -> bool:
+    """One of the causal language models, by its name and its parts."""
+    base = BASE_NAMES.get(class_of(module).__name__)
+    return base is not None and hasattr(module, base) and hasattr(module, "lm_head")

@@ -8,7 +8,9 @@
 | an attention module | `attend(q, k, v, mask, scale, ...)` | `attention.attention` |
 | the same, where it has it | `rotate(x, cos, sin)` | `attention.rotate` |
 | the same, where it has it | `qkv(x)` | `attention.qkv` |
-| a base model, such as `PhiModel` | `forward` | `texts.base_forward` |
+| a base model, such as `PhiModel` | `forward` | `texts.model_forward` |
+| a causal language model | `forward` | `texts.model_forward` |
+| both of these in `decoders.hf` | `plain_forward` | `texts.plain_forward` |
 
 All of these compute the same, for inference on a CPU. Each looks at every call: where PyTorch has to see the
 plain operations (see `conditions.py`) it runs them. No global setting is touched, so threads may share a
@@ -23,8 +25,10 @@ from typing import Any, TypeVar
 import torch.nn as nn
 
 from .attention import attention, is_forward, qkv, rotate, window_of
+from .families import class_of, is_base_model, is_causal_model
 from .linear import conv1d_forward, linear_forward, rms_norm_forward
-from .texts import base_forward, is_base_model
+from .step import PLAN_STATE
+from .texts import model_forward, plain_forward
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -44,14 +48,19 @@ def prepare(model: M) -> M:
             module.forward = MethodType(FORWARDS[name], module)
         elif hasattr(type(module), "attend"):
             prepare_attention(module, window)
-        elif is_base_model(module):
-            module.forward = MethodType(own_forward(module), module)
+        elif is_base_model(module) or is_causal_model(module):
+            prepare_model(module)
     return model
 
 
-def own_forward(base_model: Any) -> Callable:
-    """The `forward` for a base model of this class."""
-    return base_forward(type(base_model))  # type: ignore[arg-type]
+def prepare_model(model: Any) -> None:
+    """Of a base or causal model replace `forward`, or where its class wraps one of a model file (its
+    `plain_class`) `plain_forward`, by which it calls that one's."""
+    vars(model).setdefault(PLAN_STATE, None)
+    if class_of(model) is type(model):
+        model.forward = MethodType(model_forward(type(model)), model)
+    elif hasattr(type(model), "plain_forward"):
+        model.plain_forward = MethodType(plain_forward(class_of(model)), model)
 
 
 def prepare_attention(module: Any, window: int | None) -> None:
@@ -67,10 +76,11 @@ def prepare_attention(module: Any, window: int | None) -> None:
 def plain(model: M) -> M:
     """Take back what `prepare` did, in place."""
     for module in model.modules():
-        ours = [own_forward(module)] if is_base_model(module) else FORWARDS.values()
+        ours = [*FORWARDS.values(), *([model_forward(type(module))] if PLAN_STATE in vars(module) else [])]
         if any(is_forward(module, function) for function in ours):
             del module.forward
-            vars(module).pop("step_state", None)
+        for name in (PLAN_STATE, "plain_forward"):
+            vars(module).pop(name, None)
         if hasattr(type(module), "attend"):
             for name in ATTENTION_HOOKS:
                 vars(module).pop(name, None)

@@ -45,55 +45,57 @@ enum { AHEAD = 8192 };  // bytes of weights that are asked for before they are n
 enum { MANY = 36 };  // rows of whole numbers from which it pays to lay weights out anew
 
 // ---- Threads ----------------------------------------------------------------------------------------------
-// A team is the threads of one parallel region. With a gate they meet there: they wait actively for a moment,
-// as long as a meeting takes that nobody disturbs, and then sleep, so that others get the processor.
+// A team is the threads of one parallel region. With a barrier they meet there: they wait actively for a
+// moment, as long as a meeting takes that nobody disturbs, and then sleep, so that others get the processor.
 
 enum { SPIN = 150000 };  // ticks of the clock: some 50 microseconds
 
 typedef struct {
     _Atomic int arrived, turn, asleep;
     _Atomic long waited;  // ticks, of all threads
-} Gate;
+} Barrier;
 
 typedef struct {
     int rank, size;
-    Gate *gate;  // NULL: OpenMP's barrier
+    Barrier *barrier;  // NULL: OpenMP's barrier
 } Team;
 
-INLINE Team team_here(Gate *gate) { return (Team){omp_get_thread_num(), omp_get_num_threads(), gate}; }
-
-static void futex(Gate *gate, int what, int value) {
-    syscall(SYS_futex, (int *)&gate->turn, what, value, 0, 0, 0);
+INLINE Team team_here(Barrier *barrier) {
+    return (Team){omp_get_thread_num(), omp_get_num_threads(), barrier};
 }
 
-static void wait_for_others(Gate *gate, int turn) {
+static void futex(Barrier *barrier, int what, int value) {
+    syscall(SYS_futex, (int *)&barrier->turn, what, value, 0, 0, 0);
+}
+
+static void wait_for_others(Barrier *barrier, int turn) {
     const long start = (long)__rdtsc();
-    while (atomic_load(&gate->turn) == turn) {
+    while (atomic_load(&barrier->turn) == turn) {
         if ((long)__rdtsc() - start < SPIN) {
             _mm_pause();
             continue;
         }
-        atomic_fetch_add(&gate->asleep, 1);
-        futex(gate, FUTEX_WAIT_PRIVATE, turn);
-        atomic_fetch_sub(&gate->asleep, 1);
+        atomic_fetch_add(&barrier->asleep, 1);
+        futex(barrier, FUTEX_WAIT_PRIVATE, turn);
+        atomic_fetch_sub(&barrier->asleep, 1);
     }
-    atomic_fetch_add(&gate->waited, (long)__rdtsc() - start);
+    atomic_fetch_add(&barrier->waited, (long)__rdtsc() - start);
 }
 
 static void meet(const Team *team) {
-    Gate *gate = team->gate;
-    if (!gate) {
+    Barrier *barrier = team->barrier;
+    if (!barrier) {
 #pragma omp barrier
         return;
     }
-    const int turn = atomic_load(&gate->turn);
-    if (atomic_fetch_add(&gate->arrived, 1) < team->size - 1) {
-        wait_for_others(gate, turn);
+    const int turn = atomic_load(&barrier->turn);
+    if (atomic_fetch_add(&barrier->arrived, 1) < team->size - 1) {
+        wait_for_others(barrier, turn);
         return;
     }
-    atomic_store(&gate->arrived, 0);
-    atomic_fetch_add(&gate->turn, 1);
-    if (atomic_load(&gate->asleep)) futex(gate, FUTEX_WAKE_PRIVATE, INT_MAX);
+    atomic_store(&barrier->arrived, 0);
+    atomic_fetch_add(&barrier->turn, 1);
+    if (atomic_load(&barrier->asleep)) futex(barrier, FUTEX_WAKE_PRIVATE, INT_MAX);
 }
 
 // A thread's part of 0 to n, in whole steps.

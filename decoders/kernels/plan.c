@@ -4,7 +4,7 @@
 
 #include "kernels.c"
 
-enum { EMBED, LAYER_NORM, RMS_NORM, PRODUCT, ROTATE, ATTEND, ACTIVATE, GATE, ADD, REORDER };  // operations
+enum { EMBED, LAYER_NORM, RMS_NORM, PRODUCT, ROTATE, ATTEND, ACTIVATE, GATE, ADD, REORDER, KEEP, HEAD };
 enum { TRANSPOSED = 8, INT8_WEIGHTS, SAME, INT8_GROUPS };  // weights, beside INT8 and INT4
 enum { GELU_TANH, GELU, SILU, RELU, RELU2 };  // activations
 
@@ -15,7 +15,7 @@ typedef struct {
 
 typedef struct {
     long what, which;  // which: of EMBED the ids, of PRODUCT the weights, of ACTIVATE and GATE the function
-    char *in, *other, *third, *out;
+    char *in, *other, *third, *out;  // out: NULL for the result of the step
     const char *weight, *bias;
     Layer layers[3];
     long count;  // of layers
@@ -38,22 +38,30 @@ typedef struct {
     long M, T, past;    // rows of x, T of each sequence; positions in the cache
     const float *mask;  // (B, past + T) to add, or NULL
     const Cache *cache;
-    char *y;  // (M, C)
+    char *y;        // (M, C), or with a head the logits of the last `kept` rows of each sequence
+    long kept;
+    int64_t *best;  // their argmax, or NULL
 } Step;
 
 typedef struct {
     long kind, count;
     const Op *ops;
     char *scratch;
-    long alone, patience;  // steps to go with one thread, and how many at the next time
+    long single, backoff;  // steps to go with one thread, and how many at the next time
 } Plan;
+
+// Where an operation writes its rows.
+INLINE char *result_of(const Op *op, const Step *step) { return op->out ? op->out : step->y; }
 
 // ---- Operations -------------------------------------------------------------------------------------------
 
+enum { TOKENS, POSITIONS, TYPES };  // which ids
+
 static void embed(const Team *team, const Plan *plan, const Step *step, const Op *op) {
     const long C = op->heads.width, bytes = C * size_of(plan->kind);
+    if (op->which == TYPES && !step->ids[TYPES]) return;
     SHARED(m, step->M, 1) {
-        const char *row = op->which == 0 && step->embeds ? step->embeds + m * bytes
+        const char *row = op->which == TOKENS && step->embeds ? step->embeds + m * bytes
                                                          : op->weight + step->ids[op->which][m] * bytes;
         char *to = op->out + m * bytes;
         if (!op->in) memcpy(to, row, bytes);
@@ -71,7 +79,7 @@ static void layer_norm(const Team *team, int kind, const Step *step, const Op *o
     SHARED(r, step->M * H, 1) {
         const long at = (r / H * op->heads.row + r % H * op->heads.head) * size;
         const char *x = op->in + at;
-        char *y = op->out + at;
+        char *y = result_of(op, step) + at;
         __m512 sum = _mm512_setzero_ps(), square = sum;
         for (long i = 0; i < C; i += 16) sum = _mm512_add_ps(sum, load(x, kind, i, first(C - i)));
         const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / C);
@@ -89,16 +97,16 @@ static void layer_norm(const Team *team, int kind, const Step *step, const Op *o
     }
 }
 
-static void multiply(const Team *team, const Plan *plan, const Step *step, const Op *op) {
-    const long M = step->M, K = op->heads.width, kind = plan->kind;
+static void multiply(const Team *team, const Plan *plan, const Op *op, long M, const Layer *layers) {
+    const long K = op->heads.width, kind = plan->kind;
     float *numbers = (float *)plan->scratch;
     uint8_t *bytes = (uint8_t *)(numbers + 64);  // behind the scales of the rows
-    if (op->which == INT8) return int8_part(team, op->in, op->layers, op->count, kind, M, K, bytes, numbers);
+    if (op->which == INT8) return int8_part(team, op->in, layers, op->count, kind, M, K, bytes, numbers);
     if (op->which == INT8_WEIGHTS)
-        return int8_weights_part(team, op->in, op->layers, op->count, kind, M, K, bytes, numbers);
+        return int8_weights_part(team, op->in, layers, op->count, kind, M, K, bytes, numbers);
     if (op->which == INT8_GROUPS)
-        return int8_groups_part(team, op->in, op->layers, op->count, kind, M, K, plan->scratch);
-    if (op->which == INT4) return int4_part(team, op->in, op->layers, op->count, kind, M, K, plan->scratch);
+        return int8_groups_part(team, op->in, layers, op->count, kind, M, K, plan->scratch);
+    if (op->which == INT4) return int4_part(team, op->in, layers, op->count, kind, M, K, plan->scratch);
     const char *x = op->in;
     if (kind == FLOAT16 || (kind == BFLOAT16 && op->which == TRANSPOSED)) {
         SHARED(i, M * K, 16) {
@@ -108,11 +116,53 @@ static void multiply(const Team *team, const Plan *plan, const Step *step, const
         meet(team);
         x = plan->scratch;
     }
-    if (op->which == SAME) return product_part(team, x, op->layers, op->count, kind, M, K);
+    if (op->which == SAME) return product_part(team, x, layers, op->count, kind, M, K);
     for (int i = 0; i < op->count; i++) {
-        const Result to = {0, op->layers[i].bias, op->layers[i].y, kind, M, op->layers[i].N};
-        transposed_part(team, (const float *)x, op->layers[i].w, kind, K, op->layers[i].stride, &to);
+        const Result to = {0, layers[i].bias, layers[i].y, kind, M, layers[i].N};
+        transposed_part(team, (const float *)x, layers[i].w, kind, K, layers[i].stride, &to);
     }
+}
+
+// The last rows of each sequence.
+static void keep(const Team *team, int kind, const Step *step, const Op *op) {
+    const long bytes = op->heads.width * size_of(kind);
+    SHARED(m, step->M / step->T * step->kept, 1) {
+        const long from = m / step->kept * step->T + step->T - step->kept + m % step->kept;
+        memcpy(op->out + m * bytes, op->in + from * bytes, bytes);
+    }
+}
+
+// The first of the largest numbers of a row; NaN is larger than any.
+INLINE int64_t argmax(const char *row, int kind, long N) {
+    float top = load_one(row, kind, 0);
+    for (long i = 0; i < N; i += 16) {
+        const __mmask16 m = first(N - i);
+        const __m512 v = load(row, kind, i, m);
+        if (_mm512_mask_cmp_ps_mask(m, v, v, _CMP_UNORD_Q)) {
+            top = NAN;
+            break;
+        }
+        top = fmaxf(top, _mm512_mask_reduce_max_ps(m, v));
+    }
+    for (long i = 0; i < N; i += 16) {
+        const __mmask16 m = first(N - i);
+        const __m512 v = load(row, kind, i, m);
+        const __mmask16 hit = isnan(top) ? _mm512_mask_cmp_ps_mask(m, v, v, _CMP_UNORD_Q)
+                                         : _mm512_mask_cmp_ps_mask(m, v, _mm512_set1_ps(top), _CMP_EQ_OQ);
+        if (hit) return i + __builtin_ctz(hit);
+    }
+    return 0;
+}
+
+// The output layer, and what is the likeliest.
+static void head(const Team *team, const Plan *plan, const Step *step, const Op *op) {
+    const long rows = step->M / step->T * step->kept, N = op->layers[0].N;
+    Layer layer = op->layers[0];
+    layer.y = step->y;
+    multiply(team, plan, op, rows, &layer);
+    if (!step->best) return;
+    meet(team);
+    SHARED(m, rows, 1) step->best[m] = argmax(step->y + m * N * size_of(plan->kind), plan->kind, N);
 }
 
 // q and k in place.
@@ -123,7 +173,7 @@ static void rotate_heads(const Team *team, int kind, const Step *step, const Op 
         const Heads *heads = h < H ? &op->heads : &op->others;
         char *x = h < H ? op->in + (m * heads->row + h * heads->head) * size
                         : op->other + (m * heads->row + (h - H) * heads->head) * size;
-        const long table = (step->tables ? step->ids[1][m] : m) * step->R * size;
+        const long table = (step->tables ? step->ids[POSITIONS][m] : m) * step->R * size;
         char y[1024 * 4];
         rotate_one(x, step->cosine + table, step->sine + table, y, kind, step->R, step->R);
         memcpy(x, y, step->R * size);
@@ -218,9 +268,10 @@ static void gate_and_up(const Team *team, int kind, const Step *step, const Op *
 
 static void add(const Team *team, int kind, const Step *step, const Op *op) {
     const long n = step->M * op->heads.width;
+    char *y = result_of(op, step);
     SHARED(i, n, 16) {
         const __mmask16 m = first(n - i);
-        store(op->out, kind, i, m, _mm512_add_ps(load(op->in, kind, i, m), load(op->other, kind, i, m)));
+        store(y, kind, i, m, _mm512_add_ps(load(op->in, kind, i, m), load(op->other, kind, i, m)));
     }
 }
 
@@ -243,14 +294,17 @@ static void run_op(const Team *team, const Plan *plan, const Step *step, const O
     case EMBED: return embed(team, plan, step, op);
     case LAYER_NORM: return layer_norm(team, kind, step, op);
     case RMS_NORM:
-        return rms_norm_part(team, op->in, op->weight, op->out, kind, op->number, step->M, op->heads.width);
-    case PRODUCT: return multiply(team, plan, step, op);
+        return rms_norm_part(team, op->in, op->weight, result_of(op, step), kind, op->number, step->M,
+                             op->heads.width);
+    case PRODUCT: return multiply(team, plan, op, step->M, op->layers);
     case ROTATE: return rotate_heads(team, kind, step, op);
     case ATTEND: return attend(team, kind, step, op);
     case ACTIVATE: return activate(team, kind, step, op);
     case GATE: return gate_and_up(team, kind, step, op);
     case ADD: return add(team, kind, step, op);
     case REORDER: return reorder(team, kind, step, op);
+    case KEEP: return keep(team, kind, step, op);
+    case HEAD: return head(team, plan, step, op);
     }
 }
 
@@ -258,12 +312,13 @@ static void run_op(const Team *team, const Plan *plan, const Step *step, const O
 static int fits(const Plan *plan, const Step *step) {
     for (long i = 0; i < plan->count; i++) {
         const Op *op = plan->ops + i;
-        if (op->what != EMBED || (op->which == 0 && step->embeds)) continue;
+        if (op->what != EMBED || (op->which == TOKENS && step->embeds)) continue;
+        if (op->which == TYPES && !step->ids[TYPES]) continue;
         for (long m = 0; m < step->M; m++)
             if (step->ids[op->which][m] < 0 || step->ids[op->which][m] >= op->rows) return 0;
     }
     for (long m = 0; step->tables && m < step->M; m++)
-        if (step->ids[1][m] < 0 || step->ids[1][m] >= step->tables) return 0;
+        if (step->ids[POSITIONS][m] < 0 || step->ids[POSITIONS][m] >= step->tables) return 0;
     return 1;
 }
 
@@ -271,25 +326,21 @@ static int fits(const Plan *plan, const Step *step) {
 // quarter of the time, others want the processors: the next steps are left to one thread.
 int run_plan(Plan *plan, const Step *step, int threads) {
     if (!fits(plan, step)) return 0;
-    if (plan->alone > 0) plan->alone--, threads = 1;
-    Gate gate = {0};
+    if (plan->single > 0) plan->single--, threads = 1;
+    Barrier barrier = {0};
     const long start = (long)__rdtsc();
 #pragma omp parallel num_threads(threads)
     {
-        const Team here = team_here(&gate), *team = &here;
+        const Team here = team_here(&barrier), *team = &here;
         for (long i = 0; i < plan->count; i++) {
             run_op(team, plan, step, plan->ops + i);
-            meet(team);
-        }
-        SHARED(i, step->M * plan->ops[0].heads.width, 64) {
-            const long n = step->M * plan->ops[0].heads.width - i, size = size_of(plan->kind);
-            memcpy(step->y + i * size, plan->ops[plan->count - 1].out + i * size, (n < 64 ? n : 64) * size);
+            if (i < plan->count - 1) meet(team);
         }
     }
     if (threads > 1) {
-        const int crowded = gate.waited > ((long)__rdtsc() - start) * threads / 4;
-        plan->patience = crowded ? (plan->patience < 32 ? plan->patience * 2 : 64) : 4;
-        plan->alone = crowded ? plan->patience : 0;
+        const int crowded = barrier.waited > ((long)__rdtsc() - start) * threads / 4;
+        plan->backoff = crowded ? (plan->backoff < 32 ? plan->backoff * 2 : 64) : 4;
+        plan->single = crowded ? plan->backoff : 0;
     }
     return 1;
 }

@@ -1,5 +1,5 @@
 """A plan: the operations of a decoding step as a flat list with their pointers, made once from the modules of
-a loaded model, and run by `plan.c` in one call. It holds for a model as it is: `Watch` notices what changes.
+a loaded model, and run by `plan.c` in one call. It is valid for a model as it is: `Guards` notice changes.
 
 NotPlanned says why a model has none.
 """
@@ -18,14 +18,15 @@ from torch import Tensor
 
 from . import calls
 from .attention import attention, qkv, rotate, window_of
-from .families import FAMILIES, PHI3, Family
+from .families import BASE_NAMES, FAMILIES, PHI3, Family, class_of
 from .linear import conv1d_forward, linear_forward, rms_norm_forward
 from .quantized import MAX_INPUTS, Quantized, QuantizedEmbedding
 
 MAX_ROWS = 16
-ALONE = 4 * 2**20  # bytes of weights up to which one thread is enough
+SINGLE_THREAD_BYTES = 4 * 2**20  # of weights, up to which one thread is enough
 long, pointer = ctypes.c_long, ctypes.c_void_p
-EMBED, LAYER_NORM, RMS_NORM, PRODUCT, ROTATE, ATTEND, ACTIVATE, GATE, ADD, REORDER = range(10)
+EMBED, LAYER_NORM, RMS_NORM, PRODUCT, ROTATE, ATTEND, ACTIVATE, GATE, ADD, REORDER, KEEP, HEAD = range(12)
+TOKENS, POSITIONS, TYPES = range(3)  # which ids an embedding takes
 WEIGHTS = {"int8": 3, "int4": 4, "transposed": 8, "int8-weights": 9, "same": 10, "int8-groups": 11}
 FUNCTIONS = ("gelu_tanh", "gelu", "silu", "relu", "relu2")
 
@@ -61,7 +62,7 @@ class COp(ctypes.Structure):
 
 class CPlan(ctypes.Structure):
     _fields_ = [("kind", long), ("count", long), ("ops", pointer), ("scratch", pointer)]
-    _fields_ += [("alone", long), ("patience", long)]
+    _fields_ += [("single", long), ("backoff", long)]
 
 
 # ---- Modules -----------------------------------------------------------------------------------------------
@@ -101,9 +102,9 @@ def function_of(act: Any) -> str:
     raise NotPlanned("its activation function is not among those of plan.c")
 
 
-class Watch:
-    """What a plan stands on: the tensors, where their numbers lie, the modules, and that nobody looks in.
-    It is asked before every step, so it compares lists, and names nothing."""
+class Guards:
+    """What a plan depends on: the tensors, where their numbers lie, the modules, their methods, the config.
+    They are checked before every step, so they compare lists, and name nothing."""
 
     OWN = ("forward", "attend", "rotate", "qkv")
     HOLDERS = ("_modules", "_parameters", "_buffers")
@@ -117,7 +118,7 @@ class Watch:
         self.held = list(self.all_held())
         self.tensors = [t for t in self.held if isinstance(t, Tensor)]
         self.places = [t.data_ptr() for t in self.tensors]
-        classes = {type(m) for m in model.modules()}
+        classes = {c for m in model.modules() for c in (type(m), class_of(m))}
         self.classes = [(c, c.forward) for c in classes]
         names_of = {id(names): names for names in map(globals_of, classes)}.values()
         self.globals = [
@@ -131,14 +132,14 @@ class Watch:
 
     def all_held(self) -> Iterator[Any]:
         """Submodules, parameters and buffers of all modules, and an end."""
-        return chain(chain.from_iterable(holder.values() for holder in self.holders), [Watch])
+        return chain(chain.from_iterable(holder.values() for holder in self.holders), [Guards])
 
     def is_observed(self) -> bool:
         """Whether somebody looks into a module, or trains it."""
         is_training = any(map(itemgetter("training"), self.modules))
         return is_training or any(self.hooks) or nn.modules.module._has_any_global_hook()
 
-    def is_as_it_was(self) -> bool:
+    def are_valid(self) -> bool:
         """Whether tensors, modules, methods and config are those that the plan was made of."""
         return (
             all(map(is_, self.all_held(), self.held))
@@ -169,9 +170,13 @@ def positions_limit(model: Any, family: Family) -> int:
 
 
 class Plan:
-    """The list of operations of a base model."""
+    """The list of operations of a base model, or of a causal one: from ids to the last hidden state, or to
+    logits."""
 
-    def __init__(self, model: Any, watch: Watch):
+    def __init__(self, model: Any, guards: Guards):
+        base_name = BASE_NAMES.get(class_of(model).__name__)
+        head = model.lm_head if base_name else None
+        model = model.get_submodule(base_name) if base_name else model
         family = FAMILIES.get(type(model).__name__)
         if family is None:
             raise NotPlanned(f"{type(model).__name__} has no description")
@@ -184,7 +189,7 @@ class Plan:
         self.dtype, self.hidden_size = self.embedding.dtype, self.embedding.shape[1]
         if self.dtype not in calls.KINDS or not self.embedding.is_cpu:
             raise NotPlanned(f"its numbers are {self.dtype} on {self.embedding.device}")
-        self.watch = watch
+        self.guards = guards
         self.window_size = window_of(model)
         self.layers = list(model.get_submodule(family.layers))
         self.ops: list[COp] = []
@@ -193,7 +198,9 @@ class Plan:
         self.max_rows, self.max_inputs, self.weight_bytes = MAX_ROWS, 0, 0
         self.is_exact = True  # no product rounds its input to 8 bits
         self.max_positions = positions_limit(model, family)
-        self.add_model(model)
+        self.has_head = head is not None
+        self.outputs = self.hidden_size if head is None else features(head)[1]
+        self.add_model(model, head)
         self.finish()
 
     def finish(self) -> None:
@@ -206,7 +213,7 @@ class Plan:
 
     def threads(self) -> int:
         """As many as the work is worth."""
-        return 1 if self.weight_bytes <= ALONE else torch.get_num_threads()
+        return 1 if self.weight_bytes <= SINGLE_THREAD_BYTES else torch.get_num_threads()
 
     # ---- Operations ----
 
@@ -225,12 +232,12 @@ class Plan:
         if not t.is_contiguous():
             raise NotPlanned("a weight is not contiguous")
         self.keep.append(t)
-        return t.data_ptr()
+        return calls.pointer(t)
 
     def add(self, what: int, **fields: Any) -> None:
         self.ops.append(COp(what=what, **fields))
 
-    def norm(self, module: Any, source: int, out: int, heads: CHeads | None = None) -> None:
+    def norm(self, module: Any, source: int, out: int | None, heads: CHeads | None = None) -> None:
         """LayerNorm or RMSNorm of rows of `hidden_size`, or of heads."""
         heads = heads or CHeads(1, self.hidden_size, self.hidden_size, 0)
         fields = {"input": source, "out": out, "heads": heads, "number": module.eps}
@@ -250,19 +257,21 @@ class Plan:
             source = self.reordered(source, orders[0])
         elif len(kinds) > 1 or any(order is not None for order in orders):
             return [self.product(source, **{name: layer})[0] for name, layer in layers.items()]
-        kind, inputs = kinds.pop(), features(next(iter(layers.values())))[0]
-        c_layers, outs = (CLayer * 3)(), []
-        for i, (name, layer) in enumerate(layers.items()):
+        outs = [self.buffer(name, features(layer)[1]) for name, layer in layers.items()]
+        self.add_product(PRODUCT, source, list(layers.values()), outs)
+        return outs
+
+    def add_product(self, what: int, source: int, layers: list[Any], outs: list[int] | list[None]) -> None:
+        """PRODUCT or HEAD of layers that are stored alike."""
+        kind, inputs = stored_as(layers[0]), features(layers[0])[0]
+        c_layers = (CLayer * 3)()
+        for i, (layer, out) in enumerate(zip(layers, outs, strict=True)):
             addresses, outputs, *rest = self.tensors_of(layer, kind)
-            outs.append(self.buffer(name, outputs))
-            c_layers[i] = CLayer(*addresses, outs[i], outputs, *rest)
+            c_layers[i] = CLayer(*addresses, out, outputs, *rest)
         heads = CHeads(1, inputs, inputs, 0)
-        self.add(PRODUCT, which=WEIGHTS[kind], input=source, layers=c_layers, count=len(outs), heads=heads)
+        self.add(what, which=WEIGHTS[kind], input=source, layers=c_layers, count=len(layers), heads=heads)
         self.max_inputs = max(self.max_inputs, inputs)
         self.is_exact &= kind != "int8"
-        if kind in ("int4", "int8-weights", "int8-groups") and self.dtype is torch.bfloat16:
-            self.max_rows = 5  # more rows take another way
-        return outs
 
     def reordered(self, source: int, order: Tensor) -> int:
         """The address of the same inputs in the order of a layer's groups."""
@@ -282,7 +291,7 @@ class Plan:
                 raise NotPlanned("its weights are not on the CPU")
             self.keep += [t for t in stored if t is not None]
             self.weight_bytes += layer.qweight.nbytes
-            where = [None if t is None else t.data_ptr() for t in stored]
+            where = [calls.pointer(t) for t in stored]
             groups = calls.groups(*stored)
             return (*where, self.address(layer.bias)), outputs, layer.qweight.stride(0), *groups
         weight = layer.weight if type(layer).__name__ == "Conv1D" or kind == "same" else layer.weight.t()
@@ -291,37 +300,45 @@ class Plan:
 
     # ---- The model ----
 
-    def add_model(self, model: Any) -> None:
-        """From the ids to what the final norm gives."""
-        C, family = self.hidden_size, self.family
-        x = self.buffer("x", C)
-        heads = CHeads(1, C, C, 0)
-        token = self.address(self.embedding)
-        rows = len(self.embedding)
-        self.add(EMBED, which=0, out=x, weight=token, rows=rows, heads=heads)
+    def add_model(self, model: Any, head: Any) -> None:
+        """From the ids to the final norm, whose result is the step's unless there is a head."""
+        family, x = self.family, self.buffer("x", self.hidden_size)
+        self.add_embedding(TOKENS, self.embedding, None, x)
         if family.positions:
-            positions = model.get_submodule(family.positions).weight
-            self.add(
-                EMBED,
-                which=1,
-                input=x,
-                out=x,
-                weight=self.address(positions),
-                rows=len(positions),
-                heads=heads,
-            )
+            self.add_embedding(POSITIONS, model.get_submodule(family.positions).weight, x, x)
+            self.add_embedding(TYPES, self.embedding, x, x)  # skipped where a step has no token types
         for i, layer in enumerate(self.layers):
             self.add_layer(i, layer, x)
+        normed = self.buffer("final", self.hidden_size) if head is not None else None
         if family.final_norm:
-            self.norm(model.get_submodule(family.final_norm), x, self.buffer("final", C))
+            self.norm(model.get_submodule(family.final_norm), x, normed)
         else:
-            self.add_sum(x, None, self.buffer("final", C))
+            self.add_sum(x, None, normed)
+        if head is not None:
+            self.add_head(normed, head)
 
-    def add_sum(self, a: int, b: int | None, out: int) -> None:
+    def add_embedding(self, which: int, weight: Tensor, source: int | None, out: int) -> None:
+        """out = source + rows of `weight`."""
+        if weight.shape[1] != self.hidden_size:
+            raise NotPlanned("an embedding has another width")
+        heads = CHeads(1, self.hidden_size, self.hidden_size, 0)
+        fields = {"weight": self.address(weight), "rows": len(weight), "heads": heads}
+        self.add(EMBED, which=which, input=source, out=out, **fields)
+
+    def add_sum(self, a: int, b: int | None, out: int | None) -> None:
         """out = a + b, or a copy of a."""
         heads = CHeads(1, self.hidden_size, self.hidden_size, 0)
         zeros = b if b is not None else self.buffer("zeros", self.hidden_size)
         self.add(ADD, input=a, other=zeros, out=out, heads=heads)
+
+    def add_head(self, x: Any, head: Any) -> None:
+        """Logits of the positions that are asked for."""
+        kept = self.buffer("kept", self.hidden_size)
+        heads = CHeads(1, self.hidden_size, self.hidden_size, 0)
+        self.add(KEEP, input=x, out=kept, heads=heads)
+        if (order := head._buffers.get("order")) is not None:
+            kept = self.reordered(kept, order)
+        self.add_product(HEAD, kept, [head], [None])
 
     def add_layer(self, i: int, layer: Any, x: int) -> None:
         family, C = self.family, self.hidden_size
@@ -385,7 +402,7 @@ class Plan:
 
     def window(self, i: int) -> int | None:
         """Positions that layer i sees; None for all."""
-        kinds = getattr(self.watch.config, "attention_layers", ["local"] * len(self.layers))
+        kinds = getattr(self.guards.config, "attention_layers", ["local"] * len(self.layers))
         return self.window_size if self.family.has_windows and kinds[i] == "local" else None
 
     def add_mlp(self, layer: Any, x: int) -> int:

@@ -1,16 +1,15 @@
 """A decoding step by the plan of its model, where there is one and the call is such a step.
 
-A plan is believed only after its first step has given what the modules give. Then it serves calls with up to
-16 new tokens and a cache, under `no_grad`, while nobody looks into the model. Any other call, and any other
+A plan is verified first: its first step must give what the modules give. Then it serves calls with up to 16
+new tokens and a cache, under `no_grad`, while no hook looks into the model. Any other call, and any other
 cache, is left to the modules, with their errors.
 """
 
 import ctypes
 import threading
 from collections.abc import Callable
-from operator import is_
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 import torch
 import torch.nn as nn
@@ -18,11 +17,14 @@ from torch import Tensor
 
 from . import calls
 from .families import PHI3
-from .plan import NotPlanned, Plan, Watch
+from .plan import TOKENS, TYPES, Guards, NotPlanned, Plan
+from .plan import POSITIONS as POSITION_IDS
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of a plan's first step
 INT8_TOLERANCE = 0.1  # a difference in the last bit may round an input to another whole number
-NO_STEP = ("token_type_ids", "head_mask", "output_attentions", "output_hidden_states")
+NO_STEP = ("labels", "head_mask", "output_attentions", "output_hidden_states")
+PLAN_STATE = "plan_state"  # attribute of a prepared model: its PlanState, or None before the first step
+THREAD = threading.local()  # .by_modules: a plan is being verified
 
 
 class CCache(ctypes.Structure):
@@ -36,22 +38,25 @@ class CStep(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("embeds", "cos", "sin")),
         *((name, ctypes.c_long) for name in ("tables", "R", "M", "T", "past")),
         *((name, ctypes.c_void_p) for name in ("mask", "cache", "y")),
+        ("kept", ctypes.c_long),
+        ("best", ctypes.c_void_p),
     ]
 
 
-class State:
-    """The plan of a base model, or why it has none. The model holds it; a copy of the model makes its own."""
+class PlanState:
+    """The plan of a model, or why it has none. The model holds it; a copy of the model makes its own."""
 
     def __init__(self, model: nn.Module, plain: Callable):
-        vars(model).setdefault("step_state", None)  # before it is watched
-        self.watch, self.plan, self.reason = Watch(model), None, ""
-        self.is_proved, self.lock = False, threading.Lock()
+        vars(model).setdefault(PLAN_STATE, None)  # before the guards count the attributes
+        self.guards, self.reason = Guards(model), ""
+        self.plan: Plan | None = None
+        self.is_verified, self.lock = False, threading.Lock()
         self.tables: tuple[Tensor, Tensor] | None = None
-        self.caches: WeakKeyDictionary = WeakKeyDictionary()  # -> Buffers
+        self.buffers: Buffers | None = None  # of the last step's cache
         self.names = plain.__globals__  # type: ignore[attr-defined]
         try:
-            self.plan = Plan(model, self.watch)
-        except (NotPlanned, AttributeError) as error:  # a module that is not there
+            self.plan = Plan(model, self.guards)
+        except (NotPlanned, AttributeError, RuntimeError) as error:  # a module, or memory, that is not there
             self.reason = str(error)
 
     def __reduce__(self) -> tuple[type, tuple]:
@@ -59,30 +64,31 @@ class State:
 
 
 def planned(model: nn.Module) -> str:
-    """Whether the steps of a base model are planned, in a sentence."""
-    state = vars(model).get("step_state")
+    """Whether the steps of a model are planned, in a sentence."""
+    state = vars(model).get(PLAN_STATE)
     if state is None:
         return "not yet needed"
-    return (
-        "planned" if state.plan and state.is_proved else f"module by module: {state.reason or 'not proved'}"
-    )
+    if state.plan and state.is_verified:
+        return "planned"
+    return f"module by module: {state.reason or 'not verified'}"
 
 
 def step(lib: calls.Library, plain: Callable, model: Any, given: dict[str, Any]) -> Any:
     """What `plain(model, **given)` returns; None where the modules have to do it."""
     cache = given.get("past_key_values")
-    if not is_step(model, cache, given):
+    if not is_step(model, cache, given) or getattr(THREAD, "by_modules", False):
         return None
     state = state_of(model, plain)
     if state is None or not state.lock.acquire(blocking=False):  # of another thread's step
         return None
     try:
-        x = run(lib, state, model, cache, given)
-        if x is None:
+        y = run(lib, state, model, cache, given)
+        if y is None:
             return None
-        if state.is_proved:
-            return finish(state, cache, x)
-        return prove(state, plain, model, given, x)
+        if not state.is_verified:
+            return verify(state, plain, model, given, y)
+        T = (given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]).shape[1]
+        return finish(state, cache, y, T)
     finally:
         state.lock.release()
 
@@ -97,63 +103,93 @@ def is_step(model: Any, cache: Any, given: dict[str, Any]) -> bool:
     return bool(model.config.use_cache if use_cache is None else use_cache)
 
 
-def state_of(model: nn.Module, plain: Callable) -> State | None:
+def state_of(model: nn.Module, plain: Callable) -> PlanState | None:
     """The model's plan as it is now; None where there is none, or somebody looks into the model."""
-    state = vars(model).get("step_state")
-    if state is None or not (state.watch.is_as_it_was() or state.watch.is_observed()):
-        state = vars(model)["step_state"] = State(model, plain)
-    return state if state.plan and not state.watch.is_observed() else None
+    owner = getattr(vars(model).get("plain_forward"), "__self__", model)  # of a view: the model that it shows
+    state = vars(owner).get(PLAN_STATE)
+    if state is None or not (state.guards.are_valid() or state.guards.is_observed()):
+        state = vars(owner)[PLAN_STATE] = PlanState(owner, plain)
+    return state if state.plan and not state.guards.is_observed() else None
 
 
-def prove(state: State, plain: Callable, model: Any, given: dict[str, Any], x: Tensor) -> Any:
-    """The modules' own output of a plan's first step, which decides whether the plan is believed."""
-    output = plain(model, **given)
+def verify(state: PlanState, plain: Callable, model: Any, given: dict[str, Any], y: Tensor) -> Any:
+    """The modules' own output of a plan's first step, which decides whether the plan is used."""
+    THREAD.by_modules = True
+    try:
+        output = plain(model, **given)
+    finally:
+        THREAD.by_modules = False
     plan: Any = state.plan
-    right = output.last_hidden_state.double()
+    right = (output.logits if hasattr(output, "logits") else output.last_hidden_state).double()
     bound = TOLERANCE[plan.dtype] if plan.is_exact else INT8_TOLERANCE
-    if (x.double() - right).norm() <= bound * right.norm():
-        state.is_proved = True
+    if y.shape == right.shape and (y.double() - right).norm() <= bound * right.norm():
+        state.is_verified = True
     else:
         state.plan, state.reason = None, "its modules compute something else"
     return output
 
 
-def finish(state: State, cache: Any, x: Tensor) -> Any:
-    """The step's output, its keys and values counted."""
-    cache.lengths = [n + x.shape[1] for n in cache.lengths]
-    return state.names["ModelOutput"](x, cache, None, None)
+def finish(state: PlanState, cache: Any, y: Tensor, T: int) -> Any:
+    """The step's output, its T keys and values counted."""
+    cache.lengths = [n + T for n in cache.lengths]
+    plan: Any = state.plan
+    if plan.has_head:
+        return state.names["CausalLMOutput"](None, y, cache, None, None)
+    return state.names["ModelOutput"](y, cache, None, None)
 
 
 # ---- A call ------------------------------------------------------------------------------------------------
 
 
-def run(lib: calls.Library, state: State, model: Any, cache: Any, given: dict[str, Any]) -> Tensor | None:
-    """The last hidden state (B, T, C), its keys and values behind those of the cache; None where these
-    arguments are not for a plan."""
+def run(lib: calls.Library, state: PlanState, model: Any, cache: Any, given: dict[str, Any]) -> Tensor | None:
+    """The last hidden state (B, T, C), or logits (B, kept, V), the keys and values behind those of the cache;
+    None where these arguments are not for a plan."""
     plan: Any = state.plan
     source = tokens(plan, given)
     if source is None:
         return None
     (B, T), past = source.shape[:2], cache.lengths[0]
     mask, positions = visible(given.get("attention_mask"), B, T, past), positions_of(given, B, T, past)
+    types, kept = given.get("token_type_ids"), kept_of(plan, given, T)
     if B * T > plan.max_rows or mask is False or positions is None or past + T > plan.max_positions:
+        return None
+    if kept is None or not are_types(plan, types, B, T):
         return None
     buffers = buffers_of(state, cache, B, T)
     if buffers is None:
         return None
-    y = torch.empty(B, T, plan.hidden_size, dtype=plan.dtype)
+    y = torch.empty(B, kept, plan.outputs, dtype=plan.dtype)
     c_step = CStep(M=B * T, T=T, past=past, y=y.data_ptr(), mask=calls.pointer(mask), cache=buffers.address)
+    c_step.kept = kept
     if not source.is_floating_point():
-        c_step.ids[0] = source.data_ptr()
+        c_step.ids[TOKENS] = source.data_ptr()
     else:
         c_step.embeds = source.data_ptr()
-    c_step.ids[1] = positions.data_ptr()
+    c_step.ids[POSITION_IDS], c_step.ids[TYPES] = positions.data_ptr(), calls.pointer(types)
     if tables := rotary(state, model, cache, positions, past + T):
         cos, sin = tables
         c_step.cos, c_step.sin, c_step.R = cos.data_ptr(), sin.data_ptr(), cos.shape[-1]
         c_step.tables = len(cos) if cos.dim() == 2 else 0
     is_done = lib.run_plan(ctypes.byref(plan.c_plan), ctypes.byref(c_step), plan.threads())
     return y if is_done else None
+
+
+def kept_of(plan: Plan, given: dict[str, Any], T: int) -> int | None:
+    """Of how many last positions the result is; None where these are chosen otherwise."""
+    keep = given.get("logits_to_keep", 0)
+    if type(keep) is not int or keep < 0:
+        return None
+    return T if keep == 0 or not plan.has_head else min(keep, T)
+
+
+def are_types(plan: Plan, types: Any, B: int, T: int) -> bool:
+    """Whether token types are for a plan: none, or (B, T) as C reads them."""
+    if types is None:
+        return True
+    if plan.lookup is not None:
+        return False
+    is_plain = type(types) is Tensor and types.is_cpu and types.dtype is torch.int64
+    return is_plain and tuple(types.shape) == (B, T) and types.is_contiguous()
 
 
 def tokens(plan: Plan, given: dict[str, Any]) -> Tensor | None:
@@ -211,7 +247,7 @@ def counted(n: int) -> Tensor:
     return COUNTED[0]
 
 
-def rotary(state: State, model: Any, cache: Any, positions: Tensor, length: int) -> Any:
+def rotary(state: PlanState, model: Any, cache: Any, positions: Tensor, length: int) -> Any:
     """cos and sin: (positions, R) of all positions, or (B, 1, T, R) where they depend on the text's length;
     None of a model with embedded positions. By the model file's own functions."""
     plan: Any = state.plan
@@ -237,10 +273,10 @@ def rotary(state: State, model: Any, cache: Any, positions: Tensor, length: int)
 
 
 class Buffers:
-    """Where the keys and values of a cache lie."""
+    """Where the keys and values of a cache lie. It keeps none of them alive."""
 
     def __init__(self, pairs: list[tuple[Tensor, Tensor]]):
-        self.pairs = list(pairs)
+        self.refs = [ref(t) for pair in pairs for t in pair]
         self.batch = len(pairs[0][0])
         self.room = min(t.shape[2] for pair in pairs for t in pair)
         self.array = (CCache * len(pairs))()
@@ -248,27 +284,29 @@ class Buffers:
             self.array[i] = CCache(k.data_ptr(), v.data_ptr(), *k.stride()[:3], *v.stride()[:3])
         self.address = ctypes.addressof(self.array)
 
-    def holds(self, pairs: list[tuple[Tensor, Tensor]], B: int, length: int) -> bool:
+    def are_of(self, pairs: list[tuple[Tensor, Tensor]], B: int, length: int) -> bool:
         """Whether these are the same, with room for `length` positions."""
-        is_same = len(self.pairs) == len(pairs) and all(map(is_, self.pairs, pairs))
-        return is_same and self.batch == B and length <= self.room
+        if self.batch != B or length > self.room or len(self.refs) != 2 * len(pairs):
+            return False
+        tensors = (t for pair in pairs for t in pair)
+        return all(own() is t for own, t in zip(self.refs, tensors, strict=True))
 
 
-def buffers_of(state: State, cache: Any, B: int, T: int) -> Buffers | None:
+def buffers_of(state: PlanState, cache: Any, B: int, T: int) -> Buffers | None:
     """Those of `cache`, with room for T more; None where they are not this model's."""
-    n, pairs, known = cache.lengths[0], cache.buffers, state.caches.get(cache)
+    n, pairs = cache.lengths[0], cache.buffers
     if cache.lengths.count(n) != len(pairs) or len(cache.lengths) != len(pairs):
         return None
-    if known is not None and known.holds(pairs, B, n + T):
-        return known
+    if state.buffers is not None and state.buffers.are_of(pairs, B, n + T):
+        return state.buffers
     if not cache_fits(state.plan, pairs, B, n):
         return None
     for i, (k, v) in enumerate(pairs):
         if n + T > min(k.shape[2], v.shape[2]):
             new = k.new_empty(B, k.shape[1], T, k.shape[3])
             pairs[i] = cache.append(k, new, n), cache.append(v, new, n)
-    state.caches[cache] = buffers = Buffers(pairs)
-    return buffers
+    state.buffers = Buffers(pairs)
+    return state.buffers
 
 
 def cache_fits(plan: Any, pairs: list[tuple[Tensor, Tensor]], B: int, n: int) -> bool:

@@ -1,4 +1,4 @@
-"""The forward pass of a base model, with the kernels: a text is read and written with them, or without them,
+"""The forward pass of a base or causal model, with the kernels: a text is read and written with them, or without them,
 from its beginning to its end, also where they have been compiled in the meantime."""
 
 import inspect
@@ -16,15 +16,9 @@ from .step import step
 PLAIN_TEXTS: WeakSet = WeakSet()  # caches of texts that began without the kernels
 
 
-def is_base_model(module: nn.Module) -> bool:
-    """A model without a head: it has layers, and a config."""
-    has_layers = any(isinstance(child, nn.ModuleList) for child in module.children())
-    return has_layers and hasattr(type(module), "config_class")
-
-
 @cache
-def base_forward(model_class: Callable) -> Callable:
-    """The `forward` of a prepared base model of this class; its signature stays."""
+def model_forward(model_class: Callable) -> Callable:
+    """The `forward` of a prepared base or causal model of this class; its signature stays."""
     plain = model_class.forward  # type: ignore[attr-defined]
     names = list(inspect.signature(plain).parameters)[1:]
     is_of_a_model_file = "KVCache" in plain.__globals__  # else its arguments may be others
@@ -34,17 +28,32 @@ def base_forward(model_class: Callable) -> Callable:
         if must_run_plain_ops():
             return plain(self, *args, **kwargs)
         past = next(filter(is_cache, (*args, *kwargs.values())), None)
-        if past is not None and past in PLAIN_TEXTS:
+        if past is None:
+            return begin(plain, self, args, kwargs)
+        if past in PLAIN_TEXTS:
             with native.without():
                 return plain(self, *args, **kwargs)
         is_known = is_of_a_model_file and len(args) <= len(names)
         is_known = is_known and kwargs.keys() <= set(names[len(args) :])
-        if past is not None and is_known and (lib := native.library()):
+        if is_known and (lib := native.library()):
             given = {**dict(zip(names, args, strict=False)), **kwargs}
             if (output := step(lib, plain, self, given)) is not None:
                 return output
-        return begun(plain(self, *args, **kwargs)) if past is not None else begin(plain, self, args, kwargs)
+        return begun(plain(self, *args, **kwargs))
 
+    return forward
+
+
+@cache
+def plain_forward(plain_class: Callable) -> Callable:
+    """`model_forward` by the name that a wrapper calls it by, under which a pickled one finds its own."""
+    function = model_forward(plain_class)
+
+    @wraps(function)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return function(self, *args, **kwargs)
+
+    forward.__name__ = "plain_forward"
     return forward
 
 
