@@ -17,7 +17,6 @@ plain operations (see `conditions.py`) it runs them. No global setting is touche
 model. An attention module is one whose class has `attend`, a base model one with a list of layers.
 """
 
-from collections.abc import Callable
 from functools import partial
 from types import MethodType
 from typing import Any, TypeVar

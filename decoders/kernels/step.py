@@ -17,8 +17,8 @@ from torch import Tensor
 
 from . import calls
 from .families import PHI3
-from .plan import TOKENS, TYPES, Guards, NotPlanned, Plan
 from .plan import POSITIONS as POSITION_IDS
+from .plan import TOKENS, TYPES, Guards, NotPlanned, Plan
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of a plan's first step
 INT8_TOLERANCE = 0.1  # a difference in the last bit may round an input to another whole number

@@ -1,5 +1,5 @@
-"""The forward pass of a base or causal model, with the kernels: a text is read and written with them, or without them,
-from its beginning to its end, also where they have been compiled in the meantime."""
+"""The forward pass of a base or causal model, with the kernels: a text is read and written with them, or
+without them, from its beginning to its end, also where they have been compiled in the meantime."""
 
 import inspect
 from collections.abc import Callable
