@@ -17,8 +17,7 @@ from torch import Tensor
 
 from . import calls
 from .families import PHI3
-from .plan import POSITIONS as POSITION_IDS
-from .plan import TOKENS, TYPES, Guards, NotPlanned, Plan
+from .plan import POSITIONS, TOKENS, TYPES, Guards, NotPlanned, Plan
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of a plan's first step
 INT8_TOLERANCE = 0.1  # a difference in the last bit may round an input to another whole number
@@ -165,7 +164,7 @@ def run(lib: calls.Library, state: PlanState, model: Any, cache: Any, given: dic
         c_step.ids[TOKENS] = source.data_ptr()
     else:
         c_step.embeds = source.data_ptr()
-    c_step.ids[POSITION_IDS], c_step.ids[TYPES] = positions.data_ptr(), calls.pointer(types)
+    c_step.ids[POSITIONS], c_step.ids[TYPES] = positions.data_ptr(), calls.pointer(types)
     if tables := rotary(state, model, cache, positions, past + T):
         cos, sin = tables
         c_step.cos, c_step.sin, c_step.R = cos.data_ptr(), sin.data_ptr(), cos.shape[-1]
