@@ -11,7 +11,7 @@ What is unusual about Fuyu
   before it rescales. Adept's own was white.
 
 Source: Bavishi et al., Fuyu-8B (2023), adept.ai/blog/fuyu-8b. Checkpoint: adept/fuyu-8b, of both eras, and
-Adept's own release. The model agrees with Transformers 4.37.2, 4.50.3 and 5.23.0 (eager attention, rotary
+Adept's own release. The model agrees with Transformers 4.37.2, 4.50.3 and 5.24.0 (eager attention, rotary
 base written out), the pictures bit for bit and the prompts id for id with 4.37.2. 5.23 leaves boxes in a
 prompt as text, and its processor fails without torchvision.
 

@@ -11,7 +11,7 @@ What is unusual about GPT-Neo
 
 Source: Black et al., GPT-Neo: Large Scale Autoregressive Language Modeling with Mesh-Tensorflow (2021),
 https://doi.org/10.5281/zenodo.5297715. Checkpoints: EleutherAI/gpt-neo-125m, -1.3B, -2.7B.
-Agrees with Transformers 4.37.2, 4.50.3 and 5.23.0 (eager attention); comments tell where these differ.
+Agrees with Transformers 4.37.2, 4.50.3 and 5.24.0 (eager attention); comments tell where these differ.
 
 Letters: B batch, T new tokens, S keys (cached + new), H heads, K as many, D head_dim, C hidden_size,
 V vocabulary. The hub's files hold masks beside the weights, and no `lm_head`, which is tied:

@@ -11,7 +11,7 @@ What is unusual about GPT-1
 
 Source: Radford et al., Improving Language Understanding by Generative Pre-Training (2018). Checkpoint:
 openai-community/openai-gpt, and OpenAI's own release (`weights.py` reads it).
-Agrees with Transformers 4.37.2, 4.50.3 and 5.23.0 (eager attention); comments tell where these differ.
+Agrees with Transformers 4.37.2, 4.50.3 and 5.24.0 (eager attention); comments tell where these differ.
 
 Letters: B batch, T new tokens, S keys (cached + new), H heads, K as many, D head_dim, C hidden size (n_embd),
 V vocabulary. The hub's files hold masks beside the weights, and no `lm_head`, which is tied:

@@ -14,7 +14,7 @@ What is unusual about Persimmon
 
 Source: Elsen et al., Releasing Persimmon-8B (2023), adept.ai/blog/persimmon-8b. Checkpoints:
 adept/persimmon-8b-base and -chat, and Adept's own release of both (`weights.py`). Agrees with Transformers
-4.37.2, 4.50.3 and 5.23.0 (eager attention, base written out); comments tell where these differ.
+4.37.2, 4.50.3 and 5.24.0 (eager attention, base written out); comments tell where these differ.
 
 Letters: B batch, T new tokens, S keys (cached + new), H heads, K as many, D head_dim, R rotary dimensions,
 C hidden_size, V vocabulary.

@@ -11,7 +11,7 @@ What is unusual about Phi
 
 Source: Gunasekar et al., Textbooks Are All You Need (2023), arXiv:2306.11644; Li et al., phi-1.5 (2023),
 arXiv:2309.05463. Checkpoints: microsoft/phi-1, phi-1_5, phi-2, in older layouts too (`weights.py`).
-Agrees with Transformers 4.37.2, 4.50.3 and 5.23.0 (eager attention); comments tell where these differ.
+Agrees with Transformers 4.37.2, 4.50.3 and 5.24.0 (eager attention); comments tell where these differ.
 
 Letters: B batch, T new tokens, S keys (cached + new), H heads, K key/value heads (fewer: grouped-query
 attention, GQA), D head_dim, R rotary dimensions, C hidden_size, V vocabulary.

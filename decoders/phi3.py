@@ -17,7 +17,7 @@ What is unusual about Phi-3
 Source: Abdin et al., Phi-3 Technical Report (2024), arXiv:2404.14219; Phi-4 (2024), arXiv:2412.08905; Ding et
 al., LongRoPE (2024), arXiv:2402.13753. Checkpoints: microsoft/Phi-3-mini-4k-instruct, -mini-128k-instruct,
 -medium-4k-instruct, -medium-128k-instruct, Phi-3.5-mini-instruct, phi-4, Phi-4-mini-instruct and -reasoning;
-Phi-3-small, -vision and -MoE are other architectures. Agrees with Transformers 4.50.3 and 5.23.0 (eager
+Phi-3-small, -vision and -MoE are other architectures. Agrees with Transformers 4.50.3 and 5.24.0 (eager
 attention); comments tell where these differ.
 
 Letters: B batch, T new tokens, S keys (cached + new), H heads, K key/value heads, D head_dim, R rotary

@@ -1,6 +1,8 @@
 """Other people's code on top of the documented classes: `make ecosystem` installs it and runs this file."""
 
 import os
+import re
+from typing import Literal
 
 import pytest
 import torch
@@ -109,18 +111,27 @@ def test_lora_trains_merges_and_reloads(family, target, tmp_path):
     assert type(type(model).from_pretrained(tmp_path / "merged")) is type(model)
 
 
-def test_trl_tunes_by_instructions(transformers, tmp_path):
+TINY = ["tiny-gpt-neo", "tiny-openai-gpt", "tiny-phi", "tiny-phi3", "tiny-persimmon"]
+
+
+def trl_losses(library, name, kind, folder):
+    """(losses of four steps, the trained model, what trl saved): "SFT" on sentences, "DPO" on pairs of answers."""
     trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
-    model = hf.AutoModelForCausalLM.from_pretrained(CHECKPOINTS / "tiny-phi")
-    tokenizer = hf.AutoTokenizer.from_pretrained(CHECKPOINTS / "tiny-phi")
-    tokenizer.pad_token = tokenizer.eos_token
-    rows = [tokenizer(text + " because it is so.") for text in TEXTS]
-    data = datasets.Dataset.from_list([{"input_ids": row["input_ids"]} for row in rows])
-    config = trl.SFTConfig(
-        str(tmp_path),
+    torch.manual_seed(0)
+    model = library.AutoModelForCausalLM.from_pretrained(CHECKPOINTS / name, dtype=torch.float32)
+    tokenizer = library.AutoTokenizer.from_pretrained(CHECKPOINTS / name)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    rows = {
+        "SFT": [{"text": text + " because it is so."} for text in TEXTS],
+        "DPO": [{"prompt": t, "chosen": " because it is.", "rejected": " but nobody knows."} for t in TEXTS],
+    }
+    config = getattr(trl, f"{kind}Config")(
+        str(folder),
         per_device_train_batch_size=8,
-        num_train_epochs=4,
-        learning_rate=1e-3,
+        max_steps=4,
+        logging_steps=1,
+        learning_rate=1e-4 if kind == "DPO" else 1e-3,
         report_to=[],
         use_cpu=True,
         disable_tqdm=True,
@@ -129,13 +140,64 @@ def test_trl_tunes_by_instructions(transformers, tmp_path):
         gradient_checkpointing=False,
         max_length=64,
     )
-    own = transformers.AutoTokenizer.from_pretrained(CHECKPOINTS / "tiny-phi")
-    own.pad_token = own.eos_token
-    trainer = trl.SFTTrainer(model=model, args=config, train_dataset=data, processing_class=own)
-    given = tokenizer(TEXTS[0] + " because it is so.", return_tensors="pt")
-    before = model(**given, labels=given["input_ids"]).loss.item()
+    data = datasets.Dataset.from_list(rows[kind])
+    trainer = getattr(trl, f"{kind}Trainer")(
+        model=model, args=config, train_dataset=data, processing_class=tokenizer
+    )
     trainer.train()
-    assert model(**given, labels=given["input_ids"]).loss.item() < 0.3 * before
+    trainer.save_model(folder / "saved")
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row], model.eval(), folder / "saved"
+
+
+@pytest.mark.parametrize("kind", ["SFT", "DPO"])
+@pytest.mark.parametrize("name", TINY)
+def test_trl_trains_as_with_transformers(transformers, tmp_path, name, kind):
+    """Our models and tokenizers: the same losses step by step, and a folder that Transformers loads. The sum of the
+    losses was divided by a label too many in each sequence, and DPO found no reference model for two families."""
+    ours, model, saved = trl_losses(hf, name, kind, tmp_path / "ours")
+    theirs, _, _ = trl_losses(transformers, name, kind, tmp_path / "theirs")
+    torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), atol=1e-4, rtol=1e-3)
+    assert ours[-1] < (0.5 if kind == "SFT" else 0.9) * ours[0]
+    given = transformers.AutoTokenizer.from_pretrained(saved)(TEXTS[0], return_tensors="pt")
+    again = transformers.AutoModelForCausalLM.from_pretrained(saved, attn_implementation="eager")
+    ids = hf.AutoTokenizer.from_pretrained(saved)(TEXTS[0], return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, again(given["input_ids"]).logits, **CLOSE)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_outlines_writes_what_a_pattern_allows(transformers, name):
+    """By our models and tokenizers, and the same text as by Transformers'. outlines sees no blanks in the tokens of
+    OpenAI GPT, of either."""
+    outlines, texts = pytest.importorskip("outlines"), []
+    several = name != "tiny-openai-gpt"
+    pattern = "(fox|owl)s? (met|saw) [a-z]{3,9} and (Nora|Tom)" if several else "(fox|owl|bear)s?"
+    for library in (hf, transformers):
+        model = library.AutoModelForCausalLM.from_pretrained(CHECKPOINTS / name, dtype=torch.float32)
+        tokenizer = library.AutoTokenizer.from_pretrained(CHECKPOINTS / name)
+        writer = outlines.from_transformers(model, tokenizer)
+        texts.append(writer("Once upon a time a", outlines.regex(pattern), max_new_tokens=40))
+    assert texts[0] == texts[1] and re.fullmatch(pattern, texts[0].strip())
+
+
+def test_outlines_writes_json_of_a_schema(transformers):
+    outlines, pydantic = pytest.importorskip("outlines"), pytest.importorskip("pydantic")
+
+    class Animal(pydantic.BaseModel):
+        kind: Literal["fox", "owl", "bear"]
+        friends: int = pydantic.Field(ge=0, le=99)
+        happy: bool
+
+    folder = CHECKPOINTS / "tiny-phi"
+    model, tokenizer = (
+        hf.AutoModelForCausalLM.from_pretrained(folder),
+        hf.AutoTokenizer.from_pretrained(folder),
+    )
+    writer = outlines.from_transformers(model, tokenizer)
+    for prompt in ("Once upon a time", "Nora met"):
+        assert isinstance(Animal.model_validate_json(writer(prompt, Animal, max_new_tokens=80)), Animal)
+    chosen = writer.batch(["Once upon a time", "Nora"], Literal["fox", "owl"], max_new_tokens=8)
+    assert len(chosen) == 2 and {*chosen} <= {"fox", "owl"}
 
 
 def test_lm_eval_scores_as_with_transformers(transformers):

@@ -39,7 +39,10 @@ def eager(
 
 
 def set_attention(model: nn.Module, kind: str | None) -> nn.Module:
-    """ "sdpa": PyTorch's kernels, and ours; "eager": the formula; "flash_attention_2": as PyTorch has it."""
+    """ "sdpa": PyTorch's kernels, and ours; "eager": the formula; "flash_attention_2": as PyTorch has it.
+    None is "sdpa", and leaves the config as it is."""
+    if kind is not None:
+        model.config._attn_implementation = kind
     kind = kind or "sdpa"
     if kind == "flash_attention_2":
         check_flash_attention()
@@ -50,7 +53,6 @@ def set_attention(model: nn.Module, kind: str | None) -> nn.Module:
             part.attend = partial(eager, type(part).attend)
         elif isinstance(vars(part).get("attend"), partial) and part.attend.func is eager:
             del part.attend
-    model.config._attn_implementation = kind
     return model
 
 

@@ -102,6 +102,13 @@ class ChatTemplates:
         last = messages[-1]["content"].strip()
         return text[: text.rindex(last) + len(last)]
 
+    def get_chat_template(self, chat_template: str | None = None, tools: list | None = None) -> str:
+        """The template that `apply_chat_template` would take. A ValueError where the folder has none, also
+        if it has a chat format."""
+        if template := self.template_by_name(chat_template, tools):
+            return template
+        raise ValueError(f"{self.name_or_path} has no chat_template: give one")
+
     def template_by_name(self, template: str | None, tools: Any) -> str | None:
         """A template itself, or one of the folder's by its name: "tool_use" where there are tools and it has
         one of this name, else "default"."""

@@ -110,7 +110,10 @@ class PretrainedConfig:
 
     @property
     def _attn_implementation(self) -> str:
-        return vars(self).get("attn_implementation") or "sdpa"
+        """What was asked for, else what Transformers takes by itself. It refuses "sdpa" for two families, and
+        trl loads its reference model with what it finds here."""
+        own = "eager" if self.model_type in ("gpt_neo", "openai-gpt") else "sdpa"
+        return self.attn_implementation or own
 
     @_attn_implementation.setter
     def _attn_implementation(self, kind: str | None) -> None:

@@ -208,7 +208,7 @@ class Loading:
         folder = find(pretrained_model_name_or_path, **hub)
         config = cls.config_for(folder, config, kwargs)
         config._name_or_path = str(pretrained_model_name_or_path)
-        config._attn_implementation = attn_implementation or config._attn_implementation
+        config.attn_implementation = attn_implementation or config.attn_implementation
         return cls.loaded(folder, config, asked, device_map, redraw, output_loading_info)
 
     @classmethod
@@ -233,7 +233,7 @@ class Loading:
         vars(model.config).update(changes)
         model.name_or_path, model.config.torch_dtype = config._name_or_path, model.dtype
         changed = new_labels(model, config.num_labels) if relabeled else matching.mismatched
-        set_attention(model, config._attn_implementation)
+        set_attention(model, config.attn_implementation)
         if device_map is not None:
             model.hf_device_map = {"": device}
         model = dispatched(model, parts) if parts else model
@@ -305,4 +305,4 @@ class Loading:
         if torch_dtype is None and dtype is None:
             dtype = config.torch_dtype
         model = cls(config).to(dtype_of(torch_dtype, dtype) or torch.float32)
-        return set_attention(model, attn_implementation or config._attn_implementation)
+        return set_attention(model, attn_implementation or config.attn_implementation)

@@ -1,6 +1,7 @@
 """The manners that the documentation gives every model, over a class of a readable file."""
 
 import inspect
+import re
 import threading
 from collections.abc import Callable
 from functools import cache, wraps
@@ -52,6 +53,9 @@ def argument_names(kind: type) -> tuple[str, ...]:
     return tuple(inspect.signature(kind.forward).parameters)[1:-1]
 
 
+LOSS = re.compile(
+    "For(CausalLM|(Sequence|Token)Classification|QuestionAnswering)$"
+)  # the end of a class's name
 DOCUMENTED: dict[type, type] = {}  # a class of a readable file -> the one with the documented manners
 
 # ---- The model ---------------------------------------------------------------------------------------------
@@ -83,7 +87,7 @@ class PreTrainedModel(SeenAs, Loading, nn.Module):
                 part.__class__ = DOCUMENTED[type(part)]
         for layer, heads in (getattr(config, "pruned_heads", None) or {}).items():
             prune(self, int(layer), heads)
-        set_attention(self, config._attn_implementation)
+        set_attention(self, config.attn_implementation)
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -172,6 +176,13 @@ class PreTrainedModel(SeenAs, Loading, nn.Module):
         if unknown := given.keys() - {*names, "num_items_in_batch"}:
             unexpected(f"{type(self).__name__}.forward", unknown, names)
         return given
+
+    @property
+    def loss_type(self) -> str | None:
+        """The loss by Transformers' name. Its Trainer reads here that labels are shifted, and then leaves the
+        first of each sequence out of `num_items_in_batch`."""
+        found = LOSS.search(self.own_class().__name__)
+        return found and found.group()
 
     def loss_of_items(self, loss: Tensor, labels: Tensor, items: int | Tensor) -> Tensor:
         """Of a mean over the labels that count: their sum, divided by `items`, those of several batches."""

@@ -145,7 +145,8 @@ class PreTrainedTokenizerBase(SeenAs, Batching, ChatTemplates, TokenizerFiles):
             return self.special.get(role)
         if role in ROLES and end == "_id":
             return None if role not in self.special else self.convert_tokens_to_ids(self.special[role])
-        raise AttributeError(f"{type(self).__name__} has no {name!r}{nearest(name, dir(self))}")
+        known = [*vars(self), *dir(type(self))]  # dir(self) would have Transformers' names too
+        raise AttributeError(f"{type(self).__name__} has no {name!r}{nearest(name, known)}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         role, _, end = name.partition("_token")
