@@ -52,8 +52,10 @@ from decoders.formats import (
     stored_tensors,
     switched,
     unpacked,
+    use_compiled,
 )
 
+use_compiled(kernels.dequantize_blocks)
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 M = TypeVar("M", bound=nn.Module)

@@ -59,8 +59,11 @@ def written(tmp_path, family, kind="F32", **changes):
 
 
 @pytest.mark.parametrize("number", headers.KINDS, ids=lambda n: headers.KINDS[n].name)
-def test_every_type_is_dequantised_bit_for_bit(number):
+@pytest.mark.parametrize("way", ["compiled", "PyTorch"])
+def test_every_type_is_dequantised_bit_for_bit(number, way, monkeypatch):
     """Random bytes: every bit of every field takes part."""
+    if way == "PyTorch":
+        monkeypatch.setattr(gguf_blocks, "COMPILED", [])
     kind = headers.KINDS[number]
     theirs = gguf.GGMLQuantizationType(number)
     assert gguf.GGML_QUANT_SIZES[theirs] == (kind.block, kind.nbytes)
@@ -75,6 +78,25 @@ def test_every_type_is_dequantised_bit_for_bit(number):
     numbers = ~wanted.isnan()
     assert torch.equal(ours.isnan(), wanted.isnan()) and numbers.float().mean() > 0.9
     assert torch.equal(ours.view(torch.int32)[numbers], wanted.view(torch.int32)[numbers])
+
+
+@pytest.mark.parametrize("number", [n for n, kind in headers.KINDS.items() if kind.block > 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_the_compiled_formulas_give_the_bits_of_those_in_pytorch(number, dtype, monkeypatch):
+    if not kernels.native.wait():
+        pytest.skip(f"the kernels are {kernels.status()}")
+    kind, rows, columns = headers.KINDS[number], 70, 512
+    draw = torch.Generator().manual_seed(number)
+    raw = torch.randint(0, 256, (rows * columns // kind.block * kind.nbytes,), generator=draw).byte()
+    with monkeypatch.context() as patch:
+        patch.setattr(gguf_blocks, "COMPILED", [])
+        wanted = gguf_blocks.dequantize(raw, kind, (rows, columns), dtype)
+    filled = torch.empty(rows, columns, dtype=dtype)
+    assert kernels.dequantize_blocks(raw.view(-1, kind.nbytes), kind.name, filled)
+    numbers = ~wanted.isnan()
+    whole = torch.int32 if dtype == torch.float32 else torch.int16
+    assert torch.equal(filled.isnan(), ~numbers) and numbers.float().mean() > 0.9
+    assert torch.equal(filled.view(whole)[numbers], wanted.view(whole)[numbers])
 
 
 def test_every_sample_is_what_the_package_says(data):

@@ -36,6 +36,7 @@ from .folder import (
     read_settled,
     read_text,
 )
+from .gguf_blocks import use_compiled
 from .gguf_export import gguf_entries, gguf_metadata
 from .gguf_hub import write_gguf_tokenizer
 from .gguf_vocab import gguf_tokenizer_config, gguf_vocabulary
@@ -135,6 +136,7 @@ __all__ = [
     "switched",
     "token_content",
     "unpacked",
+    "use_compiled",
     "write_file",
     "write_files",
     "write_gguf",

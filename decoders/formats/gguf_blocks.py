@@ -19,6 +19,8 @@ from .gguf import Kind
 from .packed import Bits
 
 CHUNK = 2**18  # numbers that are made at a time: they and what leads to them stay in the cache
+Compiled = Callable[[Tensor, str, Tensor], bool]  # (blocks, type, the numbers to be filled) -> whether it did
+COMPILED: list[Compiled] = []  # the formulas below in another language, where `use_compiled` has put them
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -29,6 +31,8 @@ def dequantize(packed: Tensor, kind: Kind, shape: tuple[int, ...], dtype: torch.
         return packed.view(PLAIN[kind.name]).view(shape).to(dtype)
     formula, blocks = FORMULAS[kind.name], packed.view(-1, kind.nbytes)
     numbers = torch.empty(shape, dtype=dtype)
+    if any(compiled(blocks, kind.name, numbers) for compiled in COMPILED):
+        return numbers
     for target, chunk in zip(
         numbers.view(-1, kind.block).split(CHUNK // kind.block),
         blocks.split(CHUNK // kind.block),
@@ -36,6 +40,11 @@ def dequantize(packed: Tensor, kind: Kind, shape: tuple[int, ...], dtype: torch.
     ):
         target.copy_(formula(chunk))
     return numbers
+
+
+def use_compiled(function: Compiled) -> None:
+    """From now on `function` is asked first. It must give the same bits as the formulas here."""
+    COMPILED[:] = [function]
 
 
 def whole_numbers(packed: Tensor, kind: Kind, shape: tuple[int, ...]) -> Bits:

@@ -10,7 +10,7 @@
 
 from .compiled import compile
 from .hooks import plain, prepare
-from .native import is_available, status
+from .native import dequantize_blocks, is_available, status
 from .quantized import KINDS, Quantized, QuantizedEmbedding
 from .quantizing import Cost, error, is_quantized, quantize
 
@@ -27,6 +27,6 @@ from .quantizing import (  # isort: skip
 )
 
 __all__ = ["KINDS", "Cost", "Quantized", "compile", "error", "is_available", "is_quantized", "plain"]
-__all__ += ["QuantizedEmbedding", "prepare", "quantize", "status"]
+__all__ += ["QuantizedEmbedding", "dequantize_blocks", "prepare", "quantize", "status"]
 __all__ += ["embeddings", "expect_quantized", "linear_layers", "mark_packed", "mark_quantized"]
 __all__ += ["put_bits", "replace_module", "set_dtype", "stored_bits"]

@@ -11,6 +11,8 @@ Layer = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]  # weights (N
 # a zero is whole numbers, or floats: then it is a minimum
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 INT4 = 4
+BLOCKS = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+BLOCKS += ("IQ4_NL", "IQ4_XS", "MXFP4")
 p, i, n, f = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_float
 ARGUMENTS = {
     "product": (p, p, i, i, n, n, i),
@@ -21,6 +23,7 @@ ARGUMENTS = {
     "int4_product": (p, p, i, i, n, n, i),
     "bfloat16_product": (p, p, i, n, n, i),
     "dequantize": (p, i, i, n, i),
+    "dequantize_blocks": (i, p, p, i, n, i),
     "rms_norm": (p, p, p, i, f, n, n, i),
     "rotate": (p, p, p, p, i, n, n, n, n, n, n, n, n, n, i),
     "to_int8": (p, i, n, p, p, n, n, i),
@@ -155,6 +158,18 @@ def dequantize(lib: Library, layer: Layer, inputs: int, dtype: torch.dtype) -> T
     kind = KINDS.get(layer[0].dtype, INT4)
     lib.dequantize((p * len(fields))(*fields), kind, KINDS[dtype], inputs, torch.get_num_threads())
     return w
+
+
+def dequantize_blocks(lib: Library, blocks: Tensor, kind: str, numbers: Tensor) -> None:
+    """Fills `numbers` with what GGUF's blocks (n, bytes) of a type stand for."""
+    lib.dequantize_blocks(
+        BLOCKS.index(kind),
+        pointer(blocks),
+        pointer(numbers),
+        KINDS[numbers.dtype],
+        len(blocks),
+        torch.get_num_threads(),
+    )
 
 
 def to_int8(lib: Library, w: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from . import build, calls
 from .selftest import gives_the_right_numbers
@@ -99,6 +100,17 @@ def without() -> Iterator[None]:
         yield
     finally:
         THREAD.without -= 1
+
+
+def dequantize_blocks(blocks: Tensor, kind: str, numbers: Tensor) -> bool:
+    """Fill `numbers`, contiguous, with what GGUF's blocks (n, bytes) of this type stand for. False where that
+    is not done here: no library, another dtype or type."""
+    fits = blocks.is_contiguous() and numbers.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    lib = library() if fits and kind in calls.BLOCKS and numbers.is_cpu else None
+    if lib is None:
+        return False
+    calls.dequantize_blocks(lib, blocks, kind, numbers)
+    return True
 
 
 # ---- Found, or started -------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 // Every operation rounds its result to the model's dtype, as PyTorch's operators do.
 
 #include "kernels.c"
+#include "blocks.c"
 
 enum { EMBED, LAYER_NORM, RMS_NORM, PRODUCT, ROTATE, ATTEND, ACTIVATE, GATE, ADD, REORDER, KEEP, HEAD };
 enum { TRANSPOSED = 8, INT8_WEIGHTS, SAME, INT8_GROUPS };  // weights, beside INT8 and INT4

@@ -23,7 +23,7 @@ def gives_the_right_numbers(lib: calls.Library) -> bool:
     for rows, dtype in CASES:
         x = (torch.arange(rows * K).view(rows, K) * 5 % 7 - 3).float()
         x[:, 0] = 127  # so that a scale of 8 bits is 1
-        for check in (products, dequantized, norms, rotations, attentions):
+        for check in (products, dequantized, of_blocks, norms, rotations, attentions):
             if not all(torch.equal(computed, right) for computed, right in check(lib, x, w, dtype)):
                 return False
     return True
@@ -74,6 +74,19 @@ def dequantized(lib: calls.Library, x: Tensor, w: Tensor, dtype: torch.dtype) ->
     yield calls.dequantize(lib, (w.to(torch.int8), torch.ones(N), None, None), K, dtype), w.to(dtype)
     whole = F.pad(w, (0, -K % 32))
     yield calls.dequantize(lib, int8_groups(whole), whole.shape[1], dtype), whole.to(dtype)
+
+
+def of_blocks(lib: calls.Library, x: Tensor, w: Tensor, dtype: torch.dtype) -> Pairs:
+    """w in blocks of 32 numbers: 8 bits, and 4 bits with a scale of 1 and a minimum."""
+    whole = w.flatten()[: N * K // 32 * 32].view(-1, 32)
+    one, minimum = (torch.full((len(whole), 1), n).half().view(torch.uint8) for n in (1.0, -5.0))
+    q = (whole + 5).to(torch.uint8)
+    eight = torch.cat([one, whole.to(torch.int8).view(torch.uint8)], 1)
+    four = torch.cat([one, minimum, q[:, :16] | q[:, 16:] << 4], 1)
+    for kind, blocks in (("Q8_0", eight), ("Q4_1", four)):
+        numbers = torch.empty(whole.shape, dtype=dtype)
+        calls.dequantize_blocks(lib, blocks, kind, numbers)
+        yield numbers, whole.to(dtype)
 
 
 def norms(lib: calls.Library, x: Tensor, w: Tensor, dtype: torch.dtype) -> Pairs:
