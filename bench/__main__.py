@@ -489,7 +489,7 @@ def main() -> None:
     if args.against:
         from bench import against
 
-        against.main(args.against, args.rounds)
+        against.main(args.against, args.rounds, args.write)
         return
     native.wait()
     if args.device:
