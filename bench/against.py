@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "speed.md"
-BEGIN, END = "<!-- against -->\n", "<!-- end of against -->"
 PROMPT, NEW, LONG = 64, 64, 512
 NEO = {"hidden_size": 768, "num_layers": 12, "num_heads": 12, "attention_types": [[["global", "local"], 6]]}
 PHI15 = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24, "vocab_size": 51200}
@@ -261,9 +259,9 @@ def main(commit: str, rounds: int, write: bool) -> None:
         finally:
             subprocess.run(["git", "-C", ROOT, "worktree", "remove", "--force", tree], check=True)
     if write:
-        text = "\n".join([*lines, ""])
-        old = PAGE.read_text()
-        PAGE.write_text(old[: old.index(BEGIN) + len(BEGIN)] + text + old[old.index(END) :])
+        from bench.page import write_table  # not of the earlier tree
+
+        write_table("against", "\n".join([*lines, ""]))
 
 
 if __name__ == "__main__":

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench import machine
+from bench.page import write_table
 from bench.peers.models import GPT_NEO, LAYERS, prepare
 from bench.peers.processes import Served, python_of, run
 
-PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
-BEGIN, END = "<!-- busy -->\n", "<!-- end of busy -->"
 PASSIVE = {"OMP_WAIT_POLICY": "passive"}
 WITHOUT = {"DECODERS_NATIVE": "0"}
 ENDLESS = "import os\nfor _ in range({}):\n if not os.fork(): break\nwhile True: pass"
@@ -159,8 +158,7 @@ def main() -> None:
         text = table(measure(ROWS, folders, 1 if args.quick else args.rounds, layers))
     print(text)
     if args.write:
-        old = PAGE.read_text()
-        PAGE.write_text(old[: old.index(BEGIN) + len(BEGIN)] + text + old[old.index(END) :])
+        write_table("busy", text)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,13 @@ from typing import Any
 
 import bench.peers
 from bench import machine
+from bench.page import PAGE, write_table
 from bench.peers.engines import ENGINES
 from bench.peers.models import LAYERS, NAMES, prepare
 from bench.peers.picture import picture
-from bench.peers.processes import ROOT, python_of, run
+from bench.peers.processes import python_of, run
 from bench.peers.table import medians, page
 
-PAGE = ROOT / "docs" / "speed.md"
-BEGIN, END = "<!-- peers -->\n", "<!-- end of peers -->"
 QUICK = ["--short", "64", "--long", "128", "--steps", "4"]
 LIMIT = 240  # seconds that one engine may take once; conversions have ten times as much
 
@@ -114,8 +113,7 @@ def report(data: dict[str, Any], write: bool) -> None:
     text = page(results, data["seen"])
     print(text)
     if write:
-        old = PAGE.read_text()
-        PAGE.write_text(old[: old.index(BEGIN) + len(BEGIN)] + text + old[old.index(END) :])
+        write_table("peers", text)
         PAGE.with_suffix(".svg").write_text(picture(results))
 
 
