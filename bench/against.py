@@ -246,7 +246,12 @@ def over_bare(tree: Tree, rounds: int) -> float:
 
 def main(commit: str, rounds: int, write: bool) -> None:
     """A table of all models, on standard output."""
-    lines = [f"| | {commit} | now | ratio | step / bare products |", "|---|---|---|---|---|"]
+    lines = [
+        "Two trees in turns, medians:",
+        "",
+        f"| | {commit} | now | ratio | step / bare products |",
+        "|---|---|---|---|---|",
+    ]
     print("\n".join(lines), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"

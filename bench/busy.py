@@ -121,6 +121,8 @@ def measure_model(rows: list[tuple[int, Row]], folder: Path, rounds: int) -> Ite
 
 def table(results: dict[int, Rates]) -> str:
     lines = [
+        "Medians, in turns:",
+        "",
         "| tokens a second | decode alone | beside others | ratio | prompt alone | beside others | ratio |",
         "|---|---|---|---|---|---|---|",
     ]

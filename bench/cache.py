@@ -52,7 +52,12 @@ def step_time(model: Any, cache: Any, length: int) -> float:
 @torch.inference_mode()
 def rows(layers: int, lengths: tuple[int, ...], rounds: int) -> list[str]:
     model = make_model(layers)
-    lines = ["| tokens in the cache | 16 bits | 8 bits | ratio |", "|---|---|---|---|"]
+    lines = [
+        "Steps a second, medians in turns:",
+        "",
+        "| tokens in the cache | 16 bits | 8 bits | ratio |",
+        "|---|---|---|---|",
+    ]
     for length in lengths:
         caches = [filled(model, kind, length) for kind in KINDS.values()]
         for cache in caches:
