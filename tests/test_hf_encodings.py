@@ -36,6 +36,29 @@ def test_words_as_token_classification_asks_for_them(pair):
             assert found.word_to_tokens(i, 0)[:] == tuple(right.word_to_tokens(i, 0))
 
 
+TEXTS = [
+    "Hello world, it's 2024!  Two  spaces\nand\tlines\n\n",
+    "  lead",
+    "na\u00efve \u65e5\u672c don't (a+b)=c_d",
+    "x\n\n  \ny zzqq ZZqq b",
+    "zzqqzzqq <unk> bar</s><|end|> you",
+    "",
+]
+
+
+@pytest.mark.parametrize("added", [[], ["zzqq"]])
+def test_words_of_a_text_are_those_that_the_tokenizer_splits_off(pair, added):
+    """Not only of texts that are given in words: marks of a text are words of their own, added tokens too."""
+    for tokenizer in pair:
+        tokenizer.add_tokens(added)
+    for text in TEXTS:
+        found, right = (tokenizer(text, "two words") for tokenizer in pair)
+        assert found["input_ids"] == right["input_ids"] and found.word_ids() == right.word_ids()
+        for word in {*right.word_ids(), 99} - {None}:
+            span = right.word_to_tokens(word)
+            assert found.word_to_tokens(word) == (None if span is None else tuple(span))
+
+
 def test_sequences_and_places_as_question_answering_asks_for_them(pair):
     """Windows over a long context: which tokens are of it, and where the answer's characters are."""
     options = {"truncation": "only_second", "max_length": 32, "stride": 4, "return_overflowing_tokens": True}
@@ -125,6 +148,47 @@ def test_several_templates_by_name(pair, tmp_path):
 
 
 @torch.no_grad()
+def test_a_template_is_saved_as_a_file_of_its_own_if_asked(pair, tmp_path):
+    ours, theirs = pair
+    theirs.chat_template = {"default": "{{ 'a' }}", "tool_use": "{{ 'b' }}"}
+    theirs.save_pretrained(tmp_path / "theirs")  # Transformers 5 writes a file each
+    assert hf.AutoTokenizer.from_pretrained(tmp_path / "theirs").chat_template == theirs.chat_template
+    for name in ("save_raw_chat_template", "save_jinja_files"):
+        ours.chat_template = "{{ 'one' }}"
+        ours.save_pretrained(tmp_path / name, **{name: True})
+        assert (tmp_path / name / "chat_template.jinja").read_text() == "{{ 'one' }}"
+        assert "chat_template" not in (tmp_path / name / "tokenizer_config.json").read_text()
+        again = hf.AutoTokenizer.from_pretrained(tmp_path / name)
+        again.chat_template = "{{ 'two' }}"  # a new one is not hidden by the old one's file
+        again.save_pretrained(tmp_path / name)
+        assert (tmp_path / name / "chat_template.jinja").read_text() == "{{ 'two' }}"
+        again.chat_template = theirs.chat_template
+        again.save_pretrained(tmp_path / name)
+        for kind in (hf, transformers):
+            loaded = kind.AutoTokenizer.from_pretrained(tmp_path / name)
+            assert loaded.chat_template == theirs.chat_template
+
+
+def test_openai_gpt_is_saved_as_the_tokenizers_library_reads_it(tmp_path):
+    """Ids equal on each way to read the folder, with tokens that were added, and a vocabulary is learnt."""
+    tokenizers = pytest.importorskip("tokenizers")
+    ours = hf.AutoTokenizer.from_pretrained(CHECKPOINTS / "tiny-openai-gpt")
+    ours.add_tokens(["zzqq"])
+    ours.add_special_tokens({"pad_token": "<pad>"})
+    ours.save_pretrained(tmp_path)
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    of_transformers = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).unlink()
+    of_one_file = hf.AutoTokenizer.from_pretrained(tmp_path)
+    for text in [*TEXTS, "Caf\u00e9-Bar! <pad>"]:
+        ids = ours(text)["input_ids"]
+        assert theirs.encode(text).ids == of_transformers(text)["input_ids"] == ids
+        assert of_one_file(text)["input_ids"] == ids
+    new = ours.train_new_from_iterator([["low lower lowest", "hello world"]], 60)
+    assert new.tokenize("Lower world") == ["lower</w>", "world</w>"]
+
+
 def test_double_heads_of_batch_and_tokens_is_one_choice():
     config = {key: value for key, value in OPENAI_GPT.tiny.items() if key != "model_type"}
     model = hf.OpenAIGPTDoubleHeadsModel(hf.OpenAIGPTConfig(**config)).eval()

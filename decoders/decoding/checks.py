@@ -103,10 +103,11 @@ def check_prompt(ids: Any, mask: Any, embeds: Any = None) -> None:
     if ids is not None and not is_batch(ids, 2):
         message = "input_ids must be a tensor (batch, tokens), one token at least"
         raise ValueError(f"{message}, not {described(ids)}{way_out(ids)}")
-    if ids is not None and embeds is not None and ids.shape != embeds.shape[:2]:
-        message = f"input_ids beside inputs_embeds must be of the same shape {tuple(embeds.shape[:2])}"
-        raise ValueError(f"{message}, not {tuple(ids.shape)}")
-    check_mask("attention_mask", mask, (embeds if ids is None else ids).shape[:2])
+    prompt = ids if embeds is None else embeds
+    if ids is not None and (len(ids) != len(prompt) or ids.shape[1] > prompt.shape[1]):
+        message = f"input_ids beside inputs_embeds must be of the same shape {tuple(prompt.shape[:2])}"
+        raise ValueError(f"{message}, or of its last tokens, not {tuple(ids.shape)}")
+    check_mask("attention_mask", mask, prompt.shape[:2])
 
 
 def check_mask(name: str, mask: Any, shape: Sequence[int]) -> None:

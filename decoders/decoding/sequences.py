@@ -58,9 +58,9 @@ class Sequences:
     """Ids (B, n), their attention mask, and the KV cache of all but the newest.
 
     Memory for `max_new_tokens` ids is there from the beginning: no step copies the past. `inputs_embeds`
-    (B, T, C) are read in place of the prompt's ids, which may be (B, 0). `inputs` are other arguments of
-    `forward`; of them `position_ids` (B, T) go on by ones. `chunk`: a prompt is read so many tokens at a
-    time.
+    (B, T, C) are read in place of the prompt's ids, which may be those of its last tokens, or (B, 0).
+    `inputs` are other arguments of `forward`; of them `position_ids` (B, T) go on by ones. `chunk`: a prompt
+    is read so many tokens at a time.
     """
 
     def __init__(
@@ -81,8 +81,9 @@ class Sequences:
         self.decoder: Any = kernels.compile(model).decoder if compiled else None
         self.rows, self.embeds = len(ids), inputs_embeds
         self.offset = 0  # positions in front that have no ids of their own
-        if inputs_embeds is not None and not ids.shape[1]:
-            ids, self.offset = ids.new_zeros(inputs_embeds.shape[:2]), inputs_embeds.shape[1]
+        if inputs_embeds is not None:
+            self.offset = inputs_embeds.shape[1] - ids.shape[1]
+            ids = F.pad(ids, (self.offset, 0))
         self.position_ids = self.inputs.pop("position_ids", None)
         if self.position_ids is not None:
             self.position_ids = self.all_positions(ids.shape, max_new_tokens)

@@ -260,12 +260,16 @@ def is_pair_of_numbers(value: Any) -> bool:
     return pair and all(isinstance(number, int | float) and math.isfinite(number) for number in value)
 
 
+class UnexpectedArgument(TypeError, ValueError):
+    """A TypeError, as of any function; of Transformers' `generate` it is a ValueError."""
+
+
 def check_names(given: Iterable[str], forward_names: Iterable[str]) -> None:
     known = SETTINGS | set(forward_names)
     for name in sorted(set(given) - known):
         near = [MEANT[name]] if name in MEANT else difflib.get_close_matches(name, known, 1, cutoff=0.85)
         hint = f": did you mean {near[0]!r}?" if near else ""
-        raise TypeError(f"generate() got an unexpected keyword argument {name!r}{hint}")
+        raise UnexpectedArgument(f"generate() got an unexpected keyword argument {name!r}{hint}")
 
 
 def check_number(name: str, value: Any) -> None:

@@ -56,7 +56,7 @@ class Generation:
         if input_ids is None and arguments.inputs_embeds is None:
             input_ids = self.bos()
         check_prompt(input_ids, attention_mask, arguments.inputs_embeds)
-        prompt = arguments.inputs_embeds if input_ids is None else input_ids
+        prompt = input_ids if arguments.inputs_embeds is None else arguments.inputs_embeds
         assert prompt is not None
         B, T = prompt.shape[:2]
         check_together(self.s, B, arguments)

@@ -42,7 +42,10 @@ class AutoConfig:
         hub, kwargs = hub_options(kwargs)
         folder = find(pretrained_model_name_or_path, weights=False, **hub)
         config_class = CONFIGS[known_family(read_known(folder))]
-        return config_class.from_pretrained(pretrained_model_name_or_path, **hub, **kwargs)
+        config = config_class.from_pretrained(pretrained_model_name_or_path, **hub, **kwargs)
+        named = config[0] if isinstance(config, tuple) else config  # with what was not used
+        named._name_or_path = str(pretrained_model_name_or_path)
+        return config
 
     @staticmethod
     def register(model_type: str, config: type, exist_ok: bool = False) -> None:

@@ -192,18 +192,21 @@ class OthersCache:
 
     @property
     def lengths(self) -> list[int]:
-        return [self.others.get_seq_length(layer) for layer in range(len(self.others))]
+        return [int(self.others.get_seq_length(layer)) for layer in range(layers_of(self.others))]
 
     def __len__(self) -> int:
         return int(self.others.get_seq_length())
 
     def __getitem__(self, layer: int) -> tuple[Tensor, Tensor]:
-        part = self.others.layers[layer]
-        n = int(part.get_seq_length())
-        return all_positions(part.keys, n), all_positions(part.values, n)
+        n = self.lengths[layer]
+        if hasattr(self.others, "layers"):
+            keys, values = self.others.layers[layer].keys, self.others.layers[layer].values
+        else:
+            keys, values = self.others.key_cache[layer], self.others.value_cache[layer]
+        return all_positions(keys, n), all_positions(values, n)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return (self[layer] for layer in range(len(self.others)))
+        return (self[layer] for layer in range(layers_of(self.others)))
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         past = int(self.others.get_seq_length(layer))
@@ -220,6 +223,11 @@ class OthersCache:
         rows = torch.arange(len(index), device=index.device)
         if len(self) and not (len(index) == self[0][0].shape[0] and torch.equal(index, rows)):
             self.others.batch_select_indices(index)
+
+
+def layers_of(others: Any) -> int:
+    """How many layers it has; up to 4.5x it is two lists of tensors."""
+    return len(others.layers if hasattr(others, "layers") else others.key_cache)
 
 
 def all_positions(states: Tensor, n: int) -> Tensor:
@@ -250,7 +258,8 @@ def grows_in_place(past: Any) -> bool:
 
 
 def is_others(past: Any) -> bool:
-    return hasattr(past, "update") and hasattr(past, "layers") and hasattr(past, "get_seq_length")
+    layered = hasattr(past, "layers") or hasattr(past, "key_cache")
+    return layered and hasattr(past, "update") and hasattr(past, "get_seq_length")
 
 
 def plain_cache(past: Any, kind: type) -> Any:

@@ -35,7 +35,9 @@ class PretrainedConfig:
     keys_to_ignore_at_inference: list[str] = ["past_key_values"]  # a list: Trainer adds to it
     output_attentions, output_hidden_states, return_dict = False, False, True
     is_encoder_decoder, is_composition, architectures, torch_dtype = False, False, None, None
-    _name_or_path, attn_implementation = "", None
+    _name_or_path, attn_implementation, chunk_size_feed_forward = "", None, 0
+    has_no_defaults_at_init, pruned_heads = False, None
+    sub_configs: dict[str, type] = {}  # of a config inside this one
 
     def __init__(self, *args: Any, **kwargs: Any):
         defaults = defaults_of(self)
@@ -139,7 +141,6 @@ class PretrainedConfig:
         if "num_labels" in given and given["num_labels"] != stored.get("num_labels"):
             stored = {key: value for key, value in stored.items() if key not in ("id2label", "label2id")}
         config = cls(**{**stored, **given})
-        config._name_or_path = str(pretrained_model_name_or_path)
         return (config, unused) if return_unused_kwargs else config
 
     @classmethod
@@ -261,13 +262,22 @@ class PersimmonConfig(PretrainedConfig, persimmon.PersimmonConfig):
 
 
 class FuyuTextConfig(PretrainedConfig, fuyu.PersimmonConfig):
-    """Of Fuyu's decoder."""
+    """Of Fuyu's decoder; of a folder of Fuyu it is a part of the config."""
 
     plain_class = fuyu.PersimmonConfig
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
+        hub, _ = hub_options(dict(kwargs))
+        folder = find(pretrained_model_name_or_path, weights=False, **hub)
+        if read_known(folder).get("model_type") != FuyuConfig.model_type:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        return FuyuConfig.from_pretrained(pretrained_model_name_or_path).text_config
 
 
 class FuyuConfig(PretrainedConfig, fuyu.FuyuConfig):
     plain_class = fuyu.FuyuConfig
+    sub_configs = {"text_config": FuyuTextConfig}
     extras = ("image_token_id",)
     last = ("pad_token_id", "bos_token_id", "eos_token_id", "text_config")
 

@@ -20,7 +20,7 @@ class Encoding(NamedTuple):
     offsets: list[tuple[int, int]]
     attention_mask: list[int]
     special_tokens_mask: list[int]
-    word_ids: list[int | None]  # of words given apart; else all 0
+    word_ids: list[int | None]  # of words given apart, else those that the tokenizer splits off first
     sequence_ids: list[int | None]  # 0 or 1, of a pair
 
 

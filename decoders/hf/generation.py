@@ -55,6 +55,8 @@ class GenerationMixin:
         kwargs = {name: value for name, value in kwargs.items() if name not in WITHOUT_EFFECT}
         if generation_config is not None and not isinstance(generation_config, dict):
             generation_config = generation_config.to_dict()  # of Transformers
+        generation_config = without_negative_ids(generation_config)
+        kwargs = as_ours(without_negative_ids(kwargs))
         settings = {**self.generation_config, **(generation_config or {}), **kwargs}
         kwargs |= mask_of_padding(ids, kwargs, settings)
         kwargs |= one_token_at_least(ids, settings)
@@ -158,6 +160,42 @@ def check_arguments(generation_config: Any, assistant_model: Any, streamer: Any)
     if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
         kind = type(streamer).__name__
         raise ValueError(f"streamer must have put(ids) and end(), as TextStreamer(tokenizer) has, not {kind}")
+
+
+def without_negative_ids(settings: Any) -> Any:
+    """A stop or pad token of -1 is none in Transformers: scripts write that so that nothing stops."""
+    if not settings:
+        return settings
+    changed = {}
+    for name in ("eos_token_id", "pad_token_id"):
+        value = settings.get(name)
+        ids = value.flatten().tolist() if isinstance(value, Tensor) else value
+        ids = ids if isinstance(ids, list | tuple) else [ids]
+        if any(isinstance(id, int) and id < 0 for id in ids):
+            changed[name] = [id for id in ids if id >= 0] or None
+    return type(settings)(**{**settings, **changed}) if changed else settings
+
+
+def as_ours(kwargs: dict) -> dict:
+    """With the constraints of Transformers 4 as those of `decoders.decoding`."""
+    return (
+        {**kwargs, "constraints": [*map(own_constraint, kwargs["constraints"])]}
+        if kwargs.get("constraints")
+        else kwargs
+    )
+
+
+def own_constraint(given: Any) -> Any:
+    if hasattr(given, "phrases"):
+        return given
+    if hasattr(given, "trie"):
+        return decoding.DisjunctiveConstraint(phrases_of(given.trie.trie))
+    return decoding.PhrasalConstraint(given.token_ids) if hasattr(given, "token_ids") else given
+
+
+def phrases_of(trie: dict) -> list[list[int]]:
+    """All ways through nested dicts of token ids."""
+    return [[id, *rest] for id, inner in trie.items() for rest in phrases_of(inner) or [[]]]
 
 
 def without_effect(given: dict) -> None:

@@ -1,17 +1,70 @@
-"""Where in the text each token stands."""
+"""Where in the text each token stands, and in which of its words."""
 
+from bisect import bisect_right
+from itertools import accumulate
 from typing import Any
 
 from decoders import tokenize
 
 
-def located(plain: Any, text: str, split_special_tokens: bool) -> list[tuple[int, tuple[int, int]]]:
-    """(id, (begin, end) in the text) of each token. Blanks that an added token swallows are its own."""
-    tokens = []
+def located(plain: Any, text: str, split_special_tokens: bool) -> list[tuple[int, tuple[int, int], int]]:
+    """(id, (begin, end) in the text, number of its word) of each token. Blanks that an added token swallows
+    are its own."""
+    tokens, first = [], 0
     for start, part, ids, is_added in plain.segments(text, split_special_tokens):
         spans = [(0, len(part))] if is_added else offsets_of(plain, part, ids)
-        tokens += [(id, (start + begin, start + end)) for id, (begin, end) in zip(ids, spans, strict=True)]
+        words = [0] if is_added else words_of(plain, part, ids)
+        for id, (begin, end), word in zip(ids, spans, words, strict=True):
+            tokens.append((id, (start + begin, start + end), first + word))
+        first += 1 + max(words, default=-1)
     return tokens
+
+
+# ---- Words -------------------------------------------------------------------------------------------------
+
+
+def words_of(plain: Any, text: str, ids: list[int]) -> list[int]:
+    """The word of each token of a text without added tokens: what the pattern of a byte-level tokenizer
+    splits off, a word or mark of GPT-1, and for sentencepiece, which splits nothing beforehand, all."""
+    if isinstance(plain, tokenize.PieceTokenizer):
+        return words_of_pieces(ids, {*plain.normalized_ids.values()})
+    if isinstance(plain, tokenize.WordTokenizer):
+        sizes = sizes_of_words(plain, text)
+        return [word for word, size in enumerate(sizes) for _ in range(size)]
+    import regex
+
+    pattern = plain.pattern.replace(r"\s", r"\p{White_Space}")
+    ends = [*accumulate(len(piece.encode()) for piece in regex.findall(pattern, text))]
+    begins = accumulate((len(plain.bytes_of[id]) for id in ids[:-1]), initial=0)
+    return [bisect_right(ends, begin) for begin in begins] if ids else []
+
+
+def words_of_pieces(ids: list[int], added: set[int]) -> list[int]:
+    """Each of `added`, which are found in normalized text, is a word, and so is what stands between two."""
+    words, word = [], -1
+    for place, id in enumerate(ids):
+        word += place == 0 or id in added or ids[place - 1] in added
+        words.append(word)
+    return words
+
+
+def sizes_of_words(plain: Any, text: str) -> list[int]:
+    """How many tokens each word of GPT-1 has; an added token that is found in normalized text is one."""
+    if not plain.finder:
+        return [len(plain.word_ids(word)) for word in plain_words_of(text)]
+    text, sizes, done = tokenize.plain_text(text), [], 0
+    for token in plain.finder.finditer(text):
+        before = plain_words_of(text[done : token.start()])
+        sizes += [*(len(plain.word_ids(word)) for word in before), 1]
+        done = token.end()
+    return sizes + [len(plain.word_ids(word)) for word in plain_words_of(text[done:])]
+
+
+def plain_words_of(text: str) -> list[str]:
+    return [word for chunk in tokenize.WORD_BREAKS.split(text) for word in tokenize.plain_words(chunk)]
+
+
+# ---- Places ------------------------------------------------------------------------------------------------
 
 
 def offsets_of(plain: Any, text: str, ids: list[int]) -> list[tuple[int, int]]:

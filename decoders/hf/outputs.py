@@ -10,6 +10,8 @@ from typing import Any
 
 from decoders import decoding, heads, phi
 
+from .seen_as import SeenAs
+
 __all__ = [
     "ModelOutput",
     "OpenAIGPTDoubleHeadsModelOutput",
@@ -57,7 +59,7 @@ class ModelOutput(OrderedDict):
     def to_tuple(self) -> tuple:
         return tuple(self.values())
 
-    def __reduce__(self) -> tuple:
+    def __reduce_ex__(self, protocol: Any) -> tuple:
         return type(self), (dict(self.items()),)
 
 
@@ -83,12 +85,16 @@ class OpenAIGPTDoubleHeadsModelOutput(ModelOutput):
         super().__init__(**named)
 
 
-class GenerateDecoderOnlyOutput(ModelOutput):
+class GenerateDecoderOnlyOutput(ModelOutput, SeenAs):
     """sequences, scores, logits, attentions, hidden_states, past_key_values."""
 
+    theirs = ("transformers.generation.utils", "GenerateDecoderOnlyOutput")
 
-class GenerateBeamDecoderOnlyOutput(ModelOutput):
+
+class GenerateBeamDecoderOnlyOutput(ModelOutput, SeenAs):
     """The same, after the sequences their scores, after the logits `beam_indices`."""
+
+    theirs = ("transformers.generation.utils", "GenerateBeamDecoderOnlyOutput")
 
 
 RETURNED = {

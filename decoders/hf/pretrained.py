@@ -20,6 +20,7 @@ from .configs import PretrainedConfig
 from .inputs import wrong_argument
 from .loading import Loading
 from .outputs import ModelOutput
+from .private import PrivateNames
 from .seen_as import SeenAs
 
 __all__ = ["Conv1D", "PreTrainedModel"]
@@ -61,7 +62,7 @@ DOCUMENTED: dict[type, type] = {}  # a class of a readable file -> the one with 
 # ---- The model ---------------------------------------------------------------------------------------------
 
 
-class PreTrainedModel(SeenAs, Loading, nn.Module):
+class PreTrainedModel(SeenAs, PrivateNames, Loading, nn.Module):
     """A class of ours with the documented manners. `plain` is the model without them, the same weights."""
 
     theirs = ("transformers.modeling_utils", "PreTrainedModel")
@@ -71,7 +72,6 @@ class PreTrainedModel(SeenAs, Loading, nn.Module):
     hidden_fields: tuple[str, ...] = ()  # of the readable file's output, that the documentation does not have
     never_cached = False  # unless somebody asks
     main_input_name, framework, is_parallelizable, warnings_issued = "input_ids", "pt", False, {}
-    _keys_to_ignore_on_save, _tied_weights_keys = None, None
     supports_gradient_checkpointing = True
 
     def __init__(self, config: Any):
@@ -88,6 +88,8 @@ class PreTrainedModel(SeenAs, Loading, nn.Module):
         for layer, heads in (getattr(config, "pruned_heads", None) or {}).items():
             prune(self, int(layer), heads)
         set_attention(self, config.attn_implementation)
+        if getattr(config, "gradient_checkpointing", False):
+            self.gradient_checkpointing_enable()
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -205,15 +207,11 @@ class PreTrainedModel(SeenAs, Loading, nn.Module):
     device = property(lambda self: next(self.parameters()).device)
     dtype = property(lambda self: next(p.dtype for p in self.parameters() if p.is_floating_point()))
     base_model_prefix = property(lambda self: weights.LAYOUTS[self.config.model_type].prefix)
+    vocab_size = property(lambda self: self.config.get_text_config().vocab_size)
     base_model = property(lambda self: getattr(self, self.base_model_prefix, self))
     is_gradient_checkpointing = is_activation_checkpointing = property(
         lambda self: any(getattr(part, "gradient_checkpointing", False) for part in self.modules())
     )
-
-    @property
-    def _no_split_modules(self) -> list[str]:
-        stacks = (part for part in self.modules() if isinstance(part, nn.ModuleList))
-        return sorted({type(stack[0]).__name__ for stack in stacks})
 
     def get_input_embeddings(self) -> nn.Module:
         return self.get_submodule(self.embedding_name())
@@ -240,6 +238,8 @@ class PreTrainedModel(SeenAs, Loading, nn.Module):
         """Returns the token embedding. New rows are the mean of the old ones."""
         n = self.config.vocab_size if new_num_tokens is None else new_num_tokens
         if pad_to_multiple_of is not None:
+            if not isinstance(pad_to_multiple_of, int):
+                raise ValueError(f"pad_to_multiple_of must be a whole number, not {pad_to_multiple_of!r}")
             n = -(-n // pad_to_multiple_of) * pad_to_multiple_of
         weights.resize_embeddings(self, n)
         return self.get_input_embeddings()

@@ -2,7 +2,6 @@
 
 import inspect
 import tempfile
-from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -122,6 +121,9 @@ class PreTrainedTokenizerBase(SeenAs, Batching, ChatTemplates, TokenizerFiles):
         stored = read_text(file) if file.exists() else config.get("chat_template")
         if isinstance(stored, list):
             stored = {one["name"]: one["template"] for one in stored}
+        others = sorted((self.plain.folder / "additional_chat_templates").glob("*.jinja"))
+        if others and isinstance(stored, str):
+            stored = {"default": stored, **{file.stem: read_text(file) for file in others}}
         return stored
 
     # ---- Copies ----
@@ -282,13 +284,17 @@ class PreTrainedTokenizerBase(SeenAs, Batching, ChatTemplates, TokenizerFiles):
         are; places only where they are asked for."""
         if words:
             self.check_words()
-            return [(*token, i) for i, word in enumerate(text) for token in self.of_text(word, places, split)]
+            return [
+                (id, span, 0, i)
+                for i, word in enumerate(text)
+                for id, span, _ in self.of_text(word, places, split)
+            ]
         if isinstance(text, list | tuple):
             if places:
                 raise ValueError("return_offsets_mapping needs texts: ids have no place in one")
             ids = [id if isinstance(id, int) else self.convert_tokens_to_ids(id) for id in text]
             return [(id, (0, 0), 0, 0) for id in ids]
-        return [(*token, 0) for token in self.of_text(text, places, split)]
+        return [(id, span, 0, word) for id, span, word in self.of_text(text, places, split)]
 
     def check_words(self) -> None:
         if isinstance(self.plain, tokenize.ByteLevelTokenizer) and not self.add_prefix_space:
@@ -296,30 +302,26 @@ class PreTrainedTokenizerBase(SeenAs, Batching, ChatTemplates, TokenizerFiles):
                 "words need the space before them: load the tokenizer with add_prefix_space=True"
             )
 
-    def prefixed(self, text: str, split: bool) -> tuple[str, list[int]]:
-        """The text with the space that `add_prefix_space` puts before each part between added tokens, and
-        where these spaces are."""
-        if not self.add_prefix_space:
-            return text, []
-        parts, spaces, length = [], [], 0
-        for _, part, _, is_added in self.plain.segments(text, split):
-            if not is_added and not part[0].isspace():
-                spaces.append(length)
-                part = " " + part
-            parts.append(part)
-            length += len(part)
-        return "".join(parts), spaces
-
     def of_text(self, text: str, places: bool, split: bool) -> list[tuple[int, tuple[int, int], int]]:
-        """Tokens of one text, or of one word; places count without the spaces that were put there."""
-        text, spaces = self.prefixed(text, split)
+        """(id, place, number of the word) of a text, or of one word. Places and words only with `places`."""
+        if self.add_prefix_space:
+            return self.with_spaces(text, split)
         if not places and not split:
             return [(id, (0, 0), 0) for id in self.plain.encode(text, add_special_tokens=False)]
-        tokens = located(self.plain, text, split)
-        return [
-            (id, (begin - bisect_left(spaces, begin), end - bisect_left(spaces, end)), 0)
-            for id, (begin, end) in tokens
-        ]
+        return located(self.plain, text, split)
+
+    def with_spaces(self, text: str, split: bool) -> list[tuple[int, tuple[int, int], int]]:
+        """With the space that `add_prefix_space` puts before each part between added tokens, and that has no
+        place in the text."""
+        tokens: list[tuple[int, tuple[int, int], int]] = []
+        for start, part, _, is_added in self.plain.segments(text, split):
+            n = int(not is_added and part[0] != " ")
+            first = tokens[-1][2] + 1 if tokens else 0
+            tokens += [
+                (id, (start + max(begin - n, 0), start + end - n), first + word)
+                for id, (begin, end), word in located(self.plain, " " * n + part, split)
+            ]
+        return tokens
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from decoders import tokenize
-from decoders.formats import TOKENIZER_FILES, read_json_if_any, switched
+from decoders.formats import END_OF_WORD, TOKENIZER_FILES, read_json_if_any, switched
 
 from .encodings import content_of
 
@@ -32,10 +32,21 @@ class TokenizerFiles:
         (folder / "tokenizer_config.json").write_text(json.dumps(roles))
         return tokenize.load(folder)
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> tuple[str, ...]:
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        save_raw_chat_template: bool = False,
+        save_jinja_files: bool = False,
+        **kwargs: Any,
+    ) -> tuple[str, ...]:
+        """Paths of what was written. A chat template goes where the folder has it, or as
+        `chat_template.jinja` with either argument, as two versions call it; several stay in
+        `tokenizer_config.json`."""
         folder = Path(save_directory)
-        with switched(folder) as new:
+        with switched(folder, lambda: {"chat_template.jinja"}) as new:
             self.plain.write(new)
+            if isinstance(self.plain, tokenize.WordTokenizer):
+                write_json(new / "tokenizer.json", words_file(self.plain))
             config = {
                 **read_json_if_any(new / "tokenizer_config.json"),
                 **self.special_tokens_map,
@@ -44,12 +55,21 @@ class TokenizerFiles:
                 "clean_up_tokenization_spaces": self.clean_up_tokenization_spaces,
             }
             config.setdefault("tokenizer_class", type(self).__name__.removesuffix("Fast"))
-            if self.chat_template and not (new / "chat_template.jinja").exists():
-                config["chat_template"] = listed_templates(self.chat_template)
-            files = {"tokenizer_config.json": config, "special_tokens_map.json": self.special_tokens_map}
-            for name, content in files.items():
-                (new / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+            self.write_template(new, config, save_raw_chat_template or save_jinja_files)
+            write_json(new / "tokenizer_config.json", config)
+            write_json(new / "special_tokens_map.json", self.special_tokens_map)
         return tuple(str(folder / name) for name in TOKENIZER_FILES if (folder / name).exists())
+
+    def write_template(self, folder: Path, config: dict, raw: bool) -> None:
+        """As a file of its own, or into `config`."""
+        file, template = folder / "chat_template.jinja", self.chat_template
+        raw = (raw or file.exists()) and isinstance(template, str)
+        file.unlink(missing_ok=True)
+        config.pop("chat_template", None)
+        if raw:
+            file.write_text(template, "utf-8")
+        elif template:
+            config["chat_template"] = listed_templates(template)
 
     def train_new_from_iterator(
         self,
@@ -100,6 +120,41 @@ class TokenizerFiles:
             if (self.plain.folder / name).resolve() != target.resolve():
                 shutil.copyfile(self.plain.folder / name, target)
         return tuple(map(str, targets))
+
+
+def write_json(file: Path, content: dict) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def words_file(plain: tokenize.WordTokenizer) -> dict[str, Any]:
+    """GPT-1's vocabulary as the tokenizers library reads it, which knows how to split and to lower words."""
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [token._asdict() for token in sorted(plain.added.values())],
+        "normalizer": {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": True,
+            "strip_accents": None,
+            "lowercase": True,
+        },
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": None,
+        "decoder": {"type": "BPEDecoder", "suffix": END_OF_WORD},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": "<unk>",
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": END_OF_WORD,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "vocab": plain.vocab,
+            "merges": [" ".join(pair) for pair in plain.ranks],
+        },
+    }
 
 
 def trained_on(content: dict, texts: Any, vocab_size: int, special: list[str]) -> dict:
