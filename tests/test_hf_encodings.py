@@ -148,8 +148,9 @@ def test_several_templates_by_name(pair, tmp_path):
 
 
 @torch.no_grad()
-def test_a_template_is_saved_as_a_file_of_its_own_if_asked(pair, tmp_path):
-    ours, theirs = pair
+@pytest.mark.parametrize("name", TINY)
+def test_a_template_is_saved_as_a_file_of_its_own_if_asked(name, tmp_path):
+    ours, theirs = (kind.AutoTokenizer.from_pretrained(CHECKPOINTS / name) for kind in (hf, transformers))
     theirs.chat_template = {"default": "{{ 'a' }}", "tool_use": "{{ 'b' }}"}
     theirs.save_pretrained(tmp_path / "theirs")  # Transformers 5 writes a file each
     assert hf.AutoTokenizer.from_pretrained(tmp_path / "theirs").chat_template == theirs.chat_template

@@ -178,11 +178,9 @@ def without_negative_ids(settings: Any) -> Any:
 
 def as_ours(kwargs: dict) -> dict:
     """With the constraints of Transformers 4 as those of `decoders.decoding`."""
-    return (
-        {**kwargs, "constraints": [*map(own_constraint, kwargs["constraints"])]}
-        if kwargs.get("constraints")
-        else kwargs
-    )
+    if not kwargs.get("constraints"):
+        return kwargs
+    return {**kwargs, "constraints": [*map(own_constraint, kwargs["constraints"])]}
 
 
 def own_constraint(given: Any) -> Any:
