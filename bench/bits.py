@@ -19,8 +19,8 @@ TEXTS = 48
 
 def rows() -> list[str]:
     lines = [
-        f"| checkpoint | perplexity, float32 | {' | '.join(kernels.KINDS)} |",
-        "|---|---|" + "---|" * len(kernels.KINDS),
+        f"| checkpoint | perplexity, float32 | {' | '.join(kernels.KINDS)} | cache of 8 bits |",
+        "|---|---|" + "---|" * (len(kernels.KINDS) + 1),
     ]
     for name, recipe in train_tiny.RECIPES.items():
         folder = ROOT / "checkpoints" / f"tiny-{name.replace('_', '-')}"
@@ -29,6 +29,7 @@ def rows() -> list[str]:
         texts = list(islice(recipe.texts(train_tiny.HELD_OUT_SEED), TEXTS))
         ids, labels, inputs = (recipe.rows or train_tiny.plain_rows)(tokenizer, texts)
         costs = [kernels.error(model, ids, kind, labels=labels, **inputs) for kind in kernels.KINDS]
+        costs.append(kernels.error(model, ids, cache="int8", labels=labels, **inputs))
         cells = [
             f"{cost.perplexity:.4f} ({cost.perplexity / cost.before - 1:+.2%}), logits {cost.logits:.4f}"
             for cost in costs

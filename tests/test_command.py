@@ -16,6 +16,7 @@ import torch
 
 import decoders
 from decoders import cli, weights
+from decoders.kernels.int8_cache import Int8Cache
 from tests import folders
 from tests.conftest import ROOT
 from tests.families import GPT_NEO, PHI3, read
@@ -112,6 +113,29 @@ def test_sampling_repeats_with_the_same_seed():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_dtypes(dtype):
     assert run("generate", TINY, "Once upon", "--dtype", dtype, "--max-new-tokens", "3").returncode == 0
+
+
+def test_keys_and_values_of_8_bits(monkeypatch):
+    """The command asks for them, as `generate` and `chat`; and what has none says so."""
+    exact = run("generate", "checkpoints/tiny-phi", "--chat", "Tell me a story about Nora and an owl.").stdout
+    asked = [
+        "generate",
+        "checkpoints/tiny-phi",
+        "--chat",
+        "Tell me a story about Nora and an owl.",
+        "--cache",
+        "int8",
+    ]
+    assert run(*asked).stdout == exact
+    lines = "Tell me a story about Nora and an owl.\nAnd another one?\n"
+    assert exact.strip() in run("chat", "checkpoints/tiny-phi", "--cache", "int8", input=lines).stdout
+    for option, message in (
+        ("--compile", "leave cache='int8' out"),
+        ("--tensor-parallel", "exclude each other"),
+    ):
+        assert message in run(*asked, option).stderr
+    monkeypatch.setattr(Int8Cache, "update", lambda *args: sys.exit(3))
+    assert run(*asked).returncode == 3
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -49,6 +49,7 @@ def add_sampling(option: Callable[..., Any], new_tokens: int) -> None:
     option("--seed", type=int, help="makes sampling repeatable")
     option("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as stored")
     option("--quantize", choices=("int8", "int8-weights", "int4"), help="less memory, faster, less exact")
+    option("--cache", choices=("int8",), help="keys and values of 8 bits: half the memory of long texts")
     option(
         "--packed",
         action=argparse.BooleanOptionalAction,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from decoders import decoding
+from decoders import decoding, kernels
 
 from .loading import load_model, open_checkpoint, settings
 from .output import Progress, escaped, print_note, print_result
@@ -79,7 +79,7 @@ class Conversation:
         self.model, self.tokenizer, self.args = model, tokenizer, args
         self.system: list[dict[str, str]] = []
         self.turns: list[dict[str, str]] = []
-        self.cache = sys.modules[type(model).__module__].KVCache()
+        self.cache = kernels.new_cache(model, args.cache)
         self.cached_ids: list[int] = []  # of which the cache holds the first
 
     def set_system(self, text: str) -> None:

@@ -21,8 +21,9 @@ from .output import Progress, human_bytes, one_line, peak_memory, print_note, pr
 def run(args: argparse.Namespace) -> int:
     if not args.tensor_parallel:
         return generate(args)
-    if args.quantize:
-        raise ValueError("--tensor-parallel and --quantize exclude each other")
+    for name in ("quantize", "cache"):
+        if getattr(args, name):
+            raise ValueError(f"--tensor-parallel and --{name} exclude each other")
     rank = os.environ.get("RANK", "0")
     try:
         with parallel.process_mesh(args.device) as args.mesh:

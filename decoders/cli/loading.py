@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from decoders import FAMILIES, family, find, model_class, parallel, read_config, tokenize, weights
+from decoders import FAMILIES, family, find, kernels, model_class, parallel, read_config, tokenize, weights
 
 from .output import print_note
 
@@ -30,7 +30,7 @@ def load_model(folder: Path, args: argparse.Namespace, with_adapters: bool = Tru
     adapter = [weighted(text) for text in args.adapter] if args.adapter and with_adapters else None
     if mesh := getattr(args, "mesh", None):
         return parallel.load(text_class, folder, mesh, dtype=dtype, adapter=adapter)
-    return weights.load(
+    model = weights.load(
         text_class,
         folder,
         dtype=dtype,
@@ -40,6 +40,7 @@ def load_model(folder: Path, args: argparse.Namespace, with_adapters: bool = Tru
         progress=sys.stderr.isatty(),
         adapter=adapter,
     )
+    return kernels.prepare(model, cache=args.cache)
 
 
 def weighted(text: str) -> str | tuple[str, float]:

@@ -1,6 +1,7 @@
 """What is put under a loaded model on a CPU: faster products and attention, and weights of 8 and 4 bits.
 
 - `prepare(model)` puts the kernels under a model; `weights.load` ends with it. `plain(model)` takes them off.
+- `prepare(model, cache="int8")`, `new_cache(model, "int8")`: keys and values of 8 bits, for long texts.
 - `quantize(model, "int4")` is for good: a third of the memory, and half the time of a step.
 - `error(model, ids, "int4")` says what that costs.
 - `compile(model)` makes a decoding step one graph of torch.compile.
@@ -10,6 +11,7 @@
 
 from .compiled import compile
 from .hooks import plain, prepare
+from .int8_cache import new_cache
 from .native import dequantize_blocks, is_available, status
 from .quantized import KINDS, Quantized, QuantizedEmbedding
 from .quantizing import Cost, error, is_quantized, quantize
@@ -27,6 +29,6 @@ from .quantizing import (  # isort: skip
 )
 
 __all__ = ["KINDS", "Cost", "Quantized", "compile", "error", "is_available", "is_quantized", "plain"]
-__all__ += ["QuantizedEmbedding", "dequantize_blocks", "prepare", "quantize", "status"]
+__all__ += ["QuantizedEmbedding", "dequantize_blocks", "new_cache", "prepare", "quantize", "status"]
 __all__ += ["embeddings", "expect_quantized", "linear_layers", "mark_packed", "mark_quantized"]
 __all__ += ["put_bits", "replace_module", "set_dtype", "stored_bits"]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import calls, native
 from .conditions import NATIVE_DTYPES, is_dense_cpu, must_run_plain_ops
+from .int8_cache import Rows
 from .linear import fits, is_few_rows, linear_forward
 from .quantized import PRODUCTS, Quantized
 
@@ -102,6 +103,11 @@ def attention(
     *rest: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """As `plain`, the model file's own: q (B, H, T, D), k and v (B, K, S, D), `mask` additive."""
+    if isinstance(k, Rows) and isinstance(v, Rows):
+        lib = None if output_attentions or any(x is not None for x in rest) else native.library()
+        if lib and q.dtype in NATIVE_DTYPES and is_dense_cpu(q):
+            return calls.one_query(lib, q, k.rows, v.rows, mask, scale), None
+        k, v = k.dequantize(), v.dequantize()
     wants_plain = output_attentions or dropout or any(x is not None for x in rest)
     if wants_plain or must_run_plain_ops() or not is_dense_cpu(q, k, v):
         return plain(q, k, v, mask, scale, dropout, output_attentions, *rest)

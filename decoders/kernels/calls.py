@@ -29,7 +29,7 @@ ARGUMENTS = {
     "to_int8": (p, i, n, p, p, n, n, i),
     "to_int4": (p, i, n, p, p, p, n, n, i),
     "run_plan": (p, p, i),
-    "one_query": (p, p, p, p, n, n, p, i, f, n, n, n, n, n, n, n, n, n, n, n, i),
+    "one_query": (p, p, p, p, n, n, p, i, i, f, n, n, n, n, n, n, n, n, n, n, n, i),
 }  # fmt: skip
 
 
@@ -249,6 +249,7 @@ def one_query(lib: Library, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
         *steps,
         pointer(y),
         KINDS[q.dtype],
+        KINDS[k.dtype],
         scale,
         B,
         K,

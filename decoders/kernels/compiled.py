@@ -20,6 +20,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from .attention import window_of
+from .int8_cache import Int8Cache
 
 ROUND = 256  # caches have a multiple of this for length, so that few lengths need a graph of their own
 
@@ -134,6 +135,10 @@ class Decoder:
         """The cache with room for `length` tokens, and more where others then have the same length."""
         limit = getattr(self.model, "max_positions", None) or sys.maxsize
         N = min(-(-length // ROUND) * ROUND, limit)
+        if isinstance(cache, Int8Cache):
+            raise ValueError(
+                "a compiled step has keys and values in the model's dtype: leave cache='int8' out"
+            )
         if not isinstance(cache, Fixed):
             # the same object, which the caller may have given
             cache.__class__ = fixed_class(type(cache))  # type: ignore[arg-type]

@@ -25,6 +25,7 @@ import torch.nn as nn
 
 from .attention import attention, is_forward, qkv, rotate, window_of
 from .families import class_of, is_base_model, is_causal_model
+from .int8_cache import check_kind
 from .linear import conv1d_forward, linear_forward, rms_norm_forward
 from .step import PLAN_STATE
 from .texts import model_forward, plain_forward
@@ -35,11 +36,18 @@ FORWARDS = {"Linear": linear_forward, "Conv1D": conv1d_forward, "RMSNorm": rms_n
 ATTENTION_HOOKS = ("attend", "rotate", "qkv")
 
 
-def prepare(model: M) -> M:
-    """Put the kernels under `model`, in place. Parameters, names and types of modules stay."""
+def prepare(model: M, cache: str | None = None) -> M:
+    """Put the kernels under `model`, in place. Parameters, names and types of modules stay.
+
+    `cache="int8"`: texts that it begins keep their keys and values in 8 bits (see `int8_cache.py`); None: in
+    the model's dtype. ValueError for another kind.
+    """
+    check_kind(cache)
     window = window_of(model)
     module: Any
     for module in model.modules():
+        if is_base_model(module):
+            module.cache_kind = cache
         if "forward" in vars(module):  # somebody else's, such as a hook's
             continue
         name = type(module).__name__
@@ -78,7 +86,7 @@ def plain(model: M) -> M:
         ours = [*FORWARDS.values(), *([model_forward(type(module))] if PLAN_STATE in vars(module) else [])]
         if any(is_forward(module, function) for function in ours):
             del module.forward
-        for name in (PLAN_STATE, "plain_forward"):
+        for name in (PLAN_STATE, "plain_forward", "cache_kind"):
             vars(module).pop(name, None)
         if hasattr(type(module), "attend"):
             for name in ATTENTION_HOOKS:

@@ -15,7 +15,7 @@
 // | to_int8, to_int4       | -                  | from float32, bf16, f16  | -                             |
 // | rms_norm               | float32, bf16, f16 | of the same dtype        | any                           |
 // | rotate                 | float32, bf16, f16 | -                        | any                           |
-// | one_query              | float32, bf16, f16 | -                        | 1 query for each sequence     |
+// | one_query              | float32, bf16, f16 | -; keys of 8 bits too    | 1 query for each sequence     |
 // | run_plan (plan.c)      | float32, bf16, f16 | all of these             | 1 to 16                       |
 //
 // Sums are in float32; those of int8_product are whole numbers.
@@ -1085,25 +1085,22 @@ void dequantize(const Layer *layer, int bits, int kind, long inputs, int threads
     }
 }
 
-// Row by row: scale = max |w| / 127, NaN if one is.
+// One row: its whole numbers, and the scale: max |w| / 127, NaN if one is.
+static float round_row(const void *w, int kind, long start, long inputs, int8_t *q) {
+    const float scale = largest(w, kind, start, inputs) / 127.f;
+    const __m512 one = _mm512_set1_ps(scale > 0 ? scale : 1.f);
+    for (long k = 0; k < inputs; k += 16) {
+        const __mmask16 m = first(inputs - k);
+        __m512i v = _mm512_cvtps_epi32(_mm512_div_ps(load(w, kind, start + k, m), one));
+        store_bytes((uint8_t *)q + k, m, _mm512_cvtsepi32_epi8(v));
+    }
+    return scale;
+}
+
 void to_int8(const void *w, int kind, long stride, int8_t *q, float *scale, long N, long inputs,
              int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (long n = 0; n < N; n++) {
-        __m512 top = _mm512_setzero_ps();
-        __mmask16 none = 0;
-        for (long k = 0; k < inputs; k += 16) {
-            __m512 v = load(w, kind, n * stride + k, first(inputs - k));
-            top = _mm512_max_ps(top, _mm512_abs_ps(v)), none |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-        }
-        scale[n] = none ? NAN : _mm512_reduce_max_ps(top) / 127.f;
-        __m512 one = _mm512_set1_ps(scale[n] > 0 ? scale[n] : 1.f);
-        for (long k = 0; k < inputs; k += 16) {
-            __m512i v =
-                _mm512_cvtps_epi32(_mm512_div_ps(load(w, kind, n * stride + k, first(inputs - k)), one));
-            store_bytes((uint8_t *)q + n * inputs + k, first(inputs - k), _mm512_cvtsepi32_epi8(v));
-        }
-    }
+    for (long n = 0; n < N; n++) scale[n] = round_row(w, kind, n * stride, inputs, q + n * inputs);
 }
 
 // 32 at a time: scale = (max - min) / 15 as float16, with 0 between min and max.
@@ -1230,9 +1227,16 @@ void rotate(const char *x, const char *cosine, const char *sine, char *y, int ki
 }
 
 // ---- Attention of one query -------------------------------------------------------------------------------
-// q, y: (B, K G, D); k, v: (B, K, S, D) with D side by side; bias: NULL or float32 (B or 1, H or 1, S).
+// q, y: (B, K G, D); k, v: (B, K, S, D) with D side by side; bias: NULL or float32 (B or 1, H or 1, S). Keys
+// and values of 8 bits have their scale, a float, behind the D bytes of each row.
 
 enum { TILE = 64 };  // keys at a time: few enough to stay near for all heads that share them
+
+INLINE float scale_of(const char *row, int kind, long D) {
+    float scale = 1.f;
+    if (kind == INT8) memcpy(&scale, row + D, sizeof scale);
+    return scale;
+}
 
 // sum[d] += sum over s of w[s] v[s, d], for 16 * C numbers d.
 INLINE void weigh(int C, const float *w, const void *v, int kind, long S, long row, long d, long D,
@@ -1241,7 +1245,7 @@ INLINE void weigh(int C, const float *w, const void *v, int kind, long S, long r
     UNROLL for (int c = 0; c < C; c++)
         now[c] = load(sum, FLOAT32, d + 16 * c, first(D - d - 16 * c));
     for (long s = 0; s < S; s++) UNROLL for (int c = 0; c < C; c++)
-            now[c] = _mm512_fmadd_ps(_mm512_set1_ps(w[s]),
+            now[c] = _mm512_fmadd_ps(_mm512_set1_ps(w[s] * scale_of((const char *)v + s * row, kind, D)),
                                      load(v, kind, s * row + d + 16 * c, first(D - d - 16 * c)), now[c]);
     UNROLL for (int c = 0; c < C; c++)
         store(sum, FLOAT32, d + 16 * c, first(D - d - 16 * c), now[c]);
@@ -1256,11 +1260,11 @@ INLINE __m128 four_sums(__m512 a, __m512 b, __m512 c, __m512 d) {
     return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 
-// G heads that share S keys k and values v. q is float32, or bfloat16 where k is. `next`: the keys that are
-// read after.
+// G heads that share S keys k and values v, of `kind`. q is float32, or bfloat16 where k is; y is of `out`.
+// `next`: the keys that are read after.
 INLINE void some_heads(const void *q, const char *k, const char *v, const char *next, const float *bias,
-                       long bias_head, void *y, int kind, float scale, long G, long S, long D, long k_row,
-                       long v_row, float *scores, float *sum) {
+                       long bias_head, void *y, int out, int kind, float scale, long G, long S, long D,
+                       long k_row, long v_row, float *scores, float *sum) {
     const int pairs = kind == BFLOAT16, size = size_of(kind);
     const long step = pairs ? 32 : 16, bytes = D * size;
     for (long s = 0; s < S; s += 4) {
@@ -1276,6 +1280,11 @@ INLINE void some_heads(const void *q, const char *k, const char *v, const char *
                     dot[r] = multiply_add(dot[r], k + (s + (r < some ? r : 0)) * k_row * size, kind, pairs,
                                           (const char *)q + g * D * (pairs ? 2 : 4), d, D - d);
             __m128 sums = _mm_mul_ps(four_sums(dot[0], dot[1], dot[2], dot[3]), _mm_set1_ps(scale));
+            if (kind == INT8) {
+                float own[4];
+                for (int r = 0; r < 4; r++) own[r] = scale_of(k + (s + (r < some ? r : 0)) * k_row, kind, D);
+                sums = _mm_mul_ps(sums, _mm_loadu_ps(own));
+            }
             const __mmask8 mask = (1 << some) - 1;
             if (bias) sums = _mm_add_ps(sums, _mm_maskz_loadu_ps(mask, bias + g * bias_head + s));
             _mm_mask_storeu_ps(scores + g * S + s, mask, sums);
@@ -1311,38 +1320,42 @@ INLINE void some_heads(const void *q, const char *k, const char *v, const char *
             }
     }
     for (long i = 0; i < G * D; i += 16)
-        store(y, kind, i, first(G * D - i), load(sum, FLOAT32, i, first(G * D - i)));
+        store(y, out, i, first(G * D - i), load(sum, FLOAT32, i, first(G * D - i)));
+}
+
+// The same by what k and v are stored as: `stored` is INT8, or the kind of q and y. `wide`: room for q as
+// float32.
+static void heads_of(const void *q, const char *k, const char *v, const char *next, const float *bias,
+                     long bias_head, void *y, int kind, int stored, float scale, long G, long S, long D,
+                     long k_row, long v_row, float *scores, float *sum, float *wide) {
+    for (long i = 0; stored != BFLOAT16 && i < G * D; i += 16)
+        store(wide, FLOAT32, i, first(G * D - i), load(q, kind, i, first(G * D - i)));
+#define HEADS(q, stored) \
+    some_heads(q, k, v, next, bias, bias_head, y, kind, stored, scale, G, S, D, k_row, v_row, scores, sum)
+    if (stored == BFLOAT16) HEADS(q, BFLOAT16);
+    else if (stored == FLOAT16) HEADS(wide, FLOAT16);
+    else if (stored == INT8) HEADS(wide, INT8);
+    else HEADS(wide, FLOAT32);
 }
 
 void one_query(const void *q, const void *k, const void *v, const float *bias, long bias_batch,
-               long bias_head, void *y, int kind, float scale, long B, long K, long G, long S, long D,
-               long k_batch, long k_head, long k_row, long v_batch, long v_head, long v_row, int threads) {
-    int size = size_of(kind);
+               long bias_head, void *y, int kind, int stored, float scale, long B, long K, long G, long S,
+               long D, long k_batch, long k_head, long k_row, long v_batch, long v_head, long v_row,
+               int threads) {
+    const int size = size_of(kind), own = size_of(stored);
 #pragma omp parallel num_threads(threads)
     {
         long some = (G * D + 16) / 16 * 16;
-        float *sum = aligned_alloc(64, (2 * some + G * S + 32) / 16 * 64), *wide = sum + some,
-              *scores = wide + some;
+        float *sum = aligned_alloc(64, (2 * some + G * S + 32) / 16 * 64), *wide = sum + some;
 #pragma omp for schedule(static)
         for (long h = 0; h < B * K; h++) {
-            long b = h / K, n = h % K;
-            const char *own = (const char *)q + h * G * D * size;
-            const char *keys = (const char *)k + (b * k_batch + n * k_head) * size,
-                       *values = (const char *)v + (b * v_batch + n * v_head) * size;
+            const long b = h / K, n = h % K;
+            const char *keys = (const char *)k + (b * k_batch + n * k_head) * own;
+            const char *values = (const char *)v + (b * v_batch + n * v_head) * own;
             const float *row = bias ? bias + b * bias_batch + n * G * bias_head : 0;
-            char *to = (char *)y + h * G * D * size;
-            const char *next = keys + k_head * size;
-            for (long i = 0; i < G * D; i += 16)
-                store(wide, FLOAT32, i, first(G * D - i), load(own, kind, i, first(G * D - i)));
-            if (kind == BFLOAT16)
-                some_heads(own, keys, values, next, row, bias_head, to, BFLOAT16, scale, G, S, D, k_row,
-                           v_row, scores, sum);
-            else if (kind == FLOAT16)
-                some_heads(wide, keys, values, next, row, bias_head, to, FLOAT16, scale, G, S, D, k_row,
-                           v_row, scores, sum);
-            else
-                some_heads(wide, keys, values, next, row, bias_head, to, FLOAT32, scale, G, S, D, k_row,
-                           v_row, scores, sum);
+            heads_of((const char *)q + h * G * D * size, keys, values, keys + k_head * own, row, bias_head,
+                     (char *)y + h * G * D * size, kind, stored, scale, G, S, D, k_row, v_row, wide + some,
+                     sum, wide);
         }
         free(sum);
     }

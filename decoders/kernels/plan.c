@@ -25,7 +25,7 @@ typedef struct {
     double number;             // eps, or the scale of the scores
 } Op;
 
-// Where a layer's keys and values are: (B, K, S, D), D side by side.
+// Where a layer's keys and values are: (B, K, S, D), D side by side; of 8 bits with their scale behind them.
 typedef struct {
     char *keys, *values;
     long key_batch, key_head, key_row, value_batch, value_head, value_row;
@@ -42,6 +42,7 @@ typedef struct {
     char *y;        // (M, C), or with a head the logits of the last `kept` rows of each sequence
     long kept;
     int64_t *best;  // their argmax, or NULL
+    long int8;      // whether the cache has 8 bits
 } Step;
 
 typedef struct {
@@ -181,22 +182,34 @@ static void rotate_heads(const Team *team, int kind, const Step *step, const Op 
     }
 }
 
+// A row of D numbers to where the cache has it.
+static void append(const char *row, int kind, int stored, long D, char *to) {
+    if (stored != INT8) {
+        memcpy(to, row, D * size_of(kind));
+        return;
+    }
+    const float scale = round_row(row, kind, 0, D, (int8_t *)to);
+    memcpy(to + D, &scale, sizeof scale);
+}
+
 // Keys and values go to the cache; then each query sees those up to its own, in its window.
 static void attend(const Team *team, int kind, const Step *step, const Op *op) {
     const long K = op->others.heads, G = op->heads.heads / K, D = op->heads.width, size = size_of(kind);
     const long some = (G * D + 16) / 16 * 16, S = step->past + step->T;
+    const int stored = step->int8 ? INT8 : kind, bytes = size_of(stored);
     const Cache *cache = step->cache + op->layer;
+    const long key_row = cache->key_row * bytes, value_row = cache->value_row * bytes;
     float *sum = aligned_alloc(64, (3 * some + G * S + 48) / 16 * 64), *wide = sum + some;
     float *scores = wide + some;
     char *own = (char *)(scores + (G * S + 15) / 16 * 16);
     SHARED(h, step->M / step->T * K, 1) {
         const long b = h / K, n = h % K;
-        char *keys = cache->keys + (b * cache->key_batch + n * cache->key_head) * size;
-        char *values = cache->values + (b * cache->value_batch + n * cache->value_head) * size;
+        char *keys = cache->keys + (b * cache->key_batch + n * cache->key_head) * bytes;
+        char *values = cache->values + (b * cache->value_batch + n * cache->value_head) * bytes;
         for (long t = 0; t < step->T; t++) {
             const long from = ((b * step->T + t) * op->others.row + n * op->others.head) * size;
-            memcpy(keys + (step->past + t) * cache->key_row * size, op->other + from, D * size);
-            memcpy(values + (step->past + t) * cache->value_row * size, op->third + from, D * size);
+            append(op->other + from, kind, stored, D, keys + (step->past + t) * key_row);
+            append(op->third + from, kind, stored, D, values + (step->past + t) * value_row);
         }
         for (long t = 0; t < step->T; t++) {
             const long m = b * step->T + t, end = step->past + t + 1;
@@ -205,19 +218,11 @@ static void attend(const Team *team, int kind, const Step *step, const Op *op) {
                 const char *q = op->in + (m * op->heads.row + (n * G + g) * op->heads.head) * size;
                 memcpy(own + g * D * size, q, D * size);
             }
-            if (kind != BFLOAT16)
-                for (long i = 0; i < G * D; i += 16)
-                    store(wide, FLOAT32, i, first(G * D - i), load(own, kind, i, first(G * D - i)));
-            const char *k = keys + start * cache->key_row * size;
-            const char *v = values + start * cache->value_row * size;
+            const char *k = keys + start * key_row, *v = values + start * value_row;
             const float *bias = step->mask ? step->mask + b * S + start : 0;
-            char *y = op->out + (m * K + n) * G * D * size;
-#define HEADS(q, kind) \
-    some_heads(q, k, v, k, bias, 0, y, kind, (float)op->number, G, end - start, D, cache->key_row, \
-               cache->value_row, scores, sum)
-            if (kind == BFLOAT16) HEADS(own, BFLOAT16);
-            else if (kind == FLOAT16) HEADS(wide, FLOAT16);
-            else HEADS(wide, FLOAT32);
+            heads_of(own, k, v, k, bias, 0, op->out + (m * K + n) * G * D * size, kind, stored,
+                     (float)op->number, G, end - start, D, cache->key_row, cache->value_row, scores, sum,
+                     wide);
         }
     }
     free(sum);

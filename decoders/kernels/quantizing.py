@@ -10,6 +10,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from . import native
+from .int8_cache import new_cache
 from .quantized import INT8_GROUPS, KINDS, Quantized, QuantizedEmbedding, empty_as_stored, kind_of
 
 VERSION = 1  # of the format in a folder: a change needs another reader
@@ -141,11 +142,23 @@ class Cost(NamedTuple):
 
 
 @torch.no_grad()
-def error(model: nn.Module, ids: Tensor, kind: str, skip: Iterable[str] = (), **inputs: Tensor) -> Cost:
-    """`model`, which is not quantised, against a copy of `kind` on ids (B, T), two tokens at least."""
-    other = quantize(copy.deepcopy(model), kind, skip)
+def error(
+    model: nn.Module,
+    ids: Tensor,
+    kind: str | None = None,
+    skip: Iterable[str] = (),
+    *,
+    cache: str | None = None,
+    **inputs: Tensor,
+) -> Cost:
+    """`model`, which is not quantised, against a copy of `kind` on ids (B, T), two tokens at least; with
+    `cache` "int8", against keys and values of 8 bits, alone or beside weights of `kind`."""
+    if kind is None and cache is None:
+        raise ValueError(f"of what: kind, one of {', '.join(KINDS)}, or cache='int8'?")
+    other = model if kind is None else quantize(copy.deepcopy(model), kind, skip)
     arguments = {"input_ids": ids, "labels": ids, **inputs}
-    exact, rounded = model(**arguments), other(**arguments)
+    caches = [{"past_key_values": new_cache(model, kind)} if cache else {} for kind in (None, cache)]
+    exact, rounded = model(**arguments, **caches[0]), other(**arguments, **caches[1])
     logits = exact.logits.double()
     difference = (rounded.logits.double() - logits).norm() / logits.norm()
     return Cost(difference.item(), rounded.loss.double().exp().item(), exact.loss.double().exp().item())

@@ -111,3 +111,16 @@ def attentions(lib: calls.Library, x: Tensor, w: Tensor, dtype: torch.dtype) -> 
     mask[..., visible] = 0.0
     q = x[:1].to(dtype).expand(2, 4, 1, K)
     yield calls.one_query(lib, q, k, v, mask, 1.0), v[:, :, visible, None].repeat_interleave(2, 1)
+    yield int8_attention(lib, q, S, visible)
+
+
+def int8_attention(lib: calls.Library, q: Tensor, S: int, visible: int) -> tuple[Tensor, Tensor]:
+    """Keys that are alike but for their scale: 1 at the one that is looked at, else 0. Values times 2."""
+    scales = torch.zeros(2, 2, S, 2)
+    scales[:, :, visible, 0], scales[..., 1] = 1, 2
+    k = torch.zeros(2, 2, S, K + 4, dtype=torch.int8)
+    k[..., 0], k[..., K:] = 1, scales[..., :1].contiguous().view(torch.int8)
+    v = (torch.arange(k.numel()).view(k.shape) % 251 - 125).to(torch.int8)
+    right = 2 * v[:, :, visible, None, :K].to(q.dtype).repeat_interleave(2, 1)
+    v[..., K:] = scales[..., 1:].contiguous().view(torch.int8)
+    return calls.one_query(lib, q, k, v, None, 1.0), right

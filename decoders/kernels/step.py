@@ -17,10 +17,13 @@ from torch import Tensor
 
 from . import calls
 from .families import PHI3
+from .int8_cache import SCALE, Int8Cache
 from .plan import POSITIONS, TOKENS, TYPES, Guards, NotPlanned, Plan
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of a plan's first step
 INT8_TOLERANCE = 0.1  # a difference in the last bit may round an input to another whole number
+INT8_CACHE_TOLERANCE = 1e-2  # as with weights of 8 bits, but what turns is one number of many
+CACHES = ("KVCache", "LongropeCache", "Int8KVCache", "Int8LongropeCache")
 NO_STEP = ("labels", "head_mask", "output_attentions", "output_hidden_states")
 PLAN_STATE = "plan_state"  # attribute of a prepared model: its PlanState, or None before the first step
 THREAD = threading.local()  # .by_modules: a plan is being verified
@@ -39,6 +42,7 @@ class CStep(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("mask", "cache", "y")),
         ("kept", ctypes.c_long),
         ("best", ctypes.c_void_p),
+        ("int8", ctypes.c_long),
     ]
 
 
@@ -94,7 +98,7 @@ def step(lib: calls.Library, plain: Callable, model: Any, given: dict[str, Any])
 
 def is_step(model: Any, cache: Any, given: dict[str, Any]) -> bool:
     """Whether a call is one that plans are for, as far as its arguments tell."""
-    if type(cache).__name__ not in ("KVCache", "LongropeCache") or not cache.lengths or not cache.lengths[0]:
+    if type(cache).__name__ not in CACHES or not cache.lengths or not cache.lengths[0]:
         return False
     if any(given.get(name) is not None and given[name] is not False for name in NO_STEP):
         return False
@@ -121,6 +125,8 @@ def verify(state: PlanState, plain: Callable, model: Any, given: dict[str, Any],
     plan: Any = state.plan
     right = (output.logits if hasattr(output, "logits") else output.last_hidden_state).double()
     bound = TOLERANCE[plan.dtype] if plan.is_exact else INT8_TOLERANCE
+    if isinstance(given["past_key_values"], Int8Cache):
+        bound = max(bound, INT8_CACHE_TOLERANCE)
     if y.shape == right.shape and (y.double() - right).norm() <= bound * right.norm():
         state.is_verified = True
     else:
@@ -159,7 +165,7 @@ def run(lib: calls.Library, state: PlanState, model: Any, cache: Any, given: dic
         return None
     y = torch.empty(B, kept, plan.outputs, dtype=plan.dtype)
     c_step = CStep(M=B * T, T=T, past=past, y=y.data_ptr(), mask=calls.pointer(mask), cache=buffers.address)
-    c_step.kept = kept
+    c_step.kept, c_step.int8 = kept, isinstance(cache, Int8Cache)
     if not source.is_floating_point():
         c_step.ids[TOKENS] = source.data_ptr()
     else:
@@ -298,7 +304,7 @@ def buffers_of(state: PlanState, cache: Any, B: int, T: int) -> Buffers | None:
         return None
     if state.buffers is not None and state.buffers.are_of(pairs, B, n + T):
         return state.buffers
-    if not cache_fits(state.plan, pairs, B, n):
+    if not cache_fits(state.plan, cache, B, n):
         return None
     for i, (k, v) in enumerate(pairs):
         if n + T > min(k.shape[2], v.shape[2]):
@@ -308,16 +314,19 @@ def buffers_of(state: PlanState, cache: Any, B: int, T: int) -> Buffers | None:
     return state.buffers
 
 
-def cache_fits(plan: Any, pairs: list[tuple[Tensor, Tensor]], B: int, n: int) -> bool:
+def cache_fits(plan: Any, cache: Any, B: int, n: int) -> bool:
     """Whether every layer has keys and values of this model's shape and dtype."""
+    pairs, dtype, D = cache.buffers, plan.dtype, plan.D
+    if isinstance(cache, Int8Cache):
+        dtype, D = torch.int8, D + SCALE
     if len(pairs) != len(plan.layers):
         return False
     return all(
         type(t) is Tensor
-        and t.dtype is plan.dtype
+        and t.dtype is dtype
         and t.is_cpu
         and t.dim() == 4
-        and (t.shape[0], t.shape[1], t.shape[3]) == (B, plan.K, plan.D)
+        and (t.shape[0], t.shape[1], t.shape[3]) == (B, plan.K, D)
         and t.shape[2] >= n
         and t.stride(3) == 1
         and all(step > 0 or size == 1 for step, size in zip(t.stride(), t.shape, strict=True))

@@ -11,6 +11,7 @@ import torch.nn as nn
 
 from . import native
 from .conditions import must_run_plain_ops
+from .int8_cache import new_cache
 from .step import step
 
 PLAIN_TEXTS: WeakSet = WeakSet()  # caches of texts that began without the kernels
@@ -27,16 +28,18 @@ def model_forward(model_class: Callable) -> Callable:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if must_run_plain_ops():
             return plain(self, *args, **kwargs)
+        is_known = is_of_a_model_file and len(args) <= len(names)
+        is_known = is_known and kwargs.keys() <= set(names[len(args) :])
+        given = {**dict(zip(names, args, strict=False)), **kwargs} if is_known else {}
         past = next(filter(is_cache, (*args, *kwargs.values())), None)
         if past is None:
+            if is_known and wants_own_cache(self, given):
+                args, kwargs = (), {**given, "past_key_values": new_cache(self, self.cache_kind)}
             return begin(plain, self, args, kwargs)
         if past in PLAIN_TEXTS:
             with native.without():
                 return plain(self, *args, **kwargs)
-        is_known = is_of_a_model_file and len(args) <= len(names)
-        is_known = is_known and kwargs.keys() <= set(names[len(args) :])
         if is_known and (lib := native.library()):
-            given = {**dict(zip(names, args, strict=False)), **kwargs}
             if (output := step(lib, plain, self, given)) is not None:
                 return output
         return begun(plain(self, *args, **kwargs))
@@ -60,6 +63,14 @@ def plain_forward(plain_class: Callable) -> Callable:
 def is_cache(argument: Any) -> bool:
     """Whether it is a model file's KVCache, with something in it."""
     return hasattr(argument, "buffers") and hasattr(argument, "lengths") and len(argument) > 0
+
+
+def wants_own_cache(model: Any, given: dict[str, Any]) -> bool:
+    """Whether this text begins without a cache, and `prepare` was asked for another one than the model's."""
+    if getattr(model, "cache_kind", None) is None or given.get("past_key_values") is not None:
+        return False
+    use_cache = given.get("use_cache")
+    return bool(model.config.use_cache if use_cache is None else use_cache)
 
 
 def begin(plain: Callable, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
