@@ -39,9 +39,9 @@ def model_forward(model_class: Callable) -> Callable:
         if past in PLAIN_TEXTS:
             with native.without():
                 return plain(self, *args, **kwargs)
-        if is_known and (lib := native.library()):
-            if (output := step(lib, plain, self, given)) is not None:
-                return output
+        lib = native.library() if is_known else None
+        if lib and (output := step(lib, plain, self, given)) is not None:
+            return output
         return begun(plain(self, *args, **kwargs))
 
     return forward
