@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -221,9 +221,9 @@ class Tree:
         return float(self.line())
 
 
-def compare(earlier: Path, name: str, rounds: int) -> list[str]:
+def compare(earlier: Path, name: str, rounds: int) -> Iterator[str]:
     """The lines of a model: medians of `rounds`, in turns."""
-    trees, lines = [Tree(path, name) for path in (earlier, ROOT)], []
+    trees = [Tree(path, name) for path in (earlier, ROOT)]
     for what in MODELS[name].does:
         rates: list[list[float]] = [[], []]
         for i in range(rounds):
@@ -233,10 +233,9 @@ def compare(earlier: Path, name: str, rounds: int) -> list[str]:
         share = f"{over_bare(trees[1], rounds):.2f}" if what == "text" else ""
         label = f"{name}: {LABELS[what]}"
         cells = f"{before:.4g} {UNITS[what]} | {now:.4g} {UNITS[what]} | {now / before:.2f} | {share}"
-        lines.append(f"| {label} | {cells} |")
+        yield f"| {label} | {cells} |"
     for tree in trees:
         tree.process.communicate()
-    return lines
 
 
 def over_bare(tree: Tree, rounds: int) -> float:
@@ -245,28 +244,24 @@ def over_bare(tree: Tree, rounds: int) -> float:
 
 
 def main(commit: str, rounds: int, write: bool) -> None:
-    """A table of all models, on standard output."""
-    lines = [
-        "Two trees in turns, medians:",
-        "",
-        f"| | {commit} | now | ratio | step / bare products |",
-        "|---|---|---|---|---|",
-    ]
+    """A table of all models, on standard output; what there is of it where somebody interrupts."""
+    lines = ["Two trees in turns, medians:", ""]
+    lines += [f"| | {commit} | now | ratio | step / bare products |", "|---|---|---|---|---|"]
     print("\n".join(lines), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
         subprocess.run(["git", "-C", ROOT, "worktree", "add", "-q", "--detach", tree, commit], check=True)
         try:
             for name in MODELS:
-                new = compare(tree, name, rounds)
-                print("\n".join(new), flush=True)
-                lines += new
+                for line in compare(tree, name, rounds):
+                    print(line, flush=True)
+                    lines.append(line)
         finally:
             subprocess.run(["git", "-C", ROOT, "worktree", "remove", "--force", tree], check=True)
-    if write:
-        from bench.page import write_table  # not of the earlier tree
+            if write:
+                from bench.page import write_table  # not of the earlier tree
 
-        write_table("against", "\n".join([*lines, ""]))
+                write_table("against", "\n".join([*lines, ""]))
 
 
 if __name__ == "__main__":

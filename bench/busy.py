@@ -19,7 +19,7 @@ from typing import NamedTuple
 from bench import machine
 from bench.page import write_table
 from bench.peers.models import GPT_NEO, LAYERS, prepare
-from bench.peers.processes import Served, python_of, run
+from bench.peers.processes import Served, convert, python_of
 
 PASSIVE = {"OMP_WAIT_POLICY": "passive"}
 WITHOUT = {"DECODERS_NATIVE": "0"}
@@ -95,10 +95,7 @@ def measure_model(rows: list[tuple[int, Row]], folder: Path, rounds: int) -> Ite
         stack.callback(others.end)
         served = {}
         for i, row in rows:
-            if (
-                python_of(row.engine)
-                and run(row.engine, folder, row.threads, "--convert", limit=600) is not None
-            ):
+            if python_of(row.engine) and convert(row.engine, folder, row.threads, limit=600):
                 served[i] = Served(row.engine, folder, row.threads, **row.own)
                 stack.callback(served[i].end)
         served = {i: one for i, one in served.items() if one.is_ready}

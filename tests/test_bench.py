@@ -77,3 +77,11 @@ def test_medians_keep_the_order_of_the_engines():
         ("ours int8", {"first": 3.0, "runs": 2}),
         ("llama.cpp Q8_0", {"first": 1.0, "runs": 1}),
     ]
+
+
+def test_a_figure_that_only_some_rounds_have_is_the_median_of_these():
+    runs = [{"decode 1900": 4.0, "prefill": 1.0}, {"prefill": 3.0}]
+    assert table.median_of(runs) == {"decode 1900": 4.0, "prefill": 2.0}
+    assert table.speed_cell({"prefill": 2.0}, {"prefill": 1.0}, "decode 1900") == "-"
+    assert table.ratio_cell({"prefill": 2.0}, [{"prefill": 4.0}, {}], "prefill") == "0.50"
+    assert table.ratio_cell({"prefill": 2.0}, [{}], "prefill") == "-"

@@ -18,7 +18,7 @@ from bench.page import PAGE, write_table
 from bench.peers.engines import ENGINES
 from bench.peers.models import LAYERS, NAMES, prepare
 from bench.peers.picture import picture
-from bench.peers.processes import python_of, run
+from bench.peers.processes import convert, python_of, run
 from bench.peers.table import medians, page
 
 QUICK = ["--short", "64", "--long", "128", "--steps", "4"]
@@ -51,7 +51,7 @@ class Rounds:
         for name in self.args.models:
             prepare(name, self.folder(name), self.layers[name])
         for name, engine in sorted(self.engines(), key=lambda pair: ENGINES[pair[1]].kind == "packed"):
-            run(engine, self.folder(name), self.args.threads, "--convert", limit=10 * LIMIT)
+            convert(engine, self.folder(name), self.args.threads, limit=10 * LIMIT)
 
     def measure(self, watch: machine.Watch) -> None:
         """All rounds, as long as there is time."""
@@ -67,6 +67,8 @@ class Rounds:
 
     def measure_one(self, name: str, engine: str, number: int) -> None:
         options = QUICK if self.args.quick else []
+        if number >= self.args.long_rounds:
+            options = [*options, "--without-long"]
         output = run(engine, self.folder(name), self.args.threads, *options, limit=LIMIT)
         if output is None:
             return
@@ -83,6 +85,9 @@ def main() -> None:
     option = parser.add_argument
     option("--threads", type=int, default=os.cpu_count())
     option("--rounds", type=int, default=3)
+    option(
+        "--long-rounds", type=int, default=1000, metavar="N", help="1,900 tokens in the first N rounds only"
+    )
     option("--minutes", type=float, default=60, help="begin no engine later than that")
     option("--only", default="", help="engines that match this pattern, beside our bfloat16")
     option("--models", nargs="*", default=list(NAMES), choices=NAMES)

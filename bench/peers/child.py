@@ -23,6 +23,7 @@ class Lengths(argparse.Namespace):
     short: int
     long: int
     steps: int
+    without_long: bool
 
 
 def measure(kind: str, folder: Path, bits: str, threads: int, lengths: Lengths) -> dict[str, Any]:
@@ -44,8 +45,9 @@ def measure(kind: str, folder: Path, bits: str, threads: int, lengths: Lengths) 
     engine.read(ids[: lengths.short])
     result["prefill"] = lengths.short / (time.perf_counter() - start)
     result["decode 512"] = step_rate(engine, ids[: lengths.steps])
-    engine.grow(ids, lengths.short + lengths.steps)
-    result["decode 1900"] = step_rate(engine, ids[: lengths.steps])
+    if not lengths.without_long:
+        engine.grow(ids, lengths.short + lengths.steps)
+        result["decode 1900"] = step_rate(engine, ids[: lengths.steps])
     status = Path("/proc/self/status").read_text()
     result["memory"] = int(status.partition("VmHWM:")[2].split()[0]) * 1024
     return result
@@ -94,6 +96,7 @@ def main() -> None:
     parser.add_argument("--short", type=int, default=512)
     parser.add_argument("--long", type=int, default=1900)
     parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--without-long", action="store_true")
     parser.add_argument("--convert", action="store_true", help="make the engine's files, and no more")
     parser.add_argument("--serve", action="store_true")
     args = parser.parse_args(namespace=Lengths())

@@ -5,7 +5,7 @@ from typing import Any
 
 VOCAB = 5000  # ids are drawn below it
 GPT_NEO = "gpt-neo-125m"
-NAMES = ("phi-2", "Phi-3-mini", GPT_NEO)
+NAMES = (GPT_NEO, "phi-2", "Phi-3-mini")
 LAYERS = {"phi-2": 8, "Phi-3-mini": 8, GPT_NEO: 12}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.peers.engines import ENGINES
+from bench.peers.folders import MAKERS
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,6 +50,17 @@ def run(engine: str, folder: Path, threads: int, *options: str, limit: float) ->
         print(f"{engine} failed: {problem}", file=sys.stderr, flush=True)
         return None
     return done.stdout
+
+
+def convert(engine: str, folder: Path, threads: int, limit: float) -> bool:
+    """Make the engine's files, if it has not been done; whether they are there."""
+    _, kind, bits = ENGINES[engine]
+    stamp = folder / f"{kind}-{bits}.made"
+    if kind in MAKERS and not stamp.exists():
+        if run(engine, folder, threads, "--convert", limit=limit) is None:
+            return False
+        stamp.touch()
+    return True
 
 
 class Served:

@@ -25,9 +25,11 @@ def medians(runs_of: dict[str, list[dict]]) -> Results:
 
 
 def median_of(runs: list[dict]) -> dict[str, Any]:
+    """Of each figure, over the runs that have it."""
+    first = {key: value for run in reversed(runs) for key, value in run.items()}
     return {
-        key: value if isinstance(value, str) else statistics.median(run[key] for run in runs)
-        for key, value in runs[0].items()
+        key: value if isinstance(value, str) else statistics.median(run[key] for run in runs if key in run)
+        for key, value in first.items()
     }
 
 
@@ -39,11 +41,22 @@ def table(name: str, results: Results) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     for engine, one in results.items():
-        cells = [f"{one[key]:.3g} tok/s ({one[key] / ours[key]:.2f})" for key in SPEEDS]
+        cells = [speed_cell(one, ours, key) for key in SPEEDS]
         cells += [f"{one['first']:.1f} s", f"{one['memory'] / 1e9:.2f} GB", f"{one['error']:.3f}"]
         version = f" {one['version']}" if "version" in one else ""
         lines.append(f"| {engine}{version} | {' | '.join(cells)} | {one['runs']} |")
     return lines
+
+
+def speed_cell(one: dict[str, Any], ours: dict[str, Any], key: str) -> str:
+    if key not in one or key not in ours:
+        return "-"
+    return f"{one[key]:.3g} tok/s ({one[key] / ours[key]:.2f})"
+
+
+def ratio_cell(own: dict[str, Any], peers: list[dict[str, Any]], key: str) -> str:
+    rates = [one[key] for one in peers if key in one]
+    return f"{own[key] / max(rates):.2f}" if rates and key in own else "-"
 
 
 def against_the_best(results: Results) -> list[str]:
@@ -52,8 +65,8 @@ def against_the_best(results: Results) -> list[str]:
     for label, (own, pattern) in SAME_BITS.items():
         peers = [one for name, one in results.items() if re.search(pattern, name) and "ours" not in name]
         if own in results and peers:
-            ratios = [results[own][key] / max(one[key] for one in peers) for key in SPEEDS]
-            lines.append(f"| {label} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |")
+            ratios = [ratio_cell(results[own], peers, key) for key in SPEEDS]
+            lines.append(f"| {label} | {' | '.join(ratios)} |")
     return lines
 
 
