@@ -493,3 +493,12 @@ def test_layers_of_a_kind_that_plans_do_not_know_take_their_modules():
             layer.kind = "int8-weights" if layer is model.lm_head else "another"
     with pytest.raises(NotPlanned, match="a layer is another"):
         Plan(base_of(model), Guards(base_of(model)))
+
+
+def test_a_plan_has_as_many_threads_as_its_work_is_worth(monkeypatch):
+    model = prepared(FAMILIES[2])
+    plan = Plan(model, Guards(model))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    assert plan.threads() == 1  # it has less than a megabyte of weights
+    monkeypatch.setattr("decoders.kernels.plan.SINGLE_THREAD_BYTES", 0)
+    assert plan.threads() == 7
