@@ -44,15 +44,21 @@ GGUF = {  # name in the hub's files -> in llama.cpp's
 }
 
 
+def gguf_path(folder: Path, bits: str) -> Path:
+    """Not beside `config.json`: of a folder with GGUF files ours reads these."""
+    return folder / "gguf" / f"{bits}.gguf"
+
+
 def gguf(folder: Path, bits: str) -> Path:
-    """A GGUF file; without a vocabulary, which nobody needs here."""
+    """A GGUF file in a folder of its own; without a vocabulary, which nobody needs here."""
     import ctypes
 
     import llama_cpp
 
-    file = folder / f"{bits}.gguf"
+    file = gguf_path(folder, bits)
     if file.exists():
         return file
+    file.parent.mkdir(exist_ok=True)
     if bits == "BF16":
         write_gguf(folder, file)
         return file
@@ -127,7 +133,7 @@ def fused(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 def packed(folder: Path, bits: str) -> Path:
     """A file of llama.cpp's, which its own environment has made, or a GPTQ folder."""
-    return gptq(folder) if bits == "gptq" else folder / f"{bits}.gguf"
+    return gptq(folder) if bits == "gptq" else gguf_path(folder, bits)
 
 
 def gptq(folder: Path) -> Path:
