@@ -23,7 +23,15 @@ from bench.peers.processes import Served, convert, python_of
 
 PASSIVE = {"OMP_WAIT_POLICY": "passive"}
 WITHOUT = {"DECODERS_NATIVE": "0"}
-ENDLESS = "import os\nfor _ in range({}):\n if not os.fork(): break\nwhile True: pass"
+ENDLESS = """
+import ctypes, os, signal
+for _ in range({}):
+    if not os.fork():
+        break
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # ends with its parent, stopped or not
+while True:
+    pass
+"""
 SIZE = {GPT_NEO: "gpt-neo-125m's size", "phi-2": "phi-2's width, 8 layers"}
 
 
