@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from decoders import decoding, parallel
+from decoders import decoding, kernels, parallel
 from decoders.formats import read_text
 
 from .images import ImageInput
@@ -119,7 +119,7 @@ def generate_one(request: Request) -> int:
     if result.stats:
         drafted = f", {result.stats['accepted']} of {result.stats['drafted']} drafted tokens accepted"
     loaded, memory = f"loaded in {request.seconds_to_load:.2f} s", human_bytes(peak_memory())
-    print_note(f"{progress.report(len(ids))}{drafted}, {loaded}, peak memory {memory}")
+    print_note(f"{progress.report(len(ids))}{drafted}, {operators(args)}, {loaded}, peak memory {memory}")
     return 0
 
 
@@ -150,8 +150,14 @@ def generate_several(request: Request) -> int:
         print_result("\n\n".join(shown) + "\n")
     new, memory = sum(map(len, rows)), human_bytes(peak_memory())
     tokens = f"{len(ids)} prompt + {new} new tokens in {len(rows)} texts"
-    print_note(f"{tokens}, {seconds:.2f} s, peak memory {memory}")
+    print_note(f"{tokens}, {seconds:.2f} s, {operators(args)}, peak memory {memory}")
     return 0
+
+
+def operators(args: argparse.Namespace) -> str:
+    """What computed: kernels for which instructions, or PyTorch's operators."""
+    on_cpu = torch.device(args.device).type == "cpu"
+    return kernels.operators() if on_cpu else f"PyTorch's operators on {args.device}"
 
 
 def until_stop(row: list[int], eos: list[int] | None) -> list[int]:

@@ -12,7 +12,7 @@
 from .compiled import compile
 from .hooks import plain, prepare
 from .int8_cache import new_cache
-from .native import dequantize_blocks, is_available, status
+from .native import dequantize_blocks, is_available, operators, status
 from .quantized import KINDS, Quantized, QuantizedEmbedding
 from .quantizing import Cost, error, is_quantized, quantize
 
@@ -29,6 +29,14 @@ from .quantizing import (  # isort: skip
 )
 
 __all__ = ["KINDS", "Cost", "Quantized", "compile", "error", "is_available", "is_quantized", "plain"]
-__all__ += ["QuantizedEmbedding", "dequantize_blocks", "new_cache", "prepare", "quantize", "status"]
+__all__ += [
+    "QuantizedEmbedding",
+    "dequantize_blocks",
+    "new_cache",
+    "operators",
+    "prepare",
+    "quantize",
+    "status",
+]
 __all__ += ["embeddings", "expect_quantized", "linear_layers", "mark_packed", "mark_quantized"]
 __all__ += ["put_bits", "replace_module", "set_dtype", "stored_bits"]

@@ -1,5 +1,6 @@
 """`kernels.c` is compiled once for each processor, compiler and version of the source, and kept in the user's
-cache folder: `~/.cache/decoders`, or below `XDG_CACHE_HOME`.
+cache folder: `~/.cache/decoders`, or below `XDG_CACHE_HOME`. A wheel that was built where a compiler is holds
+the libraries for this kind of machine (see `setup.py`).
 
 As a script this file is the process that compiles, which goes on when its parent ends:
 
@@ -14,14 +15,46 @@ import ctypes
 import fcntl
 import hashlib
 import os
+import platform
 import stat
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 SOURCE = Path(__file__).parent / "plan.c"
 COMPILER_LIMIT = 600  # seconds: nobody waits for it, but it shall not stay for ever
+
+# ---- Instructions ------------------------------------------------------------------------------------------
+
+
+class Target(NamedTuple):
+    """Instructions that `kernels.c` is compiled for."""
+
+    name: str
+    machine: str  # as `platform.machine()` has it
+    needed: frozenset[str]  # as /proc/cpuinfo calls them
+    flags: tuple[str, ...]  # of the compiler
+
+
+AVX512 = Target(
+    "AVX-512",
+    "x86_64",
+    frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni"}),
+    ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mavx512vnni", "-mfma", "-mf16c")
+    + ("-mbmi", "-mbmi2", "-mlzcnt", "-mpopcnt"),
+)
+TARGETS = (AVX512,)  # the best first
+
+
+def targets_here() -> list[Target]:
+    """Those for this kind of machine."""
+    if platform.system() != "Linux":
+        return []
+    return [target for target in TARGETS if target.machine == platform.machine()]
+
 
 # ---- Where it is kept --------------------------------------------------------------------------------------
 
@@ -46,10 +79,20 @@ def library_path(folder: Path, compiler: str, flags: list[str], processor: set[s
     status = os.stat(compiler)
     version = f"{os.path.realpath(compiler)} {status.st_size} {status.st_mtime_ns}"
     ingredients = [*flags, version, *sorted(processor)]
-    digest = hashlib.sha256("\n".join(ingredients).encode())
-    for source in sorted(SOURCE.parent.glob("*.c")):  # which includes the others
-        digest.update(source.read_bytes())
-    return folder / f"kernels-{digest.hexdigest()[:16]}.so"
+    return folder / f"kernels-{digest(ingredients)}.so"
+
+
+def packaged_path(target: Target) -> Path:
+    """Where a wheel has the library of this source."""
+    return Path(__file__).parent / "built" / f"{target.name}-{digest(target.flags)}.so"
+
+
+def digest(ingredients: Sequence[str]) -> str:
+    """Of the source and what it is compiled with."""
+    sha256 = hashlib.sha256("\n".join(ingredients).encode())
+    for source in sorted(SOURCE.parent.glob("*.[ch]")):  # which includes the others
+        sha256.update(source.read_bytes())
+    return sha256.hexdigest()[:16]
 
 
 def checksum_path(library: Path) -> Path:
@@ -59,22 +102,34 @@ def checksum_path(library: Path) -> Path:
 # ---- Read --------------------------------------------------------------------------------------------------
 
 
-def load(library: Path) -> ctypes.CDLL | None:
+def load(library: Path, is_trusted: Callable[[os.stat_result], bool] = is_own) -> ctypes.CDLL | None:
     """The library, if it is there, whole, and this user's own."""
     try:
-        if read_own(checksum_path(library)).decode() != hashlib.sha256(read_own(library)).hexdigest():
+        checksum = read(checksum_path(library), is_trusted).decode()
+        if checksum != hashlib.sha256(read(library, is_trusted)).hexdigest():
             return None
         return ctypes.CDLL(str(library))
     except (OSError, ValueError):
         return None
 
 
-def read_own(path: Path) -> bytes:
-    """The bytes of a regular file that nobody else can write to. OSError for any other."""
+def load_packaged(target: Target) -> ctypes.CDLL | None:
+    """The library of a wheel, if it is there and whole."""
+    return load(packaged_path(target), is_as_this_file)
+
+
+def is_as_this_file(status: os.stat_result) -> bool:
+    """Installed by whom this file was, and nobody can write to it who cannot write to this file."""
+    own = os.stat(__file__)
+    return status.st_uid == own.st_uid and not status.st_mode & ~own.st_mode & 0o022
+
+
+def read(path: Path, is_trusted: Callable[[os.stat_result], bool]) -> bytes:
+    """The bytes of a regular file. OSError for one that others can write to."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     with open(descriptor, "rb") as file:
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or not is_own(status):
+        if not stat.S_ISREG(status.st_mode) or not is_trusted(status):
             raise PermissionError(f"{path} is not a file of this user alone")
         return file.read()
 
@@ -108,7 +163,7 @@ def compiled(compiler: str, source: Path, flags: list[str]) -> bytes:
     code, library = os.memfd_create("code"), os.memfd_create("library")
     code_file, library_file = (f"/proc/self/fd/{descriptor}" for descriptor in (code, library))
     steps = (
-        ["-O3", "-fPIC", "-pipe", *flags, "-c", str(source), "-o", code_file],
+        ["-O3", "-fPIC", "-pipe", "-fopenmp", *flags, "-c", str(source), "-o", code_file],
         ["-shared", code_file, "-o", library_file],  # not linked to another runtime of OpenMP
     )
     for step in steps:

@@ -6,7 +6,8 @@
 Where it has not been compiled yet, that starts at the first need, in a process of its own (see `build.py`);
 PyTorch's operators serve meanwhile. It comes into use with the beginning of a text (`begin_text`), never in
 the middle of one. Every function must give the right numbers before it is believed. `DECODERS_NATIVE=0` does
-without. Its threads are PyTorch's, `torch.get_num_threads()` of them.
+without, and `DECODERS_NATIVE=AVX2` takes other instructions than the best. Its threads are PyTorch's,
+`torch.get_num_threads()` of them.
 """
 
 import atexit
@@ -28,8 +29,7 @@ from torch import Tensor
 from . import build, calls
 from .selftest import gives_the_right_numbers
 
-NEEDED = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni"}
-FLAGS = ["-march=native", "-fopenmp"]
+TUNED = "-mtune=native"  # for this very processor, beside the instructions of a target
 LOCK = threading.Lock()
 THREAD = threading.local()  # .without: how many `without` blocks it is in
 
@@ -41,6 +41,7 @@ class State:
     library: calls.Library | None = None
     builder: subprocess.Popen | None = None
     path: Path
+    target: build.Target
 
 
 STATE = State()
@@ -65,6 +66,11 @@ def status() -> str:
 def is_available() -> bool:
     """Whether the compiled kernels are in use."""
     return library() is not None
+
+
+def operators() -> str:
+    """What computes, in two words."""
+    return f"{STATE.target.name} kernels" if library() else "PyTorch's operators"
 
 
 def is_pending() -> bool:
@@ -118,33 +124,49 @@ def dequantize_blocks(blocks: Tensor, kind: str, numbers: Tensor) -> bool:
 
 def start() -> None:
     """Load the library, or start the process that compiles it."""
-    compiler = next(filter(None, map(shutil.which, ("gcc", "cc"))), None)
     processor = processor_flags()
-    if problem := missing(compiler, processor):
+    target, problem = target_for(processor)
+    if target is None:
         settle(None, problem)
         return
+    STATE.target = target
     try:
         prepare_threads()
-        STATE.path = build.library_path(build_folder(), str(compiler), FLAGS, processor)
+        if lib := build.load_packaged(target):
+            settle(lib, "")
+            return
+        compiler = next(filter(None, map(shutil.which, ("gcc", "cc"))), None)
+        if compiler is None:
+            settle(None, "there is no C compiler")
+            return
+        flags = [*target.flags, TUNED]
+        STATE.path = build.library_path(build_folder(), compiler, flags, processor)
         if lib := build.load(STATE.path):
             settle(lib, "")
             return
-        STATE.builder = build.start(str(compiler), STATE.path, FLAGS)
+        STATE.builder = build.start(compiler, STATE.path, flags)
         STATE.status = "being compiled"
         say("compiling the CPU kernels, once and in the background; PyTorch's operators serve meanwhile")
     except (OSError, IndexError) as error:
         settle(None, str(error))
 
 
-def missing(compiler: str | None, processor: set[str]) -> str:
-    """What is not there, in a sentence; empty where all is."""
-    if os.environ.get("DECODERS_NATIVE") == "0":
-        return "DECODERS_NATIVE=0"
-    if lacking := NEEDED - processor:
-        return f"the processor has no {min(lacking)}"
-    if not compiler:
-        return "there is no C compiler"
-    return ""
+def target_for(processor: set[str]) -> tuple[build.Target | None, str]:
+    """The best instructions that this processor has, or those that DECODERS_NATIVE names; else why none."""
+    asked, known = os.environ.get("DECODERS_NATIVE", ""), build.targets_here()
+    if asked == "0":
+        return None, "DECODERS_NATIVE=0"
+    if asked not in ("", "1"):
+        known = [target for target in known if target.name == asked]
+        if not known:
+            return None, f"DECODERS_NATIVE={asked} names no instructions of this machine"
+    problem = f"there are none for {platform.system()} on {platform.machine()}"
+    for target in known:
+        lacking = target.needed - processor
+        if not lacking:
+            return target, ""
+        problem = f"the processor has no {min(lacking)}"
+    return None, problem
 
 
 def settle(lib: calls.Library | None, problem: str) -> None:
@@ -156,7 +178,8 @@ def settle(lib: calls.Library | None, problem: str) -> None:
         except AttributeError:
             right, problem = False, "the library lacks a function"
         lib = lib if right else None
-    STATE.library, STATE.status = lib, "in use" if lib else f"not in use: {problem}"
+    STATE.library = lib
+    STATE.status = f"in use, for {STATE.target.name}" if lib else f"not in use: {problem}"
 
 
 def build_folder() -> Path:
@@ -183,10 +206,8 @@ def prepare_threads() -> None:
 
 def processor_flags() -> set[str]:
     """The instructions that this processor has, as Linux calls them."""
-    if platform.system() != "Linux" or platform.machine() != "x86_64":
-        return set()
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("flags"):
+            if line.startswith(("flags", "Features")):  # of x86, of Arm
                 return set(line.partition(":")[2].split())
     return set()

@@ -202,7 +202,10 @@ def answered_by_a_process(base: Path, folder: Path, library: Path) -> str:
     compiler = base / "gcc"
     compiler.write_text("#!/bin/sh\nexit 1\n")
     compiler.chmod(0o755)
-    wanted = build.library_path(folder, str(compiler), native.FLAGS, native.processor_flags())
+    processor = native.processor_flags()
+    target, _ = native.target_for(processor)
+    flags = [*target.flags, native.TUNED] if target else []
+    wanted = build.library_path(folder, str(compiler), flags, processor)
     build_name = {library: wanted, build.checksum_path(library): build.checksum_path(wanted)}
     for old, new in build_name.items():
         if os.path.lexists(old):
