@@ -23,39 +23,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from decoders import FAMILIES, find, model_class, read_config, tokenize, weights
 from examples.curve import draw
 from examples.lora import add_lora, merged
+from examples.loss import Loss
 from examples.vocabularies import byte_level_bpe
 
-CHUNK = 512  # positions whose logits exist at a time
 Batch = tuple[Tensor, Tensor, dict]  # ids, labels (B, T), -100 where nothing is learnt; other inputs
 
 # ---- A step ----
-
-
-class Loss(nn.Module):
-    """Mean cross entropy of the next tokens. The logits of CHUNK positions exist at a time, and are computed
-    again for the gradient: all of them, with float32 copies, can take more memory than the model."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-        self.head = next(m for name, m in model.named_modules() if name.endswith("lm_head"))
-
-    def chunk_loss(self, x: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(self.head(x).float(), labels, reduction="sum")
-
-    def forward(self, ids: Tensor, labels: Tensor, **inputs: Any) -> Tensor:
-        output = self.model(ids, output_hidden_states=True, use_cache=False, logits_to_keep=1, **inputs)
-        x, labels = output.hidden_states[-1][:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-        chunks = zip(x.split(CHUNK), labels.split(CHUNK), strict=True)
-        losses = [checkpoint(self.chunk_loss, *chunk, use_reentrant=False) for chunk in chunks]
-        return torch.stack(losses).sum() / (labels != -100).sum().clamp(min=1)
 
 
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
@@ -65,7 +43,7 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
     seeing = [p for name, p in learnt.items() if "vision_" in name]
     others = [p for name, p in learnt.items() if "vision_" not in name]
     groups = [{"params": others, "share": 1.0}, {"params": seeing, "share": 0.05}]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.05)
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
 
 
 def train_step(

@@ -11,8 +11,8 @@ import torch
 
 from decoders import model_class, read_config, tokenize, weights
 from examples.lora import LoRA, add_lora, merged
+from examples.loss import Loss
 from examples.stories import stories
-from examples.train import Loss
 from tests.conftest import ROOT
 from tests.families import FAMILIES, inputs
 
@@ -93,11 +93,10 @@ def test_lora_begins_as_the_base_and_merges_to_what_it_computes(family):
 
 
 def test_the_loss_in_chunks_is_the_plain_loss_with_its_gradient(family, monkeypatch):
-    monkeypatch.setattr("examples.train.CHUNK", 7)
+    monkeypatch.setattr("examples.loss.CHUNK", 7)
     ids, labels = inputs(101)[0], inputs(101)[0].clone()
     labels[:, 3:6] = -100
     found, right = family.model(dtype=torch.float64), family.model(dtype=torch.float64)
-    monkeypatch.setattr(torch.Tensor, "float", lambda x: x)  # the chunks are computed in float64 here
     loss = Loss(found)(ids, labels)
     loss.backward()
     expected = right(ids, labels=labels).loss
