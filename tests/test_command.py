@@ -386,6 +386,27 @@ def test_the_version_and_what_was_meant(capsys):
     assert found.returncode == 2 and found.stderr.endswith("unrecognized arguments: --zzzz\n")
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("decoders gen", {"generate"}),
+        ("decoders generate x y --temp", {"--temperature"}),
+        ("decoders generate x y --dtype b", {"bfloat16"}),
+    ],
+)
+def test_a_shell_completes_commands_options_and_choices(line, expected, tmp_path):
+    """As bash asks argcomplete: by the environment, for a list in a file."""
+    pytest.importorskip("argcomplete", reason="pip install '.[completion]'")
+    asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "\n"}
+    asked |= {"_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "answer"), "_ARGCOMPLETE_SHELL": "bash"}
+    done = subprocess.run(
+        [sys.executable, "-c", "from decoders.cli import main; main()"], env={**os.environ, **asked}, cwd=ROOT
+    )
+    assert done.returncode == 0
+    found = {word.strip() for word in (tmp_path / "answer").read_text().split("\n")}
+    assert found == expected
+
+
 def test_a_turn_ends_without_a_generation_config(tmp_path):
     """`chat` and `generate --chat` ran on past `<|end|>`, in what the model would have said for the user."""
     source = ROOT / "checkpoints" / "tiny-phi3"

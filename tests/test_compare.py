@@ -1180,37 +1180,37 @@ def test_a_wrong_checkpoint_is_named_on_a_prompt(tmp_path, monkeypatch):
 # ---- docs/porting.md ---------------------------------------------------------------------------------------
 
 
+FIXES = (  # of examples/port.py: what it says, and what is right
+    ("triu(1)", "triu(past + 1)"),
+    ("a, b = x[..., :R:2], x[..., 1:R:2]", "a, b = x[..., : R // 2], x[..., R // 2 : R]"),
+    (
+        "torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)",
+        "torch.cat([a * cos - b * sin, a * sin + b * cos], -1)",
+    ),
+    ('F.gelu(linear(n, f"{layer}.mlp.fc1"))', 'F.gelu(linear(n, f"{layer}.mlp.fc1"), approximate="tanh")'),
+    ('@ weights["lm_head.weight"].T', '@ weights["lm_head.weight"].T + weights["lm_head.bias"]'),
+)
+
+
 def test_the_story_of_the_documentation(kits, tmp_path):
-    """Four mistakes: the logits alone do not tell them, with two inner values all are named, then the last one."""
-    page, own = (ROOT / "docs" / "porting.md").read_text(), kits["phi"]
-    text = (PORTS / "flat_phi.py").read_text()
-    steps = [
-        ("triu(past + 1)", "triu(1)"),
-        EDITS["phi"]["rotary: neighbours paired (GPT-J) instead of halves"], (', approximate="tanh"', ""), (' + weights["lm_head.bias"]', ""),
-    ]  # fmt: skip
+    """Four mistakes: the logits alone do not tell them, with inner values all are named, then the last one."""
+    page, port = (ROOT / "docs" / "porting.md").read_text(), ROOT / "examples" / "port.py"
+    mended = tmp_path / "port.py"
 
-    def port(edits, stages=True):
-        changed = text
-        for old, new in edits:
-            assert old in changed
-            changed = changed.replace(old, new)
-        if stages:
-            for old, new in (("cache = []", "cache, stages = [], {}"), ("            q = q.view(B, T, K", '            stages[f"layers.{i}.q_rotated"] = q.transpose(1, 2)\n            q = q.view(B, T, K'),
-                             ("            x = x + y + torch", '            stages[f"layers.{i}.mlp_act"] = m\n            x = x + y + torch'),
-                             ("        return x @", '        stages["logits"] = x @')):  # fmt: skip
-                assert old in changed
-                changed = changed.replace(old, new)
-            changed = changed.replace(
-                ", cache\n\n    return model",
-                '\n        return {**stages, "past_key_values": cache}\n\n    return model',
-            )
-        (tmp_path / "port.py").write_text(changed)
-        return compare.run(own, f"{tmp_path / 'port.py'}:build").text()
+    def shown(file, function, fixes=()):
+        text = port.read_text()
+        for wrong, right in fixes:
+            assert text.count(wrong) == 1, wrong
+            text = text.replace(wrong, right)
+        mended.write_text(text)
+        return compare.run(kits["phi"], f"{file}:{function}").text()
 
-    for shown in (port(steps, stages=False), port(steps), port(steps[:1])):
-        for line in shown.splitlines()[:3]:
+    for text in (shown(port, "build"), shown(port, "with_stages"), shown(mended, "with_stages", FIXES[1:])):
+        for line in text.splitlines()[:3]:
             assert re.sub(r"[\d.]+(e\+\d+)?x", "x", line) in re.sub(r"[\d.]+(e\+\d+)?x", "x", page), line
-    assert "computes what phi expects" in port([])
+    assert "computes what phi expects" in shown(mended, "with_stages", FIXES)
+    for command in re.findall(r"^\$ python -m decoders compare kit (\S+):", page, re.M):
+        assert (ROOT / command).exists(), command
 
 
 def test_the_documentation_counts_the_mistakes():

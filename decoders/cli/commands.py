@@ -9,6 +9,7 @@ import importlib
 import os
 import sys
 import traceback
+from contextlib import suppress
 from typing import Any
 
 from decoders import __version__
@@ -38,7 +39,7 @@ COMMANDS = {  # command -> the module with its `run`, which imports torch
 def main(arguments: list[str] | None = None) -> int:
     """Run one command line; `sys.argv` where none is given. The exit status."""
     open_closed_streams()
-    args = parser().parse_args(arguments)
+    args = completed(parser()).parse_args(arguments)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars are for terminals
     choose_wait_policy()
@@ -59,6 +60,14 @@ def main(arguments: list[str] | None = None) -> int:
         if not isinstance(sys.stderr, ClosedStream):
             traceback.print_exc()
     return EXIT_UNUSABLE
+
+
+def completed(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The parser itself. A shell that asks what may follow is answered by argcomplete, and this ends."""
+    if "_ARGCOMPLETE" in os.environ:
+        with suppress(ImportError):
+            importlib.import_module("argcomplete").autocomplete(parser)
+    return parser
 
 
 def parser() -> argparse.ArgumentParser:
