@@ -248,11 +248,11 @@ def test_constraints_where_little_else_may_follow(family, options):
 
 def test_never_looks_to_the_last_length():
     """An ended beam of -1.0; a running one of -5.0 after 5 of 10 steps could still come to -0.5."""
-    for early, hopeful in (("never", True), (False, False)):
+    for early, can_improve in (("never", True), (False, False)):
         hypotheses = BeamHypotheses(1, decoding.GenerationConfig(early_stopping=early), 10)
         hypotheses.add(Hypothesis(-1.0, torch.tensor([3]), [0]))
         hypotheses.end_step(-5.0, 5)
-        assert hypotheses.hopeful is hopeful
+        assert hypotheses.can_improve is can_improve
 
 
 def test_every_bank_of_constraints_keeps_its_best():

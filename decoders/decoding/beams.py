@@ -33,13 +33,13 @@ class Hypothesis(NamedTuple):
 
 
 class BeamHypotheses:
-    """The finished beams of one prompt, in one group of beams, and whether running ones may still be
+    """The finished beams of one prompt, in one group of beams, and whether unfinished ones may still be
     better."""
 
     def __init__(self, size: int, s: GenerationConfig, max_new_tokens: int):
         self.size, self.s, self.max_new_tokens = size, s, max_new_tokens
         self.finished: list[Hypothesis] = []
-        self.open = self.hopeful = True
+        self.accepting = self.can_improve = True
 
     @property
     def full(self) -> bool:
@@ -47,10 +47,10 @@ class BeamHypotheses:
 
     def begin_step(self) -> None:
         """Whether what finishes in this step counts."""
-        self.open = self.hopeful and not (self.full and self.s.early_stopping is True)
+        self.accepting = self.can_improve and not (self.full and self.s.early_stopping is True)
 
     def add(self, hypothesis: Hypothesis) -> None:
-        if self.open:
+        if self.accepting:
             ranked = sorted([*self.finished, hypothesis], key=lambda h: h.rank, reverse=True)
             self.finished = ranked[: self.size]
 
@@ -60,7 +60,7 @@ class BeamHypotheses:
         penalty = self.s.length_penalty
         length = self.max_new_tokens if self.s.early_stopping == "never" and penalty > 0 else steps
         if self.full and self.finished[-1].complete and best / length**penalty <= self.finished[-1].score:
-            self.hopeful = False
+            self.can_improve = False
 
 
 class Candidates(NamedTuple):
@@ -159,12 +159,12 @@ class BeamSearch:
         scores = self.scores(group)
         candidates = self.candidates(group, scores)
         self.finish(own, candidates)
-        row, token = self.run_on(group, candidates)
+        row, token = self.select_unfinished(group, candidates)
         if self.constraints:
-            row, token = self.lead_on(row, token, scores)
+            row, token = self.select_constrained(row, token, scores)
         for b, hypotheses in enumerate(own):
             hypotheses.end_step(float(self.best_sum(group, candidates)[b]), self.steps)
-        ended = torch.tensor([not hypotheses.open for hypotheses in own], device=self.device)
+        ended = torch.tensor([not hypotheses.accepting for hypotheses in own], device=self.device)
         chosen = token.masked_fill(ended[:, None], NO_TOKEN)
         self.chosen = torch.cat([self.chosen, chosen], 1)
         last = self.steps == self.run.max_new_tokens
@@ -214,11 +214,11 @@ class BeamSearch:
         ids = torch.cat([ids, ids.new_tensor([token])])
         return Hypothesis(normalized(total, len(ids), self.s), ids, [*self.paths[row], row])
 
-    def run_on(self, group: int, candidates: Candidates) -> tuple[Tensor, Tensor]:
+    def select_unfinished(self, group: int, candidates: Candidates) -> tuple[Tensor, Tensor]:
         """(B, M) rows and tokens of the best candidates that do not end."""
-        running = candidates.sums.masked_fill(candidates.stopped, NEVER).topk(self.M)
-        self.sums[:, group] = running.values
-        return candidates.rows.gather(1, running.indices), candidates.tokens.gather(1, running.indices)
+        unfinished = candidates.sums.masked_fill(candidates.stopped, NEVER).topk(self.M)
+        self.sums[:, group] = unfinished.values
+        return candidates.rows.gather(1, unfinished.indices), candidates.tokens.gather(1, unfinished.indices)
 
     def best_sum(self, group: int, candidates: Candidates) -> Tensor:
         """(B,) sums of the best beams, as `end_step` compares them."""
@@ -229,11 +229,11 @@ class BeamSearch:
     def is_over(self) -> bool:
         everyone = [hypotheses for groups in self.hypotheses for hypotheses in groups]
         all_full = self.s.early_stopping is True and all(h.full for h in everyone)
-        return all_full or self.all_stopped or not any(h.hopeful for h in everyone)
+        return all_full or self.all_stopped or not any(h.can_improve for h in everyone)
 
     # ---- Constraints ----
 
-    def lead_on(self, row: Tensor, token: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    def select_constrained(self, row: Tensor, token: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         """(B, N) rows and tokens of the beams of the next step, from the best that run on and from what
         brings each beam nearer to a constraint."""
         beams: list[Beam] = []

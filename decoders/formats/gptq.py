@@ -90,7 +90,7 @@ def gptq_matrix(parts: Parts, first_version: bool) -> Packed:
         index = group_of_inputs(parts, inputs, groups)
         return dequantize_gptq(parts["qweight"], parts["qzeros"], parts["scales"], index, bits, first_version)
 
-    def whole() -> Bits | None:
+    def stored_bits() -> Bits | None:
         order = order_of(group_of_inputs(parts, inputs, groups), groups)
         if order is None:
             return None
@@ -103,7 +103,9 @@ def gptq_matrix(parts: Parts, first_version: bool) -> Packed:
 
     kind = f"GPTQ int{bits} by groups of {-(-inputs // groups)}"
     is_whole = bits in (4, 8) and inputs % groups == 0
-    return parts.packed((outputs, inputs), parts["scales"].dtype, kind, read, whole if is_whole else None)
+    return parts.packed(
+        (outputs, inputs), parts["scales"].dtype, kind, read, stored_bits if is_whole else None
+    )
 
 
 def group_of_inputs(parts: Parts, inputs: int, groups: int) -> Tensor:
@@ -122,8 +124,8 @@ def dequantize_gptq(
     """(out, in): scales[g] * (q - zeros[g]), in the dtype of the scales, g the group of an input."""
     q = unpack(qweight.t(), bits)
     zeros = gptq_zeros(qzeros, bits, first_version).t()  # (out, groups)
-    whole = q.to(scales.dtype) - zeros.to(scales.dtype)[:, index]
-    return whole.mul_(scales.t()[:, index])
+    centered = q.to(scales.dtype) - zeros.to(scales.dtype)[:, index]
+    return centered.mul_(scales.t()[:, index])
 
 
 def gptq_zeros(qzeros: Tensor, bits: int, first_version: bool) -> Tensor:
@@ -150,19 +152,19 @@ def awq_matrix(parts: Parts) -> Packed:
     def read() -> Tensor:
         return dequantize_awq(parts["qweight"], parts["qzeros"], parts["scales"])
 
-    def whole() -> Bits:
+    def stored_bits() -> Bits:
         q, zeros = (unscrambled(unpack(parts[part], 4)).t() for part in ("qweight", "qzeros"))
         return Bits(q, parts["scales"].t(), zeros)
 
     kind = f"AWQ int4 by groups of {inputs // groups}"
-    return parts.packed((outputs, inputs), parts["scales"].dtype, kind, read, whole)
+    return parts.packed((outputs, inputs), parts["scales"].dtype, kind, read, stored_bits)
 
 
 def dequantize_awq(qweight: Tensor, qzeros: Tensor, scales: Tensor) -> Tensor:
     """(out, in): (q - zeros) * scales, in the dtype of the scales."""
     q, zeros = (unscrambled(unpack(words, 4)).to(scales.dtype) for words in (qweight, qzeros))
-    whole = q.unflatten(0, (len(scales), -1)) - zeros[:, None]  # (groups, inputs of one, out)
-    return whole.mul_(scales[:, None]).flatten(0, 1).t().contiguous()
+    centered = q.unflatten(0, (len(scales), -1)) - zeros[:, None]  # (groups, inputs of one, out)
+    return centered.mul_(scales[:, None]).flatten(0, 1).t().contiguous()
 
 
 def unscrambled(numbers: Tensor) -> Tensor:

@@ -74,15 +74,15 @@ def offsets_of(plain: Any, text: str, ids: list[int]) -> list[tuple[int, int]]:
         return spans_of_pieces(plain, text)
     if isinstance(plain, tokenize.WordTokenizer):
         return spans_of_words(plain, text)
-    places = [i for i, char in enumerate(text) for _ in char.encode()]
-    return spans_of_sizes(text, places, [len(plain.bytes_of[id]) for id in ids])
+    char_indices = [i for i, char in enumerate(text) for _ in char.encode()]
+    return spans_of_sizes(text, char_indices, [len(plain.bytes_of[id]) for id in ids])
 
 
-def spans_of_sizes(text: str, places: list[int], sizes: list[int]) -> list[tuple[int, int]]:
-    """`places` in the text of what the tokenizer reads, of which each token has so many."""
+def spans_of_sizes(text: str, char_indices: list[int], sizes: list[int]) -> list[tuple[int, int]]:
+    """`char_indices` in the text of what the tokenizer reads, of which each token has so many."""
     spans, done = [], 0
     for size in sizes:
-        mine = places[done : done + size]
+        mine = char_indices[done : done + size]
         done += size
         spans.append((mine[0], mine[-1] + 1) if mine else (len(text), len(text)))
     return spans
@@ -93,29 +93,29 @@ def spans_of_words(plain: Any, text: str) -> list[tuple[int, int]]:
     if not plain.finder:
         return spans_of_letters(plain, text, 0)
     letters = [(letter, i) for i, char in enumerate(text) for letter in tokenize.plain_text(char)]
-    places = [*(i for _, i in letters), len(text)]
+    char_indices = [*(i for _, i in letters), len(text)]
     spans, done = [], 0
     for token in plain.finder.finditer("".join(letter for letter, _ in letters)):
-        begin, end = places[token.start()], places[token.end() - 1] + 1
+        begin, end = char_indices[token.start()], char_indices[token.end() - 1] + 1
         spans += [*spans_of_letters(plain, text[done:begin], done), (begin, end)]
         done = end
     return spans + spans_of_letters(plain, text[done:], done)
 
 
 def spans_of_letters(plain: Any, text: str, start: int) -> list[tuple[int, int]]:
-    places = [i for i, char in enumerate(text) for _ in "".join(tokenize.plain_words(char))]
+    char_indices = [i for i, char in enumerate(text) for _ in "".join(tokenize.plain_words(char))]
     ids, unknown = plain.ids_of_words(text), plain.vocab["<unk>"]
     names = {id: plain.bytes_of[id].decode().removesuffix("</w>") for id in {*ids}}
     sizes = [1 if id == unknown else len(names[id]) for id in ids]
-    return [(start + begin, start + end) for begin, end in spans_of_sizes(text, places, sizes)]
+    return [(start + begin, start + end) for begin, end in spans_of_sizes(text, char_indices, sizes)]
 
 
 def spans_of_pieces(plain: Any, text: str) -> list[tuple[int, int]]:
     """Of sentencepiece, which puts a mark before the text: that belongs to the first letter."""
-    places = [0, *range(len(text))]
+    char_indices = [0, *range(len(text))]
     spans, done = [], 0
     for size, tokens in plain.pieces_with_sizes(text):
-        mine = places[done : done + size]
+        mine = char_indices[done : done + size]
         spans += [(mine[0], mine[-1] + 1)] * tokens
         done += size
     return spans

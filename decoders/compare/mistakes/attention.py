@@ -42,10 +42,10 @@ mistake(ALL, "activation: none", "apply it to the first product of the MLP", act
 # ---- Attention: scores, mask, softmax ----------------------------------------------------------------------
 
 
-def strictly(look: Tensor, T: int, S: int) -> Tensor:
+def strictly(visible: Tensor, T: int, S: int) -> Tensor:
     """What came before only; the very first token has nothing else than itself."""
-    before = look.tril(S - T - 1)
-    return before | (look & ~before.any(-1, keepdim=True))
+    before = visible.tril(S - T - 1)
+    return before | (visible & ~before.any(-1, keepdim=True))
 
 
 mistake(

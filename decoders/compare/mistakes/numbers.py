@@ -237,8 +237,8 @@ def offset(value: float, cached_only: bool = False) -> Step:
 
     def change(f: Formula, right: Callable) -> Callable:
         def position_ids(inputs: dict, past: int) -> Tensor:
-            places = right(inputs, past)
-            return places if cached_only and not past else moved(f, places + int(value))
+            plain = right(inputs, past)
+            return plain if cached_only and not past else moved(f, plain + int(value))
 
         return position_ids
 

@@ -13,25 +13,25 @@ function weights(run, layer, head) {
       (made = {
         bytes: bytes(info.bytes),
         keys: info.keys ? new Uint16Array(bytes(info.keys).buffer) : null,
-        whole: new Map(),
+        matrices: new Map(),
       }),
     );
-  const place = layer * run.heads + head;
-  if (!made.whole.has(place)) {
-    const found = new Float32Array(T * T);
+  const index = layer * run.heads + head;
+  if (!made.matrices.has(index)) {
+    const weights = new Float32Array(T * T);
     if (info.kind === "whole")
-      for (let i = 0; i < T * T; i++) found[i] = (made.bytes[place * T * T + i] / 255) ** 2;
+      for (let i = 0; i < T * T; i++) weights[i] = (made.bytes[index * T * T + i] / 255) ** 2;
     else
       for (let q = 0; q < T; q++)
         for (let n = 0; n < info.kept; n++) {
-          const i = (place * T + q) * info.kept + n,
+          const i = (index * T + q) * info.kept + n,
             key = made.keys[i];
-          if (key <= q) found[q * T + key] = (made.bytes[i] / 255) ** 2;
+          if (key <= q) weights[q * T + key] = (made.bytes[i] / 255) ** 2;
         }
-    if (made.whole.size > 300) made.whole.clear();
-    made.whole.set(place, found);
+    if (made.matrices.size > 300) made.matrices.clear();
+    made.matrices.set(index, weights);
   }
-  return made.whole.get(place);
+  return made.matrices.get(index);
 }
 
 function hides(run, layer, query, key) {

@@ -18,7 +18,7 @@ function lensView(run, pane) {
       to = Math.min(T, from + MOST),
       scroll = box.scrollLeft,
       had = box.contains(document.activeElement);
-    const places = [...Array(to - from).keys()].map(i => from + i);
+    const positions = [...Array(to - from).keys()].map(i => from + i);
     const cell = (i, at) => {
       const id = run.lens[i].ids[at][0],
         p = run.lens[i].p[at][0] ?? 0,
@@ -56,7 +56,7 @@ function lensView(run, pane) {
             "tr",
             {},
             el("th", {}, ""),
-            places.map(at => el("th", { scope: "col" }, visible(token(run, at)))),
+            positions.map(at => el("th", { scope: "col" }, visible(token(run, at)))),
           ),
         ),
         el(
@@ -71,7 +71,7 @@ function lensView(run, pane) {
                 { scope: "row" },
                 i === 0 ? "embeddings" : i === run.layers ? `layer ${i - 1} = the model` : `layer ${i - 1}`,
               ),
-              places.map(at => cell(i, at)),
+              positions.map(at => cell(i, at)),
             ),
           ),
         ),
@@ -87,8 +87,8 @@ function lensView(run, pane) {
     roving(
       box,
       [...box.querySelectorAll("[data-item]")],
-      () => places.length,
-      () => rows.indexOf(layer) * places.length + query - from,
+      () => positions.length,
+      () => rows.indexOf(layer) * positions.length + query - from,
     );
     const row = run.lens[layer];
     panel.replaceChildren(
