@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 
 from bench import busy, machine
 from bench.decoding import decoding_rows
+from bench.training import training_rows
 from decoders import gpt_neo, kernels, openai_gpt, persimmon, phi, phi3, weights
 from decoders.formats.config import cache_shape
 from decoders.kernels import native
@@ -456,6 +457,7 @@ FAMILIES = {
     "persimmon": persimmon_rows,
     "decoding": partial(decoding_rows, alternate, every),
     "busy": busy.readme_rows,
+    "training": training_rows,
 }
 
 

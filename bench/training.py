@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import Any
 
 B, T = 2, 512
@@ -147,6 +148,9 @@ def ratio(found: dict[str, list[dict]], key: str) -> float:
 
 def training_rows(rounds: int, layers: int) -> Iterator[dict]:
     """Speed and memory of a step at gpt-neo-125m's size; of a tiny one where two layers are asked for."""
+    if find_spec("accelerate") is None:  # which Trainer needs
+        print("no row for training: pip install accelerate", file=sys.stderr)
+        return
     size = "quick" if layers <= 2 else "size"
     found = measure(rounds, size)
     name = "gpt-neo-125m's size: training" if size == "size" else "tiny: training"
