@@ -19,10 +19,9 @@ from examples.train_tiny import HELD_OUT_SEED, RECIPES, TRAIN_SEED, Rows, plain_
 def show(*objects: Any) -> None:
     """The lines of classes and functions, as they stand in their files."""
     for each in objects:
-        lines, first = inspect.getsourcelines(each)
         file = Path(inspect.getsourcefile(each))
-        place = f"`{file.parent.name}/{file.name}`, lines {first} to {first + len(lines) - 1}"
-        display(Markdown(f"{place}\n```python\n{textwrap.dedent(''.join(lines))}```"))
+        source = textwrap.dedent(inspect.getsource(each))
+        display(Markdown(f"`{file.parent.name}/{file.name}`\n```python\n{source}```"))
 
 
 # ---- Texts ----

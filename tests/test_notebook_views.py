@@ -1,6 +1,7 @@
 """What shows itself in a notebook: the tree of a beam search, and a KV cache."""
 
 import html
+import pickle
 import re
 import types
 
@@ -105,3 +106,11 @@ def test_the_extension_makes_every_cache_show_itself(family):
     with torch.no_grad():
         cache = family.model()(IDS, use_cache=True).past_key_values
     assert formatter(cache) == look.cache(cache)._repr_html_()
+
+
+def test_a_figure_of_a_trace_shows_itself():
+    """Without pyplot, which alone tells a notebook what a figure is."""
+    pytest.importorskip("matplotlib")
+    figure = look.trace(PHI3.model(), IDS).plot.norms()
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    assert pickle.loads(pickle.dumps(figure))._repr_png_().startswith(b"\x89PNG")

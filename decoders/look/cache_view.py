@@ -68,7 +68,7 @@ class CacheView:
         room = self.cache.buffers[layer][0].shape[2]
         cells = [cell(share, f"position {i}") for i, share in enumerate(shares)]
         cells += [cell(None, "room")] * (room - len(shares))
-        label = f'<th style="text-align: right; padding: 1px 6px">layer {layer}</th>'
+        label = f'<th style="text-align: right; padding: 1px 6px; white-space: nowrap">layer {layer}</th>'
         return f"<tr>{label}{''.join(cells)}</tr>"
 
 

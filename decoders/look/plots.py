@@ -8,6 +8,8 @@ Each gives a `matplotlib.figure.Figure`, which a notebook shows by itself; `save
 window is opened and pyplot's state is not touched.
 """
 
+import io
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -116,7 +118,15 @@ def new_figure(width: float, height: float) -> "Figure":
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError("figures need matplotlib: pip install '.[plot]' in a checkout") from None
-    return Figure((min(width, 24), min(height, 24)), layout="constrained")
+    figure = Figure((min(width, 24), min(height, 24)), layout="constrained")
+    figure._repr_png_ = partial(as_png, figure)  # a notebook knows figures only after `%matplotlib inline`
+    return figure
+
+
+def as_png(figure: "Figure") -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=80)
+    return file.getvalue()
 
 
 def label(axes: Any, columns: list[str], rows: list[str]) -> None:
