@@ -34,7 +34,7 @@ def median_of(runs: list[dict]) -> dict[str, Any]:
 
 
 def table(name: str, results: Results) -> list[str]:
-    ours = results["ours bfloat16"]
+    ours = results.get("ours bfloat16", {})
     lines = [
         f"| {name} | decode at 512 | at 1,900 | prefill of 512 | to the first token | memory | error "
         "| runs |",
