@@ -38,6 +38,7 @@ from decoders.formats import (
     check_ids,
     config_file,
     family,
+    family_type,
     find,
     find_adapters,
     first_line,
@@ -136,6 +137,7 @@ def check_plain(file: Path, stored: str, tensor: Tensor | Packed, config: dict) 
 WRAPPED = {  # in a name -> whose it is
     "_orig_mod.": "those of torch.compile: save model._orig_mod, not what compile returned",
     "module.": "those of DataParallel: save model.module",
+    "base_model.model.": "those of a peft adapter left inside: call merge_and_unload() before saving",
     ".lora_A.": "those of a peft adapter left inside: call merge_and_unload() before saving",
     ".base_layer.": "those of a peft adapter left inside: call merge_and_unload() before saving",
 }
@@ -198,7 +200,7 @@ def match(model: nn.Module, checkpoint: Tensors) -> Match:
 
 def prefix_of(model: Any) -> str:
     """What the hub's names have before this model's own: a bare model is a part of the others."""
-    prefix = LAYOUTS[model.config.model_type].prefix
+    prefix = LAYOUTS[family_type(model.config.model_type)].prefix
     return "" if hasattr(model, prefix) else f"{prefix}."
 
 
@@ -414,13 +416,14 @@ def on_meta(model_class: type[M], folder: Path, **overrides: Any) -> M:
         for kind in (config_class, type(getattr(config_class(), "text_config", None)))
         for field in getattr(kind, "__dataclass_fields__", ())
     }
+    kind = family_type(config_class.model_type)
     if unknown := overrides.keys() - known:
         raise TypeError(f"{config_class.__name__} has no field {', '.join(sorted(unknown))}")
     try:
-        stored = {**modern(read_config(folder), config_class.model_type), **overrides}
+        stored = {**modern(read_config(folder), kind), **overrides}
         if isinstance(stored.get("text_config"), dict):  # of Fuyu, where most fields are
             stored["text_config"] = {**stored["text_config"], **overrides}
-        current = modern(stored, config_class.model_type)
+        current = modern(stored, kind)
         config = config_class.from_dict(current)
     except (ValueError, TypeError) as error:
         message = first_line(error)

@@ -170,8 +170,8 @@ def test_a_missing_tensor_is_drawn_anew_with_a_warning(tmp_path):
         model, info = hf.Phi3ForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     text = " ".join(str(one.message) for one in said)
     assert "model.layers.1.mlp.down_proj.weight: drawn anew" in text and "model.extra" in text
-    assert info["missing_keys"] == ["model.layers.1.mlp.down_proj.weight"]
-    assert info["unexpected_keys"] == ["model.extra"]
+    assert info["missing_keys"] == {"model.layers.1.mlp.down_proj.weight"}
+    assert info["unexpected_keys"] == {"model.extra"}
     assert model.model.layers[1].mlp.down_proj.weight.std() > 0
 
 

@@ -128,6 +128,8 @@ def way_out(ids: Any) -> str:
         return ": torch.tensor([ids]) is one"
     if isinstance(ids, Tensor) and ids.dim() == 1 and len(ids):
         return ": ids[None] is one"
+    if hasattr(ids, "keys"):
+        return ": unpack what the tokenizer gave, generate(**inputs)"
     return ""
 
 

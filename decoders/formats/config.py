@@ -51,6 +51,7 @@ FAMILIES = {
     "fuyu": ("fuyu", "FuyuForCausalLM"),
 }
 OLD_NAMES = {"phi-msft": "phi", "mixformer-sequential": "phi"}  # model_type of the time before Transformers
+OWN_NAMES: dict[str, str] = {}  # model_type of somebody's own class -> the family that it is of
 
 REFUSED = {  # model_type -> what it is; their names suggest Phi-3
     "phi3small": "Phi-3-small has another architecture: block-sparse attention, muP scaling, LayerNorm",
@@ -78,6 +79,11 @@ def family(config: dict) -> str:
     )
 
 
+def family_type(model_type: str) -> str:
+    """The `model_type` of the family, for one of somebody's own class too."""
+    return OWN_NAMES.get(model_type, model_type)
+
+
 def architectures(config: dict) -> list[str]:
     names = config.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -101,6 +107,8 @@ def read_config(folder: Path) -> Fields:
         return openai_config(shapes)
     config = read_json(file)
     try:
+        if isinstance(config.get("model_type"), str):
+            config["model_type"] = family_type(config["model_type"])
         family(config)
         architectures(config)
     except ValueError as error:

@@ -7,6 +7,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from decoders.formats import family_type
+
 __all__ = ["attentions_of"]
 
 
@@ -41,9 +43,7 @@ def eager(
 def set_attention(model: nn.Module, kind: str | None) -> nn.Module:
     """ "sdpa": PyTorch's kernels, and ours; "eager": the formula; "flash_attention_2": as PyTorch has it.
     None is "sdpa", and leaves the config as it is."""
-    if kind is not None:
-        model.config._attn_implementation = kind
-    kind = kind or "sdpa"
+    asked, kind = kind, kind or "sdpa"
     if kind == "flash_attention_2":
         check_flash_attention()
     elif kind not in ("sdpa", "eager"):
@@ -53,6 +53,8 @@ def set_attention(model: nn.Module, kind: str | None) -> nn.Module:
             part.attend = partial(eager, type(part).attend)
         elif isinstance(vars(part).get("attend"), partial) and part.attend.func is eager:
             del part.attend
+    if asked is not None:
+        model.config._attn_implementation = asked
     return model
 
 
@@ -70,7 +72,7 @@ def check_flash_attention() -> None:
 
 def prune(model: nn.Module, layer: int, heads: Sequence[int]) -> None:
     """Cut the heads with these numbers, of the unpruned model, out of q, k, v and what reads them."""
-    if model.config.model_type not in ("gpt_neo", "openai-gpt"):
+    if family_type(model.config.model_type) not in ("gpt_neo", "openai-gpt"):
         raise NotImplementedError(
             f"heads of {type(model).__name__} cannot be pruned: no version of Transformers does it either"
         )

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from decoders import phi
 
+from .seen_as import SeenAs
+
 __all__ = ["Cache", "DynamicCache", "StaticCache"]
 
 # ---- Ours --------------------------------------------------------------------------------------------------
@@ -71,10 +73,12 @@ class Positions:
         return self.plain[layer % len(self)]
 
 
-class Cache(Positions, tuple):
+class Cache(SeenAs, Positions, tuple):
     """The keys and values that a pass returns: a tuple of each layer's (k, v), (B, K, S, D). Passes that go
     on from it leave it as it is, however many do: the first one writes into the memory behind it, and any
     other one takes memory of its own."""
+
+    theirs = ("transformers.cache_utils", "Cache")
 
     @classmethod
     def of(cls, plain: Any) -> "Cache":
@@ -104,15 +108,17 @@ class Cache(Positions, tuple):
 
     __eq__, __hash__ = object.__eq__, object.__hash__
 
-    def __reduce__(self) -> tuple:
+    def __reduce_ex__(self, protocol: Any) -> tuple:
         return Cache.of, (self.plain,)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} layers, {self.get_seq_length()} positions)"
 
 
-class DynamicCache(Positions):
+class DynamicCache(SeenAs, Positions):
     """A cache that the caller holds, and that each pass it is given to makes longer."""
+
+    theirs = ("transformers.cache_utils", "DynamicCache")
 
     def __init__(self, past: Sequence[tuple[Tensor, Tensor]] = (), config: Any = None, **kwargs: Any):
         self.plain = None
@@ -163,6 +169,8 @@ class DynamicCache(Positions):
 
 class StaticCache(DynamicCache):
     """The same with an end: `max_cache_len` positions, and a ValueError for more."""
+
+    theirs = ("transformers.cache_utils", "StaticCache")
 
     def __init__(self, config: Any = None, max_cache_len: int | None = None, **kwargs: Any):
         super().__init__()

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import torch
 
 from decoders import fuyu, gpt_neo, openai_gpt, persimmon, phi, phi3
-from decoders.formats import find, modern, read_config, read_json_if_any, switched
+from decoders.formats import OWN_NAMES, find, modern, read_config, read_json_if_any, switched
 
 from .arguments import hub_options, nearest, unexpected
+from .seen_as import SeenAs
 
 __all__ = [
     "PretrainedConfig",
@@ -24,10 +26,11 @@ __all__ = [
 ]
 
 
-class PretrainedConfig:
+class PretrainedConfig(SeenAs):
     """A config of ours that takes the documented arguments, in their order, and keeps what it does not know.
     ValueError, with name and value, for what the models cannot honour."""
 
+    theirs = ("transformers.configuration_utils", "PretrainedConfig")
     plain_class: type
     extras: tuple[str, ...] = ()  # arguments that the documentation does not have: they have no place
     last: tuple[str, ...] = ("bos_token_id", "eos_token_id")  # and those that it has in the end
@@ -37,6 +40,7 @@ class PretrainedConfig:
     is_encoder_decoder, is_composition, architectures, torch_dtype = False, False, None, None
     _name_or_path, attn_implementation, chunk_size_feed_forward = "", None, 0
     has_no_defaults_at_init, pruned_heads = False, None
+    base_model_tp_plan = base_model_pp_plan = None  # `decoders.parallel` has plans of its own
     sub_configs: dict[str, type] = {}  # of a config inside this one
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -61,6 +65,8 @@ class PretrainedConfig:
         """Its constructor says which arguments it takes, and in which order."""
         super().__init_subclass__(**kwargs)
         if "plain_class" not in vars(cls):
+            if cls.model_type != cls.plain_class.model_type:  # of one's own
+                OWN_NAMES[cls.model_type] = cls.plain_class.model_type
             return
 
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -94,8 +100,10 @@ class PretrainedConfig:
         elif name == "num_labels" and len(vars(self).get("id2label") or ()) != value:
             vars(self).pop("id2label", None)
             vars(self).pop("label2id", None)
-        if name == "_attn_implementation":
+        if name in ("_attn_implementation", "attn_implementation"):
             name = "attn_implementation"
+            if inner := vars(self).get("text_config"):
+                inner._attn_implementation = value
         vars(self)[name] = value
 
     def __getattr__(self, name: str) -> Any:
@@ -114,12 +122,8 @@ class PretrainedConfig:
     def _attn_implementation(self) -> str:
         """What was asked for, else what Transformers takes by itself. It refuses "sdpa" for two families, and
         trl loads its reference model with what it finds here."""
-        own = "eager" if self.model_type in ("gpt_neo", "openai-gpt") else "sdpa"
+        own = "eager" if self.plain_class.model_type in ("gpt_neo", "openai-gpt") else "sdpa"
         return self.attn_implementation or own
-
-    @_attn_implementation.setter
-    def _attn_implementation(self, kind: str | None) -> None:
-        vars(self)["attn_implementation"] = kind
 
     use_return_dict = property(lambda self: self.return_dict)
     name_or_path = property(lambda self: self._name_or_path)
@@ -192,9 +196,18 @@ class PretrainedConfig:
     def get_text_config(self, *args: Any, **kwargs: Any) -> Any:
         return vars(self).get("text_config") or self
 
+    @property
+    def per_layer_config(self) -> list[Any]:
+        """One for each layer, as caches of Transformers 5.24 ask: all layers are alike here."""
+        return [self] * self.get_text_config().num_hidden_layers
+
     def update(self, config_dict: dict) -> None:
         for key, value in config_dict.items():
             setattr(self, key, value)
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of what it holds."""
+        return iter(vars(self))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self.to_json_string()}"

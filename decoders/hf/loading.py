@@ -128,7 +128,7 @@ class Matching:
             if name in wanted and tensor.shape != wanted[name].shape
         ]
         self.missing = [name for name in wanted if name not in matched.tensors]
-        own = {f"{weights.LAYOUTS[model.config.model_type].prefix}.{name}" for name in wanted}
+        own = {f"{model.base_model_prefix}.{name}" for name in wanted}
         self.unexpected = [
             name for name in found if name.removeprefix(prefix) not in names and name not in own
         ]
@@ -154,7 +154,7 @@ class Matching:
 
 def with_own_layers(model: nn.Module, found: Any, matched: weights.Match) -> weights.Match:
     """What a subclass has besides is stored under its own name, which reads as a bare model's."""
-    prefix = weights.LAYOUTS[model.config.model_type].prefix
+    prefix = model.base_model_prefix
     names = {
         name: f"{prefix}.{name}"
         for name, p in model.named_parameters()
@@ -193,6 +193,8 @@ class Loading:
     ) -> Any:
         """The model of a folder or hub id, in `eval()`, in float32 unless `torch_dtype` (or `dtype`) says
         otherwise: "auto" is as stored. Other arguments are fields of the config, or the hub's."""
+        if torch.empty(0).is_meta:
+            raise RuntimeError("from_pretrained reads weights: leave torch.device('meta') for it")
         hub, kwargs = hub_options(kwargs)
         for name in sorted(LOADING_WITHOUT_EFFECT.keys() & kwargs):
             if kwargs.pop(name):
@@ -240,9 +242,9 @@ class Loading:
         if not info:
             return model
         return model, {
-            "missing_keys": matching.missing,
-            "unexpected_keys": matching.unexpected,
-            "mismatched_keys": changed,
+            "missing_keys": {*matching.missing},
+            "unexpected_keys": {*matching.unexpected},
+            "mismatched_keys": {*changed},
             "error_msgs": [],
         }
 

@@ -12,6 +12,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from decoders import openai_gpt, weights
+from decoders.formats import family_type
 
 from .arguments import no_effect, unexpected
 from .attention import prune, set_attention
@@ -153,7 +154,7 @@ class PreTrainedModel(SeenAs, PrivateNames, Loading, nn.Module):
         inside.a_model = True
         try:
             output = self.plain_forward(**inputs)._asdict()
-        except (AttributeError, IndexError, RuntimeError) as error:
+        except (AttributeError, IndexError, RuntimeError, ValueError) as error:
             if wrong := wrong_argument(error, inputs, self):
                 raise wrong from error
             raise
@@ -206,7 +207,7 @@ class PreTrainedModel(SeenAs, PrivateNames, Loading, nn.Module):
 
     device = property(lambda self: next(self.parameters()).device)
     dtype = property(lambda self: next(p.dtype for p in self.parameters() if p.is_floating_point()))
-    base_model_prefix = property(lambda self: weights.LAYOUTS[self.config.model_type].prefix)
+    base_model_prefix = property(lambda self: weights.LAYOUTS[family_type(self.config.model_type)].prefix)
     vocab_size = property(lambda self: self.config.get_text_config().vocab_size)
     base_model = property(lambda self: getattr(self, self.base_model_prefix, self))
     is_gradient_checkpointing = is_activation_checkpointing = property(
@@ -270,12 +271,16 @@ class PreTrainedModel(SeenAs, PrivateNames, Loading, nn.Module):
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
         """In training keep only what enters a layer, and compute the rest again in the backward pass."""
-        for part in self.modules():
-            part.gradient_checkpointing = True
+        self.set_checkpointing(True)
 
     def gradient_checkpointing_disable(self) -> None:
+        self.set_checkpointing(False)
+
+    def set_checkpointing(self, value: bool) -> None:
+        """On the parts that look at it, as others, of activations, may be parts of several models."""
         for part in self.modules():
-            part.gradient_checkpointing = False
+            if hasattr(type(part), "gradient_checkpointing"):
+                part.gradient_checkpointing = value
 
     def enable_input_require_grads(self) -> None:
         """So that adapters learn where all else is frozen."""

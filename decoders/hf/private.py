@@ -12,7 +12,8 @@ class PrivateNames:
     _supports_cache_class = _supports_static_cache = _supports_quantized_cache = True
     _supports_flex_attn = _supports_attention_backend = False
     _can_compile_fullgraph, _is_stateful = True, False
-    _keep_in_fp32_modules = _keep_in_fp32_modules_strict = None  # all are kept in the model's dtype
+    _keep_in_fp32_modules: tuple[str, ...] = ()  # all are kept in the model's dtype
+    _keep_in_fp32_modules_strict: tuple[str, ...] = ()
     _keys_to_ignore_on_load_missing = _keys_to_ignore_on_load_unexpected = None
     _keys_to_ignore_on_save = None
     _skip_keys_device_placement = ("past_key_values", "cache")
@@ -44,3 +45,8 @@ class PrivateNames:
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
         return True
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        """None of the six has experts."""
+        return False

@@ -23,7 +23,15 @@ class SeenAs:
 
 @cache
 def both(own: type, theirs: type) -> type:
-    return type(own.__name__, (own, theirs), {"__module__": own.__module__, "__doc__": own.__doc__})
+    def __new__(cls: type, *args: Any, **kwargs: Any) -> Any:
+        """`x.__class__(...)` makes another one of ours."""
+        return own(*args, **kwargs) if cls is kind else own.__new__(cls)
+
+    kept = {"__module__": own.__module__, "__doc__": own.__doc__, "__new__": __new__}
+    kind = type(own.__name__, (own, theirs), kept)
+    for name in vars(kind).keys() - kept.keys() - vars(type("Empty", (), {})).keys():
+        delattr(kind, name)  # which theirs puts into each class below it, as a constructor
+    return kind
 
 
 def blank(kind: type) -> Any:

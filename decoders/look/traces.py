@@ -128,6 +128,20 @@ def names_of(f: Formula) -> set[str]:
     return {*outside, *(f"layers.{i}.{name}" for i in f.layers for name in inside)}
 
 
+class NoSuchStage(KeyError):
+    """In a sentence, where a KeyError shows the key alone."""
+
+    def __init__(self, name: Any, stages: Iterable[str]):
+        super().__init__(name)
+        kinds = dict.fromkeys(kind_of(stage) for stage in stages)
+        outside = [kind for kind in kinds if kind in stages]
+        inside = [f"layers.N.{kind}" for kind in kinds if kind not in outside]
+        self.sentence = f"the trace has no stage {name!r}, only {', '.join([*outside, *inside])}"
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
 class Trace(Mapping):
     """Stage -> value of one pass, in the order of computation. `ids` (B, T) and `inputs` are what it read."""
 
@@ -148,6 +162,9 @@ class Trace(Mapping):
         self.largest: list[Magnitude] | None = None  # once they are computed
 
     def __getitem__(self, name: str) -> Tensor:
+        """KeyError, with the names that there are, for a stage that was not kept or that no model has."""
+        if name not in self.stages:
+            raise NoSuchStage(name, self.stages)
         return self.stages[name]
 
     def __iter__(self) -> Iterator[str]:
