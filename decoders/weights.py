@@ -56,7 +56,7 @@ from decoders.formats import (
     use_compiled,
 )
 
-use_compiled(kernels.dequantize_blocks)
+use_compiled(kernels)
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 M = TypeVar("M", bound=nn.Module)
@@ -287,6 +287,8 @@ def read(
         tensors.items(), "loading", unit=" tensors", leave=False, disable=not progress, delay=1
     ):
         state[name] = unpacked(tensor, dtypes[name]).to(device)
+        if isinstance(tensor, Tensor) and tensor.nbytes >= 2**20 and state[name] is not tensor:
+            forget(tensor)  # what a converted copy was made of
         if progress and state[name].is_cpu:
             state[name].view(-1).view(torch.uint8)[::4096].sum()  # one byte of every page
     return state

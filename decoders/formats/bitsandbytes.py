@@ -104,9 +104,9 @@ def four_bits(parts: Parts) -> Packed:
         fits = parts["weight.nested_quant_map"].shape == (256,)
         parts.check(fits, "weight.nested_quant_map", "must have 256 numbers")
 
-    def read() -> Tensor:
+    def read(dtype: torch.dtype) -> Tensor:
         scale = absmax if absmax.dtype != torch.uint8 else nested(parts, state)
-        return dequantize_blocks(packed, parts["weight.quant_map"], scale, state)
+        return dequantize_blocks(packed, parts["weight.quant_map"], scale, state).to(dtype)
 
     kind = next(part for part in parts.tensors if part.startswith(STATE)).removeprefix(STATE)
     kind += " (double quantised)" if absmax.dtype == torch.uint8 else ""
@@ -141,8 +141,8 @@ def eight_bits(parts: Parts) -> Packed:
         by_rows = parts["weight_format"].numel() == 1 and int(parts["weight_format"]) == 0
         parts.check(by_rows, "weight_format", "is a layout of a GPU, and only rows (0) are supported")
 
-    def read() -> Tensor:
-        return q.float().mul_(absmax.float()[:, None]).mul_(ONE_127TH)
+    def read(dtype: torch.dtype) -> Tensor:
+        return q.float().mul_(absmax.float()[:, None]).mul_(ONE_127TH).to(dtype)
 
     def whole() -> Bits:
         return Bits(q, absmax.float()[:, None] * ONE_127TH, None)

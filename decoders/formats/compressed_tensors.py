@@ -22,7 +22,7 @@ from torch import Tensor
 from .checks import abridged
 from .files import stored_tensors
 from .packed import Bits, Packed
-from .parts import Parts, Stored, in_order, order_of, read_parts, unpack
+from .parts import Parts, Stored, in_order, is_sorted, order_of, read_parts, unpack
 
 NAME = "compressed-tensors or fp8"
 NAMES = ("weight", "weight_packed", "weight_shape", "weight_zero_point", "weight_g_idx")
@@ -116,8 +116,8 @@ def packed_matrix(groups: list[tuple[list[str], dict]], parts: Parts) -> Packed:
     block = block_of(scheme)
     check_scale(parts, "weight_scale", tuple(q.shape), block)
 
-    def read() -> Tensor:
-        return dequantize(q, scale, zero, block, group_index(parts, scale, q.shape[1]))
+    def read(dtype: torch.dtype) -> Tensor:
+        return dequantize(q, scale, zero, block, group_index(parts, scale, q.shape[1])).to(dtype)
 
     def whole() -> Bits:
         if scale.numel() == 1:
@@ -183,24 +183,26 @@ def whole_numbers(parts: Parts, scheme: dict) -> Packed:
         fits = fits and zero.shape[1] == scale.shape[1] and len(zero) in widths(len(scale), bits)
         parts.check(fits, "weight_zero_point", f"does not fit scales of {tuple(scale.shape)}")
 
-    def read() -> Tensor:
+    def read(dtype: torch.dtype) -> Tensor:
         q = signed(words, bits, shape[1])
         zeros = None if zero is None else signed(zero.t(), bits, len(scale)).t()
-        return dequantize(q, scale, zeros, None, group_index(parts, scale, shape[1]))
+        return dequantize(q, scale, zeros, None, group_index(parts, scale, shape[1])).to(dtype)
 
     def whole() -> Bits | None:
-        q, order = signed(words, bits, shape[1]), None
         index = group_index(parts, scale, shape[1])
-        if index is not None:
-            order = order_of(index, scale.shape[1])
-            if order is None:
-                return None
-            q, order = in_order(q, order)
+        order = None if index is None else order_of(index, scale.shape[1])
+        if shape[1] % 8 or (index is not None and order is None):
+            return None
+        q = words.contiguous().view(torch.uint8)  # lowest bits first: two a byte
+        if order is not None and is_sorted(order):
+            order = None
+        elif order is not None:
+            q = in_order(q, bits, shape[1], order)
         zeros = None if zero is None else signed(zero.t(), bits, len(scale)).t()
         if bits == 8:
-            return Bits(q, scale, zeros, order=order)
+            return Bits((q ^ 128).view(torch.int8), scale, zeros, order=order)
         zeros = torch.zeros(scale.shape) if zeros is None else zeros
-        return Bits((q + 8).to(torch.uint8), scale, (zeros + 8).to(torch.uint8), order=order)
+        return Bits(q, scale, (zeros + 8).to(torch.uint8), order=order)
 
     groups = scale.shape[-1] if scale.dim() == 2 else 1
     kind = f"compressed-tensors int{bits} by groups of {shape[1] // groups}"
@@ -259,9 +261,9 @@ def fine_grained(dtype: torch.dtype | None, parts: Parts) -> Packed:
     parts.check(q.dtype == torch.float8_e4m3fn and q.dim() == 2, "weight", "is no matrix of float8 (e4m3)")
     parts.check(scale.is_floating_point() and scale.dtype.itemsize > 1, "weight_scale_inv", "must be floats")
     check_scale(parts, "weight_scale_inv", tuple(q.shape), None)
-    dtype = dtype or scale.dtype
+    own = dtype or scale.dtype
 
-    def read() -> Tensor:
-        return dequantize(q, scale.float(), None, None, None).to(dtype)
+    def read(dtype: torch.dtype) -> Tensor:
+        return dequantize(q, scale.float(), None, None, None).to(own).to(dtype)
 
-    return parts.packed(tuple(q.shape), dtype, "fp8", read)
+    return parts.packed(tuple(q.shape), own, "fp8", read)

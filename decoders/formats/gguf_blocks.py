@@ -11,16 +11,28 @@ and the `gguf` package give.
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from .gguf import Kind
 from .packed import Bits
+from .parts import in_pairs
 
 CHUNK = 2**18  # numbers that are made at a time: they and what leads to them stay in the cache
-Compiled = Callable[[Tensor, str, Tensor], bool]  # (blocks, type, the numbers to be filled) -> whether it did
-COMPILED: list[Compiled] = []  # the formulas below in another language, where `use_compiled` has put them
+
+
+class Compiled(Protocol):
+    """The formulas below in another language. Each fills its last argument with what blocks (n, bytes) of a
+    type stand for, the same bits as here, or is False."""
+
+    def dequantize_blocks(self, blocks: Tensor, kind: str, numbers: Tensor) -> bool: ...
+
+    def whole_numbers(self, blocks: Tensor, kind: str, q: Tensor) -> bool: ...
+
+
+COMPILED: list[Compiled] = []  # where `use_compiled` puts it
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -31,7 +43,7 @@ def dequantize(packed: Tensor, kind: Kind, shape: tuple[int, ...], dtype: torch.
         return packed.view(PLAIN[kind.name]).view(shape).to(dtype)
     formula, blocks = FORMULAS[kind.name], packed.view(-1, kind.nbytes)
     numbers = torch.empty(shape, dtype=dtype)
-    if any(compiled(blocks, kind.name, numbers) for compiled in COMPILED):
+    if COMPILED and COMPILED[0].dequantize_blocks(blocks, kind.name, numbers):
         return numbers
     for target, chunk in zip(
         numbers.view(-1, kind.block).split(CHUNK // kind.block),
@@ -42,23 +54,29 @@ def dequantize(packed: Tensor, kind: Kind, shape: tuple[int, ...], dtype: torch.
     return numbers
 
 
-def use_compiled(function: Compiled) -> None:
-    """From now on `function` is asked first. It must give the same bits as the formulas here."""
-    COMPILED[:] = [function]
+def use_compiled(functions: Compiled) -> None:
+    """From now on these are asked first."""
+    COMPILED[:] = [functions]
 
 
 def whole_numbers(packed: Tensor, kind: Kind, shape: tuple[int, ...]) -> Bits:
     """The same as whole numbers with a scale, for the types that are just that: Q8_0, Q4_0 with a zero of 8,
     Q4_1 with a minimum."""
     rows, columns = shape
-    blocks = packed.view(rows, columns // kind.block, kind.nbytes)
-    scale = blocks[..., :2].contiguous().view(torch.float16)[..., 0]
+    blocks = packed.view(-1, kind.nbytes)
+    floats = 2 if kind.name == "Q4_1" else 1  # the scale, the minimum
+    tables = blocks[:, : 2 * floats].contiguous().view(torch.float16).t().contiguous().view(floats, rows, -1)
+    q = torch.empty(len(blocks), 32 if kind.name == "Q8_0" else 16, dtype=torch.uint8)
+    if not COMPILED or not COMPILED[0].whole_numbers(blocks, kind.name, q):
+        for target, chunk in zip(q.split(CHUNK // 32), blocks.split(CHUNK // 32), strict=True):
+            numbers = chunk[:, 2 * floats :]
+            target.copy_(numbers if kind.name == "Q8_0" else in_pairs(planes(numbers, 4)))
     if kind.name == "Q8_0":
-        return Bits(blocks[..., 2:].contiguous().view(torch.int8).view(rows, columns), scale, None)
+        return Bits(q.view(torch.int8).view(rows, columns), tables[0])
+    q = q.view(rows, columns // 2)
     if kind.name == "Q4_1":
-        minimum = blocks[..., 2:4].contiguous().view(torch.float16)[..., 0]
-        return Bits(planes(blocks[..., 4:], 4).view(rows, columns), scale, minimum=minimum)
-    return Bits(planes(blocks[..., 2:], 4).view(rows, columns), scale, torch.full_like(scale, 8).byte())
+        return Bits(q, tables[0], minimum=tables[1])
+    return Bits(q, tables[0], torch.full_like(tables[0], 8, dtype=torch.uint8))
 
 
 # ---- Pieces of a block -------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from .folder import gguf_files
 from .gguf import Placed, read_headers
 from .gguf_blocks import dequantize, whole_numbers
 from .gguf_config import FACTORS, architecture
-from .packed import Packed, named_parts
+from .packed import Bits, Packed, named_parts
 
 NAME = "GGUF"
 HUB_NAMES = {
@@ -80,9 +80,14 @@ def from_bytes(content: Tensor, placed: Placed) -> Tensor | Packed:
             forget(raw)
         return numbers
 
+    def whole() -> Bits:
+        bits = whole_numbers(raw, placed.kind, placed.shape)
+        forget(raw)
+        return bits
+
     shape, bits = torch.Size(placed.shape), None
     if placed.kind.name in ("Q8_0", "Q4_0", "Q4_1") and len(shape) == 2:
-        bits = partial(whole_numbers, raw, placed.kind, placed.shape)
+        bits = whole
     return Packed(shape, torch.float32, placed.kind.name, placed.nbytes, read, bits)
 
 

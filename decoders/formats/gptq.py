@@ -20,7 +20,17 @@ from .config import family
 from .files import stored_tensors
 from .folder import read_json_if_any
 from .packed import Bits, Packed
-from .parts import Parts, Stored, in_order, joined_gate_up, order_of, read_parts, unpack
+from .parts import (
+    Parts,
+    Stored,
+    fill,
+    in_order,
+    is_sorted,
+    joined_gate_up,
+    order_of,
+    read_parts,
+    unpack,
+)
 
 NAME = "GPTQ or AWQ"
 BITS = (2, 3, 4, 8)
@@ -86,20 +96,26 @@ def gptq_matrix(parts: Parts, first_version: bool) -> Packed:
     else:
         parts.check(inputs % groups == 0, "scales", f"does not divide {inputs} inputs")
 
-    def read() -> Tensor:
+    def read(dtype: torch.dtype) -> Tensor:
         index = group_of_inputs(parts, inputs, groups)
-        return dequantize_gptq(parts["qweight"], parts["qzeros"], parts["scales"], index, bits, first_version)
+        result = torch.empty(outputs, inputs, dtype=dtype)
+        zeros = gptq_zeros(parts["qzeros"], bits, first_version)
+        return dequantize_gptq(parts["qweight"], zeros, parts["scales"], index, bits, result)
 
     def stored_bits() -> Bits | None:
         order = order_of(group_of_inputs(parts, inputs, groups), groups)
         if order is None:
             return None
-        q, order = in_order(unpack(parts["qweight"].t(), bits), order)
-        zeros = gptq_zeros(parts["qzeros"], bits, first_version).t()
-        if bits == 8:  # both 128 less, so that they are signed
-            q, zeros = ((t ^ 128).view(torch.int8) for t in (q, zeros.contiguous()))
-        scales = parts["scales"].t()
-        return Bits(q, scales, zeros if bits == 4 or zeros.any() else None, order=order)
+        q = parts["qweight"].t().contiguous().view(torch.uint8)  # lowest bits first: two a byte
+        if is_sorted(order):
+            order = None
+        else:
+            q = in_order(q, bits, inputs, order)
+        scales, zeros = parts["scales"].t(), gptq_zeros(parts["qzeros"], bits, first_version).t()
+        if bits == 4:
+            return Bits(q, scales, zeros, order=order)
+        zeros = (zeros.contiguous() ^ 128).view(torch.int8)  # both 128 less, so that they are signed
+        return Bits(q.bitwise_xor_(128).view(torch.int8), scales, zeros if zeros.any() else None, order=order)
 
     kind = f"GPTQ int{bits} by groups of {-(-inputs // groups)}"
     is_whole = bits in (4, 8) and inputs % groups == 0
@@ -119,13 +135,21 @@ def group_of_inputs(parts: Parts, inputs: int, groups: int) -> Tensor:
 
 
 def dequantize_gptq(
-    qweight: Tensor, qzeros: Tensor, scales: Tensor, index: Tensor, bits: int, first_version: bool
+    qweight: Tensor, zeros: Tensor, scales: Tensor, index: Tensor, bits: int, result: Tensor
 ) -> Tensor:
-    """(out, in): scales[g] * (q - zeros[g]), in the dtype of the scales, g the group of an input."""
-    q = unpack(qweight.t(), bits)
-    zeros = gptq_zeros(qzeros, bits, first_version).t()  # (out, groups)
-    centered = q.to(scales.dtype) - zeros.to(scales.dtype)[:, index]
-    return centered.mul_(scales.t()[:, index])
+    """`result` (out, in): scales[g] * (q - zeros[g]), in the dtype of the scales, g the group of an input."""
+    zeros, each = zeros.to(scales.dtype), len(index) // len(scales)
+    by_groups = len(index) % len(scales) == 0 and torch.equal(index, torch.arange(len(index)) // each)
+
+    def rows_of(rows: slice) -> Tensor:
+        q = unpack(qweight[:, rows].t(), bits).to(scales.dtype)
+        zero, scale = zeros[:, rows].t(), scales[:, rows].t()
+        if by_groups:
+            q = q.unflatten(1, (len(scales), each))
+            return q.sub_(zero[..., None]).mul_(scale[..., None]).flatten(1)
+        return q.sub_(zero[:, index]).mul_(scale[:, index])
+
+    return fill(result, rows_of, len(index))
 
 
 def gptq_zeros(qzeros: Tensor, bits: int, first_version: bool) -> Tensor:
@@ -149,24 +173,40 @@ def awq_matrix(parts: Parts) -> Packed:
     fits = parts["qweight"].shape[1] * 8 == outputs and inputs % groups == 0
     parts.check(fits, "qweight", f"does not fit scales of {groups} groups and {outputs} outputs")
 
-    def read() -> Tensor:
-        return dequantize_awq(parts["qweight"], parts["qzeros"], parts["scales"])
+    def read(dtype: torch.dtype) -> Tensor:
+        return dequantize_awq(parts["qweight"], parts["qzeros"], parts["scales"], dtype)
 
-    def stored_bits() -> Bits:
-        q, zeros = (unscrambled(unpack(parts[part], 4)).t() for part in ("qweight", "qzeros"))
-        return Bits(q, parts["scales"].t(), zeros)
+    def stored_bits() -> Bits | None:
+        if inputs % 2:
+            return None
+        q = torch.empty(outputs // 8, 8, inputs // 2, dtype=torch.uint8)
+
+        def rows_of(words: slice) -> Tensor:
+            column = parts["qweight"][:, words].t().contiguous()
+            return outputs_of(column[:, ::2]) | outputs_of(column[:, 1::2]) << 4
+
+        zeros = outputs_of(parts["qzeros"].t()).flatten(0, 1)
+        return Bits(fill(q, rows_of, 8 * inputs).flatten(0, 1), parts["scales"].t(), zeros)
 
     kind = f"AWQ int4 by groups of {inputs // groups}"
     return parts.packed((outputs, inputs), parts["scales"].dtype, kind, read, stored_bits)
 
 
-def dequantize_awq(qweight: Tensor, qzeros: Tensor, scales: Tensor) -> Tensor:
+def dequantize_awq(qweight: Tensor, qzeros: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     """(out, in): (q - zeros) * scales, in the dtype of the scales."""
-    q, zeros = (unscrambled(unpack(words, 4)).to(scales.dtype) for words in (qweight, qzeros))
-    centered = q.unflatten(0, (len(scales), -1)) - zeros[:, None]  # (groups, inputs of one, out)
-    return centered.mul_(scales[:, None]).flatten(0, 1).t().contiguous()
+    groups, inputs = len(scales), len(qweight)
+    zeros = outputs_of(qzeros.t()).to(scales.dtype)  # (words, 8, groups)
+    each = scales.t().unflatten(0, (-1, 8))
+    result = torch.empty(qweight.shape[1], 8, inputs, dtype=dtype)
+
+    def rows_of(words: slice) -> Tensor:
+        q = outputs_of(qweight[:, words].t().contiguous()).to(scales.dtype).unflatten(2, (groups, -1))
+        return q.sub_(zeros[words, ..., None]).mul_(each[words, ..., None]).flatten(2)
+
+    return fill(result, rows_of, 8 * inputs).flatten(0, 1)
 
 
-def unscrambled(numbers: Tensor) -> Tensor:
-    """AWQ's eight numbers of a word, which one instruction of a GPU takes apart in pairs, as they were."""
-    return numbers.unflatten(-1, (-1, 8))[..., AWQ_ORDER].flatten(-2)
+def outputs_of(words: Tensor) -> Tensor:
+    """(words, n) int32 -> (words, 8, n) uint8: the eight outputs of a word, which one instruction of a GPU
+    takes apart in pairs, in their own order."""
+    return torch.stack([(words >> 4 * i & 15).to(torch.uint8) for i in AWQ_ORDER], 1)

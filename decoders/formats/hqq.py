@@ -66,9 +66,9 @@ def packed_matrix(parts: Parts) -> Packed:
         fits = parts[part].shape == scales and parts[part].is_floating_point()
         parts.check(fits, part, f"must be floats of {scales}")
 
-    def read() -> Tensor:
+    def read(dtype: torch.dtype) -> Tensor:
         q = unpack_rows(parts["W_q"], PACKINGS[packing], rows)
-        return dequantize(q, parts["zero"], parts["scale"]).view(shape)
+        return dequantize(q, parts["zero"], parts["scale"]).view(shape).to(dtype)
 
     kind = f"HQQ int{PACKINGS[packing]} by groups of {group}"
     return parts.packed(shape, parts["scale"].dtype, kind, read)

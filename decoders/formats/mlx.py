@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .files import stored_tensors
 from .packed import Bits, Packed
-from .parts import Parts, Stored, grouped, read_parts, unpack
+from .parts import Parts, Stored, fill, grouped, read_parts, unpack
 
 NAME = "MLX"
 FP4 = (0, 0.5, 1, 1.5, 2, 3, 4, 6)  # E2M1; the fourth bit is the sign
@@ -61,7 +61,7 @@ def packed_matrix(stated: dict, where: str, parts: Parts) -> Packed:
     read = partial(dequantize_affine, parts["weight"], parts["scales"], parts["biases"], bits)
 
     def whole() -> Bits:
-        return Bits(unpack(parts["weight"], bits), parts["scales"], minimum=parts["biases"])
+        return Bits(parts["weight"].view(torch.uint8), parts["scales"], minimum=parts["biases"])
 
     kind, dtype = f"MLX int{bits} by groups of {group}", parts["scales"].dtype
     return parts.packed(shape, dtype, kind, read, whole if bits == 4 else None)
@@ -79,15 +79,25 @@ def check_shapes(parts: Parts, bits: int, group: int) -> int:
     return inputs
 
 
-def dequantize_affine(words: Tensor, scales: Tensor, biases: Tensor, bits: int) -> Tensor:
+def dequantize_affine(words: Tensor, scales: Tensor, biases: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
     """(out, in): scales * q + biases, rounded after the product and after the sum."""
-    q = grouped(unpack(words, bits).to(scales.dtype), scales.shape[1])
-    return q.mul_(scales[..., None]).add_(biases[..., None]).flatten(1)
+    groups, inputs = scales.shape[1], words.shape[1] * 32 // bits
+
+    def rows_of(rows: slice) -> Tensor:
+        q = grouped(unpack(words[rows], bits).to(scales.dtype), groups)
+        return q.mul_(scales[rows, :, None]).add_(biases[rows, :, None]).flatten(1)
+
+    return fill(torch.empty(len(words), inputs, dtype=dtype), rows_of, inputs)
 
 
-def dequantize_mxfp4(words: Tensor, scales: Tensor) -> Tensor:
-    """(out, in) bfloat16, which holds every product: 2 ** (scale - 127) * value."""
+def dequantize_mxfp4(words: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """(out, in): 2 ** (scale - 127) * value, which bfloat16 holds."""
     values = torch.tensor([*FP4, *(-value for value in FP4)])
     powers = torch.exp2(scales.float() - 127)
-    w = grouped(values[unpack(words, 4).int()], scales.shape[1]) * powers[..., None]
-    return w.flatten(1).to(torch.bfloat16)
+    inputs = words.shape[1] * 8
+
+    def rows_of(rows: slice) -> Tensor:
+        w = grouped(values[unpack(words[rows], 4).int()], scales.shape[1])
+        return w.mul_(powers[rows, :, None]).flatten(1)
+
+    return fill(torch.empty(len(words), inputs, dtype=dtype), rows_of, inputs)

@@ -12,7 +12,9 @@ class Bits(NamedTuple):
     """A matrix as whole numbers, with a scale for each group of inputs: w = (q - zero) * scale, or with a
     float `minimum` w = q * scale + minimum. Column k is that of input order[k]."""
 
-    q: Tensor  # (out, in): uint8 from 0 to 15 with a zero or a minimum, or int8
+    # (out, in) int8; or (out, in / 2) uint8, numbers from 0 to 15 in pairs, the first in the lower half, with
+    # a zero or a minimum
+    q: Tensor
     scale: Tensor  # (out, groups)
     zero: Tensor | None = None  # (out, groups) whole numbers, of int8 perhaps None
     minimum: Tensor | None = None  # (out, groups)

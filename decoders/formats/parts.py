@@ -17,6 +17,7 @@ from torch import Tensor
 from .files import forget
 from .packed import Bits, Packed
 
+CHUNK = 2**19  # numbers that are made at a time
 Stored = Iterator[tuple[Path, str, Tensor | Packed]]
 
 
@@ -55,19 +56,28 @@ class Parts:
         shape: tuple[int, ...],
         dtype: torch.dtype,
         kind: str,
-        read: Callable[[], Tensor],
+        read: Callable[[torch.dtype], Tensor],
         bits: Callable[[], Bits] | None = None,
     ) -> Packed:
-        """The matrix that `read()` gives in `dtype`, and `bits()` as whole numbers."""
+        """A matrix of `dtype`: `read(to)` gives its numbers, converted; `bits()` whole numbers."""
 
         def numbers(to: torch.dtype) -> Tensor:
-            w = read().to(to)
-            for tensor in self.tensors.values():
-                if tensor.nbytes >= 2**20:
-                    forget(tensor)
+            w = read(to)
+            self.forget()
             return w
 
-        return Packed(torch.Size(shape), dtype, kind, self.nbytes, numbers, bits)
+        def whole() -> Bits | None:
+            found = bits() if bits else None
+            self.forget()
+            return found
+
+        return Packed(torch.Size(shape), dtype, kind, self.nbytes, numbers, whole if bits else None)
+
+    def forget(self) -> None:
+        """Give the memory of what has been read back to the system."""
+        for tensor in self.tensors.values():
+            if tensor.nbytes >= 2**20:
+                forget(tensor)
 
 
 def read_parts(
@@ -142,11 +152,35 @@ def order_of(index: Tensor, groups: int) -> Tensor | None:
     return index.argsort(stable=True)
 
 
-def in_order(q: Tensor, order: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The columns of q in this order, and the order; None if they are in it already."""
-    if torch.equal(order, torch.arange(len(order))):
-        return q, None
-    return q[:, order], order
+def is_sorted(order: Tensor) -> bool:
+    """Whether the inputs lie group by group already."""
+    return torch.equal(order, torch.arange(len(order)))
+
+
+def in_order(words: Tensor, bits: int, inputs: int, order: Tensor) -> Tensor:
+    """Numbers of 4 or 8 bits in rows of bytes -> the same with the columns in this order."""
+    result = torch.empty(len(words), inputs * bits // 8, dtype=torch.uint8)
+
+    def put(rows: slice) -> Tensor:
+        q = unpack(words[rows], bits, inputs)[:, order]
+        return in_pairs(q) if bits == 4 else q
+
+    return fill(result, put, inputs)
+
+
+def in_pairs(q: Tensor) -> Tensor:
+    """(rows, in) numbers below 16 -> two a byte, the first in the lower half."""
+    return q[:, ::2] | q[:, 1::2] << 4
+
+
+def fill(result: Tensor, rows_of: Callable[[slice], Tensor], inputs: int) -> Tensor:
+    """`result` with what `rows_of` gives, for a few rows at a time: what leads to them stays in the cache,
+    and there is never more of it in memory."""
+    step = max(1, CHUNK // max(1, inputs))
+    for start in range(0, len(result), step):
+        rows = slice(start, start + step)
+        result[rows] = rows_of(rows)
+    return result
 
 
 def joined_gate_up(stored: Stored) -> Stored:

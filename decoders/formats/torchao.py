@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .files import stored_tensors
 from .packed import Bits, Packed
-from .parts import Parts, Stored, read_parts
+from .parts import Parts, Stored, in_pairs, read_parts
 
 NAME = "torchao"
 WHOLE = ("Int8Tensor", "IntxUnpackedToInt8Tensor")
@@ -77,7 +77,10 @@ def packed_matrix(described: dict[Path, dict[str, str]], parts: Parts) -> Packed
             found.dim() == 2 and not any(n % max(1, m) for n, m in zip(q.shape, found.shape, strict=True))
         )
         parts.check(fits and found.numel() > 0, part, f"does not divide a matrix of {tuple(q.shape)}")
-    read = partial(dequantize, q, scale, zero, stated["dtype"])
+
+    def read(dtype: torch.dtype) -> Tensor:
+        return dequantize(q, scale, zero, stated["dtype"]).to(dtype)
+
     kind = KINDS[q.dtype]
     if isinstance(stated.get("target_dtype"), dict):
         kind = f"{str(stated['target_dtype'].get('_data'))[:8]} in int8"
@@ -85,7 +88,7 @@ def packed_matrix(described: dict[Path, dict[str, str]], parts: Parts) -> Packed
     return parts.packed(tuple(q.shape), stated["dtype"], f"torchao {kind}", read, bits)
 
 
-def whole_numbers(q: Tensor, scale: Tensor, zero: Tensor | None) -> Bits:
+def whole_numbers(q: Tensor, scale: Tensor, zero: Tensor | None) -> Bits | None:
     """Rows of int8 without a zero; or, if all fit into 4 bits, groups of them."""
     rows = scale.view(-1, 1).expand(len(q), 1) if scale.numel() in (1, len(q)) else scale
     if rows.shape[1] == 1 and (zero is None or not bool(zero.any())):
@@ -93,7 +96,9 @@ def whole_numbers(q: Tensor, scale: Tensor, zero: Tensor | None) -> Bits:
     zeros = torch.zeros(rows.shape, dtype=torch.int8) if zero is None else zero.expand(rows.shape)
     if int(q.amin()) < -8 or int(q.amax()) > 7 or zeros.is_floating_point() or int(zeros.amin()) < -8:
         return Bits(q, rows, zeros)  # which no layer of 4 bits can hold
-    return Bits((q + 8).to(torch.uint8), rows, (zeros + 8).to(torch.uint8))
+    if q.shape[1] % 2:
+        return None
+    return Bits(in_pairs((q + 8).to(torch.uint8)), rows, (zeros + 8).to(torch.uint8))
 
 
 def dequantize(q: Tensor, scale: Tensor, zero: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -12,7 +12,7 @@
 from .compiled import compile
 from .hooks import plain, prepare
 from .int8_cache import new_cache
-from .native import dequantize_blocks, is_available, operators, status
+from .native import dequantize_blocks, is_available, operators, status, whole_numbers
 from .quantized import KINDS, Quantized, QuantizedEmbedding
 from .quantizing import Cost, error, is_quantized, quantize
 
@@ -39,4 +39,4 @@ __all__ += [
     "status",
 ]
 __all__ += ["embeddings", "expect_quantized", "linear_layers", "mark_packed", "mark_quantized"]
-__all__ += ["put_bits", "replace_module", "set_dtype", "stored_bits"]
+__all__ += ["put_bits", "replace_module", "set_dtype", "stored_bits", "whole_numbers"]

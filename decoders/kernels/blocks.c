@@ -198,3 +198,21 @@ void dequantize_blocks(int type, const uint8_t *b, char *y, int kind, long count
         }
     }
 }
+
+// q: the numbers of Q8_0, 32 bytes a block; of Q4_0 and Q4_1 in pairs, number 2 i in the lower half of byte i.
+void whole_numbers_of_blocks(int type, const uint8_t *b, uint8_t *q, long count, int threads) {
+    const long bytes = BLOCKS[type].bytes, size = bytes == 34 ? 32 : 16;
+    const __m128i low = _mm_set1_epi8(15), pair = _mm_set1_epi16(1 | 16 << 8);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long n = 0; n < count; n++) {
+        const uint8_t *from = b + (n + 1) * bytes - size;
+        if (size == 32) {
+            memcpy(q + n * 32, from, 32);
+            continue;
+        }
+        const __m128i two = _mm_loadu_si128((const __m128i *)from);
+        const __m128i first = _mm_maddubs_epi16(_mm_and_si128(two, low), pair);
+        const __m128i second = _mm_maddubs_epi16(_mm_and_si128(_mm_srli_epi16(two, 4), low), pair);
+        _mm_storeu_si128((__m128i *)(q + n * 16), _mm_packus_epi16(first, second));
+    }
+}

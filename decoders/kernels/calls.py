@@ -24,6 +24,7 @@ ARGUMENTS = {
     "bfloat16_product": (p, p, i, n, n, i),
     "dequantize": (p, i, i, n, i),
     "dequantize_blocks": (i, p, p, i, n, i),
+    "whole_numbers_of_blocks": (i, p, p, n, i),
     "rms_norm": (p, p, p, i, f, n, n, i),
     "rotate": (p, p, p, p, i, n, n, n, n, n, n, n, n, n, i),
     "to_int8": (p, i, n, p, p, n, n, i),
@@ -170,6 +171,12 @@ def dequantize_blocks(lib: Library, blocks: Tensor, kind: str, numbers: Tensor) 
         len(blocks),
         torch.get_num_threads(),
     )
+
+
+def whole_numbers(lib: Library, blocks: Tensor, kind: str, q: Tensor) -> None:
+    """Fills `q` with the numbers of blocks (n, bytes) of 8 bits, or of 4 in pairs."""
+    threads = torch.get_num_threads()
+    lib.whole_numbers_of_blocks(BLOCKS.index(kind), pointer(blocks), pointer(q), len(blocks), threads)
 
 
 def to_int8(lib: Library, w: Tensor) -> tuple[Tensor, Tensor]:

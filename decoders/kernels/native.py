@@ -119,6 +119,16 @@ def dequantize_blocks(blocks: Tensor, kind: str, numbers: Tensor) -> bool:
     return True
 
 
+def whole_numbers(blocks: Tensor, kind: str, q: Tensor) -> bool:
+    """Fill q (n, 32 or 16) uint8, contiguous, with the numbers of GGUF's blocks (n, bytes) of Q8_0; or of
+    Q4_0 and Q4_1 in pairs, number 2 i in the lower half of byte i. False where that is not done here."""
+    lib = library() if blocks.is_contiguous() and kind in ("Q8_0", "Q4_0", "Q4_1") else None
+    if lib is None:
+        return False
+    calls.whole_numbers(lib, blocks, kind, q)
+    return True
+
+
 # ---- Found, or started -------------------------------------------------------------------------------------
 
 

@@ -273,9 +273,10 @@ def stored_bits(
     q: Tensor, scale: Tensor, zero: Tensor | None, minimum: Tensor | None, order: Tensor | None
 ) -> dict[str, Tensor] | None:
     """The tensors of a layer whose weights are w = (q - zero) * scale, or q * scale + minimum: q (out, in)
-    uint8 below 16, or int8; the others (out, groups). None where a layer cannot hold just these: a group has
-    32, 64, 96 ... inputs, scale and minimum have 16 bits or could have; or int8 has a scale for each row."""
-    inputs, groups = q.shape[1], scale.shape[1]
+    uint8 of two numbers a byte, the first in the lower half, or int8; the others (out, groups). None where a
+    layer cannot hold just these: a group has 32, 64, 96 ... inputs, scale and minimum have 16 bits or could
+    have; or int8 has a scale for each row."""
+    groups, inputs = scale.shape[1], q.shape[1] * (2 if q.dtype == torch.uint8 else 1)
     if q.dtype == torch.int8 and groups == 1 and zero is None and order is None:
         return {"qweight": q, "scale": scale[:, 0].float()}
     if inputs % (groups * GROUP) or (q.dtype == torch.uint8 and zero is None and minimum is None):
@@ -286,19 +287,13 @@ def stored_bits(
         tables["zero"] = whole if torch.equal(whole.to(zero.dtype), zero) else None
     if minimum is not None:
         tables["minimum"] = in_16_bits(minimum)
-    tensors = {"qweight": q if q.dtype == torch.int8 else in_pairs(q)}
+    pad = -inputs % BLOCK if q.dtype == torch.uint8 else 0
+    tensors = {"qweight": F.pad(q, (0, pad // 2)) if pad else q}
     for name, table in tables.items():
         if table is None:
             return None
-        tensors[name] = by_power_of_two(table, inputs, -inputs % BLOCK if q.dtype == torch.uint8 else 0)
+        tensors[name] = by_power_of_two(table, inputs, pad)
     return tensors if order is None else {**tensors, "order": order.int()}
-
-
-def in_pairs(q: Tensor) -> Tensor:
-    """(out, in) numbers of 4 bits -> two a byte, rows padded."""
-    pad = -q.shape[1] % BLOCK
-    q = F.pad(q, (0, pad)) if pad else q
-    return q[:, ::2] | q[:, 1::2] << 4
 
 
 def by_power_of_two(table: Tensor, inputs: int, pad: int) -> Tensor:
