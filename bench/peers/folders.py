@@ -143,7 +143,8 @@ def gptq(folder: Path) -> Path:
         return made
     import safetensors.torch
 
-    made.mkdir()
+    new = folder / "gptq.part"
+    new.mkdir(exist_ok=True)
     tensors = {}
     for name, tensor in stored(folder).items():
         if ".layers." in name and tensor.dim() == 2:
@@ -151,11 +152,11 @@ def gptq(folder: Path) -> Path:
             tensors |= {f"{stem}.{part}": t.contiguous() for part, t in gptq_parts(tensor.float()).items()}
         else:
             tensors[name] = tensor.half()
-    safetensors.torch.save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
+    safetensors.torch.save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
     own = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True, "checkpoint_format": "gptq"}
     config = {**read_config(folder), "quantization_config": own}
-    (made / "config.json").write_text(json.dumps(config))
-    return made
+    (new / "config.json").write_text(json.dumps(config))
+    return new.rename(made)
 
 
 def gptq_parts(w: Any, group: int = 32) -> dict[str, Any]:
@@ -194,9 +195,10 @@ def ctranslate2(folder: Path, bits: str) -> Path:
     spec.config.bos_token = spec.config.eos_token = spec.config.unk_token = "0"
     spec.validate()
     spec.optimize(quantization=bits)
-    made.mkdir()
-    spec.save(str(made))
-    return made
+    new = folder / f"ctranslate2-{bits}.part"
+    new.mkdir(exist_ok=True)
+    spec.save(str(new))
+    return new.rename(made)
 
 
 def ctranslate2_spec(config: dict[str, Any]) -> Any:
