@@ -68,7 +68,7 @@ def test_inspect_says_the_packaging_its_types_and_bits(tmp_path):
     assert sum(found["types"].values()) == pytest.approx(1, abs=1e-3)
     assert 4.6 < found["bits per weight"] < 16
     text = run("inspect", str(tmp_path / "gptq")).stdout
-    assert "packaging        GPTQ" in text and "GPTQ int4 by groups of 32" in text
+    assert "packaging        GPTQ" in text and "GPTQ int4 by groups of 32, runs packed" in text
     assert "packaging" not in run("inspect", str(TINY)).stdout
 
 

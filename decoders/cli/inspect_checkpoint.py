@@ -100,7 +100,9 @@ def tensor_lines(tensors: Any) -> list[str]:
     groups: dict[tuple, list[tuple[str, str]]] = {}
     for name, tensor in tensors.stored.items():
         stored = tensors.origin[name][1]
-        dtype = tensor.kind if isinstance(tensor, Packed) else str(tensor.dtype).removeprefix("torch.")
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if isinstance(tensor, Packed):
+            dtype = f"{tensor.kind}, {'runs packed' if tensor.bits else 'dequantised'}"
         key = (no_number(stored), no_number(name), tuple(tensor.shape), dtype)
         groups.setdefault(key, []).append((stored, name))
     lines = []
