@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
-B, T = 2, 512
+B, T = 1, 1024
 SIZE = {"hidden_size": 768, "num_layers": 12, "num_heads": 12, "attention_types": [[["global", "local"], 6]]}
 QUICK = {"hidden_size": 96, "num_layers": 2, "num_heads": 6, "attention_types": [[["global", "local"], 1]]}
 RATE, DECAY, BETAS = 1e-4, 0.05, (0.9, 0.95)

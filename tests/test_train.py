@@ -93,7 +93,7 @@ def test_lora_begins_as_the_base_and_merges_to_what_it_computes(family):
 
 
 def test_the_loss_in_chunks_is_the_plain_loss_with_its_gradient(family, monkeypatch):
-    monkeypatch.setattr("examples.loss.CHUNK", 7)
+    monkeypatch.setattr("examples.loss.CHUNK", 7 * 101)  # 7 positions of a vocabulary of 101
     ids, labels = inputs(101)[0], inputs(101)[0].clone()
     labels[:, 3:6] = -100
     found, right = family.model(dtype=torch.float64), family.model(dtype=torch.float64)
