@@ -124,3 +124,13 @@ def test_a_text_that_is_missing_or_too_short_is_a_sentence(text, tmp_path):
     ):
         done = train("phi", file, tmp_path / "out", "--steps", "1")
         assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.ecosystem
+def test_the_benchmark_trains_both_alike_and_ours_in_less_memory():
+    """At a tiny width; `measure` ends in an error where the two losses part."""
+    pytest.importorskip("accelerate", reason="Trainer needs it: make .venv/ecosystem")
+    from bench.training import measure
+
+    found = measure(1, "quick")
+    assert found["ours"][-1]["memory"] <= 0.85 * found["theirs"][-1]["memory"]
