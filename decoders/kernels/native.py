@@ -6,8 +6,8 @@
 Where it has not been compiled yet, that starts at the first need, in a process of its own (see `build.py`);
 PyTorch's operators serve meanwhile. It comes into use with the beginning of a text (`begin_text`), never in
 the middle of one. Every function must give the right numbers before it is believed. `DECODERS_NATIVE=0` does
-without, and `DECODERS_NATIVE=AVX2` takes other instructions than the best. Its threads are PyTorch's,
-`torch.get_num_threads()` of them.
+without, `DECODERS_NATIVE=NAME` takes the instructions of that name in `build.TARGETS`. Its threads
+are PyTorch's, `torch.get_num_threads()` of them.
 """
 
 import atexit
