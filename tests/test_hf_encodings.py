@@ -136,6 +136,10 @@ def test_several_templates_by_name(pair, tmp_path):
     assert ours.apply_chat_template(TALK, tokenize=False) == "4"
     assert ours.apply_chat_template(TALK, tools=[{}], tokenize=False) == "tools 1"
     assert ours.apply_chat_template(TALK, chat_template="x", tokenize=False) == "y"
+    assert [ours.get_chat_template(), ours.get_chat_template(tools=[{}])] == [*ours.chat_template.values()][
+        :2
+    ]
+    assert ours.get_chat_template("x") == "y" and ours.get_chat_template("{{ z }}") == "{{ z }}"
     ours.save_pretrained(tmp_path)
     assert hf.AutoTokenizer.from_pretrained(tmp_path).chat_template == ours.chat_template
     assert len(ours.apply_chat_template(TALK, chat_template="{{ strftime_now('%Y') }}", tokenize=False)) == 4

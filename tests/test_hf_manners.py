@@ -236,6 +236,17 @@ def test_num_items_in_batch_divides_the_sum(family, tmp_path):
     )
 
 
+@pytest.mark.parametrize("head", ["ForCausalLM", "ForSequenceClassification", "ForTokenClassification"])
+def test_the_loss_and_the_attention_have_their_names_at_transformers(family, tmp_path, head):
+    """Trainer asks whether the loss shifts labels, and counted one too many in each sequence; trl loads its reference
+    model with our attention, which was called sdpa where Transformers refuses it."""
+    transformers = pytest.importorskip("transformers")
+    ours = documented(family, tmp_path, head)
+    theirs = getattr(transformers, family.class_name(head)).from_pretrained(tmp_path)
+    assert ours.loss_type == theirs.loss_type
+    assert ours.config._attn_implementation == theirs.config._attn_implementation
+
+
 # ---- Hints -------------------------------------------------------------------------------------------------
 
 
@@ -254,6 +265,11 @@ def test_hints_never_lead_astray(tmp_path):
             model(ids, **{name: None})
     with pytest.raises(AttributeError, match="has no 'FluxPipeline'$"):
         hf.FluxPipeline  # noqa: B018
+    tokenizer = hf.AutoTokenizer.from_pretrained("checkpoints/tiny-phi")
+    with pytest.raises(
+        AttributeError, match="has no 'push_to_hub'$"
+    ):  # it has, for isinstance, Transformers' class
+        tokenizer.push_to_hub  # noqa: B018
 
 
 def test_what_wraps_a_model_is_named(tmp_path):

@@ -178,10 +178,28 @@ def test_the_lowest_torch_has_what_is_asked_of_it():
 
 def test_the_matrix_covers_every_bound():
     """`make versions` tries the newest and the lowest of each; the page has their table."""
-    assert {version.partition("==")[0] for version in matrix.lowest()} == {*matrix.FILES} - {"transformers"}
-    assert all((ROOT / "tests" / name).exists() for files in matrix.FILES.values() for name in files)
+    text = (ROOT / "pyproject.toml").read_text()
+    bounds = dict(re.findall(r'"([\w-]+)>=([\d.]+)"', text[text.index("\ndependencies") :]))
+    tried = {row.partition("==")[0] for row in matrix.lowest()}
+    assert tried == bounds.keys() - {*matrix.ELSEWHERE} and "safetensors" in tried
+    newer = [tuple(map(int, version.split("."))) for version in matrix.NEWER]
+    assert min(newer)[:2] == tuple(map(int, bounds["torch"].split(".")))
+    files = {name for names in matrix.FILES.values() for name in names}
+    assert all((ROOT / "tests" / f"{name}.py").exists() for name in files)
+    rows = matrix.shown(matrix.PAGE.read_text())
+    assert {"transformers==5.23.0", "transformers==5.24.0", "torch==2.13.0", "lowest"} <= rows.keys()
+    assert not any("failed" in line for line in rows.values())
+
+
+def test_a_row_of_the_matrix_takes_the_place_of_the_older_one(tmp_path, monkeypatch):
+    begin, end = matrix.MARKS
+    table = "| installed | tests | |\n|---|---|---|\n| a==1 | x | 1 passed |\n| lowest | y | 2 passed |"
+    monkeypatch.setattr(matrix, "PAGE", tmp_path / "page.md")
+    matrix.PAGE.write_text(f"Before\n{begin}\n{table}\n{end}\nbehind\n")
+    matrix.write({"lowest": "| lowest | y | 3 passed |", "torch==2.8.0": "| torch==2.8.0 | z | 4 passed |"})
     page = matrix.PAGE.read_text()
-    shown = page[page.index(matrix.MARKS[0]) : page.index(matrix.MARKS[1])]
-    assert {"transformers==5.23.0", "transformers==5.24.0"} <= {
-        *re.findall(r"^\| (\S+==\S+) ", shown, re.MULTILINE)
-    }
+    assert page.startswith("Before\n") and page.endswith("behind\n") and "2 passed" not in page
+    assert [*matrix.shown(page)] == ["torch==2.8.0", "lowest", "a==1"]
+    assert (
+        matrix.counts("..F\n1 failed, 1202 passed, 3 skipped in 2.1s") == "1,202 passed, 1 failed, 3 skipped"
+    )
