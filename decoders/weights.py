@@ -225,6 +225,7 @@ def load(
     quantize: str | None = None,
     skip: Iterable[str] = (),
     packed: bool = False,
+    prefill: str | None = None,
     progress: bool = False,
     adapter: Adapters | None = None,
     matching: Callable[[nn.Module, Tensors], Match] = match,
@@ -237,7 +238,8 @@ def load(
     ("int8", "int8-weights", "int4", see `kernels.quantize`, and `skip` there) makes 8 or 4 bits of a layer at
     a time, while reading: there is never more in memory than these and one layer. `packed` keeps the 4 and 8
     bits that a packaging has, where a layer of `kernels` can hold them: no dequantised copy of these exists,
-    and no weight is rounded to the packaging's dtype. `overrides` replace fields of `config.json`. `progress`
+    and no weight is rounded to the packaging's dtype. `prefill` ("int8" or "exact"): what long inputs do with
+    weights of 4 bits, see `kernels.set_prefill`. `overrides` replace fields of `config.json`. `progress`
     shows a bar and reads every page now rather than at first use. `adapter` is the folder or hub id of a LoRA
     as peft saves it, or several, each alone or with its weight: `[("a", 0.5), "b"]`. They are merged as peft
     merges them, also over a packed base; one that lies in the checkpoint's own folder is applied first,
@@ -274,7 +276,7 @@ def load(
         warnings.warn(f"{folder} has no {names}: drawn anew, train it before use", stacklevel=2)
     if type(model).train is nn.Module.train:  # hf's classes have manners of their own
         prepare_training(model)
-    return kernels.prepare(model.eval())
+    return kernels.prepare(model.eval(), prefill=prefill)
 
 
 def read(

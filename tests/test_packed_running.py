@@ -105,7 +105,7 @@ def test_logits_are_those_of_the_exact_weights_within_the_noise_of_float32(tmp_p
     if of not in packers.KINDS[kind].families:
         pytest.skip("not of this family")
     packers.write(tmp_path / "folder", kind, of)
-    model = weights.load(of.cls(), tmp_path / "folder", packed=True, dtype=torch.float32)
+    model = weights.load(of.cls(), tmp_path / "folder", packed=True, dtype=torch.float32, prefill="exact")
     layers = quantized_layers(model)
     assert layers
     twin = weights.load(of.cls(), tmp_path / "folder", dtype=torch.float64)
@@ -246,6 +246,7 @@ def test_groups_of_any_size_multiply_as_they_dequantize(group, what, dtype):
     linear = torch.nn.Linear(inputs, outputs)
     stored = q if q.dtype == torch.int8 else q[:, ::2] | q[:, 1::2] << 4
     layer = kernels.Quantized.from_bits(linear, stored, scale, zero, minimum, order).requires_grad_(False)
+    kernels.set_prefill(layer, "exact")
     spread = [None if t is None else t.double().repeat_interleave(group, 1) for t in (scale, zero, minimum)]
     w = (q.double() - (0 if zero is None else spread[1])) * spread[0] + (0 if minimum is None else spread[2])
     w = w if order is None else w[:, order.argsort()]

@@ -51,6 +51,11 @@ def add_sampling(option: Callable[..., Any], new_tokens: int) -> None:
     option("--quantize", choices=("int8", "int8-weights", "int4"), help="less memory, faster, less exact")
     option("--cache", choices=("int8",), help="keys and values of 8 bits: half the memory of long texts")
     option(
+        "--prefill",
+        choices=("int8", "exact"),
+        help="with 4-bit weights, long prompts round activations to 8 bits (default), or not",
+    )
+    option(
         "--packed",
         action=argparse.BooleanOptionalAction,
         default=True,

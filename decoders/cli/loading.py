@@ -37,6 +37,7 @@ def load_model(folder: Path, args: argparse.Namespace, with_adapters: bool = Tru
         device=device,
         quantize=args.quantize,
         packed=args.packed and device.type == "cpu",
+        prefill=args.prefill,
         progress=sys.stderr.isatty(),
         adapter=adapter,
     )

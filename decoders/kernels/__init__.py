@@ -14,7 +14,7 @@ from .hooks import plain, prepare
 from .int8_cache import new_cache
 from .native import dequantize_blocks, is_available, operators, status, whole_numbers
 from .quantized import KINDS, Quantized, QuantizedEmbedding
-from .quantizing import Cost, error, is_quantized, quantize
+from .quantizing import Cost, error, is_quantized, quantize, set_prefill
 
 from .quantized import stored_bits  # isort: skip
 from .quantizing import (  # isort: skip
@@ -36,6 +36,7 @@ __all__ += [
     "operators",
     "prepare",
     "quantize",
+    "set_prefill",
     "status",
 ]
 __all__ += ["embeddings", "expect_quantized", "linear_layers", "mark_packed", "mark_quantized"]

@@ -22,6 +22,7 @@ ARGUMENTS = {
     "int8_groups_product": (p, p, i, i, n, n, i),
     "int4_product": (p, p, i, i, n, n, i),
     "bfloat16_product": (p, p, i, n, n, i),
+    "w4a8_product": (p, p, i, i, n, n, i),
     "dequantize": (p, i, i, n, i),
     "dequantize_blocks": (i, p, p, i, n, i),
     "whole_numbers_of_blocks": (i, p, p, n, i),
@@ -150,6 +151,11 @@ def bfloat16_product(lib: Library, x: Tensor, layer: Layer) -> Tensor:
     rows = x.numel() // x.shape[-1]
     lib.bfloat16_product(pointer(x), fields, kind, rows, x.shape[-1], torch.get_num_threads())
     return ys[0]
+
+
+def w4a8_product(lib: Library, x: Tensor, *layers: Layer) -> list[Tensor]:
+    """(..., N) each: many rows of x (..., K), rounded to 8 bits in groups of 256, w as in `int4_product`."""
+    return call_product(lib.w4a8_product, x, layers)
 
 
 def dequantize(lib: Library, layer: Layer, inputs: int, dtype: torch.dtype) -> Tensor:

@@ -27,6 +27,7 @@ from .attention import attention, is_forward, qkv, rotate, window_of
 from .families import class_of, is_base_model, is_causal_model
 from .int8_cache import check_kind
 from .linear import conv1d_forward, linear_forward, rms_norm_forward
+from .quantizing import set_prefill
 from .step import PLAN_STATE
 from .texts import model_forward, plain_forward
 
@@ -36,13 +37,15 @@ FORWARDS = {"Linear": linear_forward, "Conv1D": conv1d_forward, "RMSNorm": rms_n
 ATTENTION_HOOKS = ("attend", "rotate", "qkv")
 
 
-def prepare(model: M, cache: str | None = None) -> M:
+def prepare(model: M, cache: str | None = None, prefill: str | None = None) -> M:
     """Put the kernels under `model`, in place. Parameters, names and types of modules stay.
 
     `cache="int8"`: texts that it begins keep their keys and values in 8 bits (see `int8_cache.py`); None: in
-    the model's dtype. ValueError for another kind.
+    the model's dtype. `prefill` ("int8" or "exact"): what long inputs do with layers of int4, see
+    `set_prefill`. ValueError for others.
     """
     check_kind(cache)
+    set_prefill(model, prefill)
     window = window_of(model)
     module: Any
     for module in model.modules():

@@ -16,6 +16,7 @@
 // | rms_norm               | float32, bf16, f16 | of the same dtype        | any                           |
 // | rotate                 | float32, bf16, f16 | -                        | any                           |
 // | one_query              | float32, bf16, f16 | -; keys of 8 bits too    | 1 query for each sequence     |
+// | w4a8_product           | float32, bf16, f16 | int4; x becomes int8 too | more than 16 (see prefill.c)  |
 // | run_plan (plan.c)      | float32, bf16, f16 | all of these             | 1 to 16                       |
 //
 // Sums are in float32; those of int8_product are whole numbers.

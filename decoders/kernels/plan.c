@@ -4,6 +4,7 @@
 
 #include "kernels.c"
 #include "blocks.c"
+#include "prefill.c"
 
 enum { EMBED, LAYER_NORM, RMS_NORM, PRODUCT, ROTATE, ATTEND, ACTIVATE, GATE, ADD, REORDER, KEEP, HEAD };
 enum { TRANSPOSED = 8, INT8_WEIGHTS, SAME, INT8_GROUPS };  // weights, beside INT8 and INT4

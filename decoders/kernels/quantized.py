@@ -25,7 +25,11 @@ MAX_INPUTS = 2**16  # whose products of 255 by 127 add up to less than 2**31
 KINDS = {
     "int8": "a scale for each row of the weight; x is rounded to 8 bits too, each row with its own scale",
     "int8-weights": "a scale for each row of the weight; x stays as it is, up to its 24th bit",
-    "int4": "a scale and a zero for each 32 inputs of the weight; x stays as it is",
+    "int4": "a scale and a zero for each 32 inputs of the weight; x stays as it is, or see PREFILL",
+}
+PREFILL = {  # what a product of more than MAX_ROWS rows does with int4
+    "int8": "rounds x to 8 bits, each 256 inputs of a row with their own scale: sums of whole numbers",
+    "exact": "leaves x as it is",
 }
 INT8_GROUPS = "int8-groups"  # a scale for each group of inputs: a format to be read, not one to quantize to
 PRODUCTS = {
@@ -61,6 +65,7 @@ class Quantized(nn.Module):
         super().__init__()
         self.kind, self.in_features, self.out_features = kind, in_features, out_features
         self.bias, self.training = bias, False  # it cannot be trained
+        self.prefill = "int8" if kind == "int4" else "exact"
         for name, (dtype, shape) in default_tensors(kind, in_features, out_features).items():
             self.register_buffer(name, torch.empty(shape, dtype=dtype))
 
@@ -177,8 +182,14 @@ class Quantized(nn.Module):
             return False
         if self.kind in ("int8", "int8-weights") and self.in_features > MAX_INPUTS:
             return False
+        if self.rounds_activations(x):
+            return False
         max_rows = 5 if x.dtype is torch.bfloat16 else 2 * MAX_ROWS
         return self.kind == "int8" or x.numel() <= max_rows * self.in_features
+
+    def rounds_activations(self, x: Tensor) -> bool:
+        """Whether a product with x, which the kernels take, is one of `prefill` "int8"."""
+        return self.prefill == "int8" and self.kind == "int4" and x.numel() > MAX_ROWS * self.in_features
 
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad and torch.is_grad_enabled():
@@ -194,7 +205,10 @@ class Quantized(nn.Module):
             return PRODUCTS[self.kind](lib, x, layer)[0]
         if self.kind == "int8":
             return self.int8_product(x, bias)
-        if lib and x.numel() and x.dtype is torch.bfloat16 and q.is_cpu and is_dense_cpu(x):
+        can_call = lib and x.numel() and q.is_cpu and is_dense_cpu(x)
+        if can_call and x.dtype in NATIVE_DTYPES and self.rounds_activations(x):
+            return calls.w4a8_product(lib, x, layer)[0]
+        if can_call and x.dtype is torch.bfloat16:
             return calls.bfloat16_product(lib, x, layer)
         return self.dequantized_product(x, bias)
 

@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn as nn
@@ -11,25 +11,38 @@ from torch import Tensor
 
 from . import native
 from .int8_cache import new_cache
-from .quantized import INT8_GROUPS, KINDS, Quantized, QuantizedEmbedding, empty_as_stored, kind_of
+from .quantized import INT8_GROUPS, KINDS, PREFILL, Quantized, QuantizedEmbedding, empty_as_stored, kind_of
 
+M = TypeVar("M", bound=nn.Module)
 VERSION = 1  # of the format in a folder: a change needs another reader
 MIXED = "mixed"  # layers of several kinds, as packed files have them
 
 # ---- A model -----------------------------------------------------------------------------------------------
 
 
-def quantize(model: nn.Module, kind: str, skip: Iterable[str] = ()) -> nn.Module:
+def quantize(model: nn.Module, kind: str, skip: Iterable[str] = (), prefill: str | None = None) -> nn.Module:
     """Quantize the weights of `model`, in place and for good, layer by layer: every linear layer but those
     whose name or last part of it is in `skip`. Embeddings, norms and biases stay. An output layer that was
     tied to the embedding is not any more. `kind` is "int8", "int8-weights" or "int4" (see `KINDS`).
+    `prefill`: see `set_prefill`.
 
     ValueError for another kind, a name in `skip` that no layer has, a model that is quantised already.
     """
     for name, layer in linear_layers(model, kind, skip).items():
         weight = layer.weight
         replace_module(model, name, Quantized.from_weight(layer, kind, weight, weight.device, name))
-    return mark_quantized(model, kind)
+    return set_prefill(mark_quantized(model, kind), prefill)
+
+
+def set_prefill(model: M, prefill: str | None) -> M:
+    """Say what products of more than 16 rows do with layers of int4: "int8", the default of such a layer,
+    rounds their input to 8 bits too; "exact" leaves it as it is. None: as it was. ValueError for another."""
+    if prefill not in (*PREFILL, None):
+        raise ValueError(f"prefill must be one of {', '.join(PREFILL)}, not {prefill!r}")
+    for module in model.modules():
+        if prefill is not None and isinstance(module, Quantized) and module.kind == "int4":
+            module.prefill = prefill
+    return model
 
 
 def linear_layers(model: nn.Module, kind: str, skip: Iterable[str] = ()) -> dict[str, Any]:
@@ -149,13 +162,15 @@ def error(
     skip: Iterable[str] = (),
     *,
     cache: str | None = None,
+    prefill: str | None = None,
     **inputs: Tensor,
 ) -> Cost:
     """`model`, which is not quantised, against a copy of `kind` on ids (B, T), two tokens at least; with
-    `cache` "int8", against keys and values of 8 bits, alone or beside weights of `kind`."""
+    `cache` "int8", against keys and values of 8 bits, alone or beside weights of `kind`. `prefill`: see
+    `set_prefill`."""
     if kind is None and cache is None:
         raise ValueError(f"of what: kind, one of {', '.join(KINDS)}, or cache='int8'?")
-    other = model if kind is None else quantize(copy.deepcopy(model), kind, skip)
+    other = model if kind is None else quantize(copy.deepcopy(model), kind, skip, prefill)
     arguments = {"input_ids": ids, "labels": ids, **inputs}
     caches = [{"past_key_values": new_cache(model, kind)} if cache else {} for kind in (None, cache)]
     exact, rounded = model(**arguments, **caches[0]), other(**arguments, **caches[1])

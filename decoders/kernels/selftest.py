@@ -23,7 +23,7 @@ def gives_the_right_numbers(lib: calls.Library) -> bool:
     for rows, dtype in CASES:
         x = (torch.arange(rows * K).view(rows, K) * 5 % 7 - 3).float()
         x[:, 0] = 127  # so that a scale of 8 bits is 1
-        for check in (products, dequantized, of_blocks, norms, rotations, attentions):
+        for check in (products, rounded, dequantized, of_blocks, norms, rotations, attentions):
             if not all(torch.equal(computed, right) for computed, right in check(lib, x, w, dtype)):
                 return False
     return True
@@ -65,6 +65,16 @@ def products(lib: calls.Library, x: Tensor, w: Tensor, dtype: torch.dtype) -> Pa
         ys.append(calls.bfloat16_product(lib, x, (*with_a_minimum(w), None)))
         ys.append(calls.bfloat16_product(lib, padded, whole))
     for y in ys:
+        yield y, right
+
+
+def rounded(lib: calls.Library, x: Tensor, w: Tensor, dtype: torch.dtype) -> Pairs:
+    """Inputs whose largest is 127, with 4 bits that stand for 7 to 127: neither is rounded."""
+    q, scale, _ = int4(w)
+    ones = torch.ones_like(scale)
+    layer = q, 8 * ones, 7 * ones, None
+    right = (x @ (8 * (w + 5) + 7).t()).to(dtype)
+    for y in calls.w4a8_product(lib, x.to(dtype), layer, layer):
         yield y, right
 
 
