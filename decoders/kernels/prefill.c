@@ -24,7 +24,7 @@ typedef struct {
     float *scale;  // [group][BLOCK]
 } Strips;
 
-static void round_row(const char *x, int kind, long inputs, const Rounded *to, long m) {
+static void round_activations(const char *x, int kind, long inputs, const Rounded *to, long m) {
     for (long g = 0; g < to->groups; g++) {
         const long k = g * GROUP, count = inputs - k < GROUP ? inputs - k : GROUP;
         const float top = largest(x, kind, k, count);
@@ -153,7 +153,7 @@ void w4a8_product(const char *x, const Layer *layer, int count, int kind, long M
         char *own = aligned_alloc(64, (BLOCK + 16) * NEAR * 4);
         float *tables = aligned_alloc(64, (2 * table + M * BLOCK) * sizeof(float));
         const Strips strips = {own + 16 * NEAR * 4, (int32_t *)tables, tables + table};
-        SHARED(m, M, 1) round_row(x + m * inputs * size_of(kind), kind, inputs, &rounded, m);
+        SHARED(m, M, 1) round_activations(x + m * inputs * size_of(kind), kind, inputs, &rounded, m);
         meet(team);
         for (int i = 0; i < count; i++)
             SHARED(n, layer[i].N, BLOCK)
