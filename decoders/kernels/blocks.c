@@ -1,6 +1,6 @@
-// What the blocks of GGUF's tensor types stand for, bit for bit as `formats/gguf_blocks.py` has it in PyTorch's
-// operators: there each formula is explained. A block is taken apart into whole numbers q and, for each group
-// of them, a scale and a minimum; then number = q * scale - minimum, rounded after the product.
+// What the blocks of GGUF's tensor types stand for, bit for bit as `formats/gguf_blocks.py` has it
+// in PyTorch's operators: there each formula is explained. A block is taken apart into whole numbers q and, for
+// each group of them, a scale and a minimum; then number = q * scale - minimum, rounded after the product.
 
 typedef struct {
     int8_t q[256];
@@ -15,7 +15,7 @@ INLINE float half(const uint8_t *b) {
     return _cvtsh_ss(h);
 }
 
-// ---- One scale for 32 numbers ------------------------------------------------------------------------------
+// ---- One scale for 32 numbers ----------------------------------------------------------------------------
 
 // 16 bytes of two numbers: the lower halves, then the upper ones; `less` is taken off.
 INLINE void two_of_bytes(const uint8_t *restrict b, int count, int less, int8_t *restrict q) {
@@ -60,7 +60,7 @@ BLOCK_OF(q5_1) {
     add_fifth_bits(b + 4, to->q);
 }
 
-// ---- k-quants: 256 numbers in groups -----------------------------------------------------------------------
+// ---- k-quants: 256 numbers in groups ---------------------------------------------------------------------
 
 // Twice 32 bytes of four numbers of 2 bits, times `unit`, added to what is there.
 INLINE void add_pairs_of_bits(const uint8_t *restrict b, int unit, int8_t *restrict q) {
@@ -122,7 +122,7 @@ BLOCK_OF(q6_k) {
     add_pairs_of_bits(b + 128, 16, to->q);
 }
 
-// ---- Four bits that choose from a table --------------------------------------------------------------------
+// ---- Four bits that choose from a table ------------------------------------------------------------------
 
 INLINE void chosen(const uint8_t *b, const int8_t *table, int8_t *q) {
     const __m128i all = _mm_loadu_si128((const __m128i *)table), low = _mm_set1_epi8(15);
@@ -153,7 +153,7 @@ BLOCK_OF(mxfp4) {
     chosen(b + 1, E2M1, to->q);
 }
 
-// ---- All of a tensor ---------------------------------------------------------------------------------------
+// ---- All of a tensor -------------------------------------------------------------------------------------
 
 static const struct {
     void (*take)(const uint8_t *restrict, Numbers *restrict);
