@@ -1,6 +1,6 @@
 // What the blocks of GGUF's tensor types stand for, bit for bit as `formats/gguf_blocks.py` has it
-// in PyTorch's operators: there each formula is explained. A block is taken apart into whole numbers q and, for
-// each group of them, a scale and a minimum; then number = q * scale - minimum, rounded after the product.
+// in PyTorch's operators: there each formula is explained. A block is taken apart into whole numbers q and,
+// for each group of them, a scale and a minimum; then number = q * scale - minimum, rounded after the product.
 
 typedef struct {
     int8_t q[256];
@@ -199,7 +199,7 @@ void dequantize_blocks(int type, const uint8_t *b, char *y, int kind, long count
     }
 }
 
-// q: the numbers of Q8_0, 32 bytes a block; of Q4_0 and Q4_1 in pairs, number 2 i in the lower half of byte i.
+// q: the numbers of Q8_0, 32 bytes a block; of Q4_0 and Q4_1 in pairs, number 2 i in byte i's lower half.
 void whole_numbers_of_blocks(int type, const uint8_t *b, uint8_t *q, long count, int threads) {
     const long bytes = BLOCKS[type].bytes, size = bytes == 34 ? 32 : 16;
     const __m128i low = _mm_set1_epi8(15), pair = _mm_set1_epi16(1 | 16 << 8);
