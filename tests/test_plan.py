@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn as nn
 
-from decoders import decoding, gpt_neo, kernels, phi
+from decoders import decoding, gpt_neo, hf, kernels, phi
 from decoders.kernels import families, native, step, texts
 from decoders.kernels.plan import Guards, NotPlanned, Plan
 from tests.families import FAMILIES, LONGROPE, PADDED, PHI3, inputs
@@ -502,3 +502,25 @@ def test_a_plan_has_as_many_threads_as_its_work_is_worth(monkeypatch):
     assert plan.threads() == 1  # it has less than a megabyte of weights
     monkeypatch.setattr("decoders.kernels.plan.SINGLE_THREAD_BYTES", 0)
     assert plan.threads() == 7
+
+
+# ---- Transformers' names -----------------------------------------------------------------------------------
+
+
+def test_documented_models_take_planned_steps_unless_somebody_looks(by_modules, steps):
+    """In `generate`, with beams too, and in a loop of one's own; the plan outlives the call."""
+    model = hf.AutoModelForCausalLM.from_pretrained("checkpoints/tiny-phi3")
+    ids = torch.randint(3, 900, (1, 9), generator=torch.Generator().manual_seed(0))
+    for options in ({}, {"num_beams": 3}):
+        given, before = {"max_new_tokens": 12, "do_sample": False, **options}, len(steps)
+        found = model.generate(ids, **given)
+        assert len(steps) > before + 8
+        assert torch.equal(found, by_modules(model.generate, ids, **given))
+    before, output = len(steps), model(ids, use_cache=True)
+    for _ in range(3):
+        output = model(ids[:, :1], past_key_values=output.past_key_values, use_cache=True)
+    assert len(steps) == before + 3
+    hook = model.model.layers[0].mlp.register_forward_hook(lambda *args: None)
+    model.generate(ids, max_new_tokens=5)
+    hook.remove()
+    assert len(steps) == before + 3
