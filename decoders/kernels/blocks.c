@@ -1,6 +1,7 @@
 // What the blocks of GGUF's tensor types stand for, bit for bit as `formats/gguf_blocks.py` has it
 // in PyTorch's operators: there each formula is explained. A block is taken apart into whole numbers q and,
-// for each group of them, a scale and a minimum; then number = q * scale - minimum, rounded after the product.
+// for each group of them, a scale and a minimum; then number = q * scale - minimum, rounded after the
+// product.
 
 typedef struct {
     int8_t q[256];

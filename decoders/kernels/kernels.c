@@ -822,7 +822,7 @@ void int8_weights_product(const void *x, const Layer *layer, int count, int kind
 // ---- 8 bits by groups -------------------------------------------------------------------------------------
 // w[n, k] = q scale + offset, for each group of 32 inputs or more. Rows are whole groups.
 
-// One row of x, for each 64 inputs: in float32 as they are; in bfloat16 (`pairs`) those of even, then those of
+// One row of x, per 64 inputs: in float32 as they are; in bfloat16 (`pairs`) those of even, then those of
 // odd index. And the sum of each 32.
 static void beside_bytes(const void *x, int kind, int pairs, long inputs, char *to, float *sums) {
     for (long k = 0; k < inputs; k += 64, to += pairs ? 128 : 256) {
@@ -1074,7 +1074,7 @@ void bfloat16_product(const uint16_t *x, const Layer *layer, int kind, long M, l
     free(even);
 }
 
-// ---- Weights out of and into 8 and 4 bits ----------------------------------------------------------------------------
+// ---- Weights out of and into 8 and 4 bits -----------------------------------------------------------------
 
 // What 8 or 4 bits (`bits`: INT8 or INT4) stand for: y (N, inputs) of `kind`.
 void dequantize(const Layer *layer, int bits, int kind, long inputs, int threads) {
