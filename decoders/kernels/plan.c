@@ -42,7 +42,6 @@ typedef struct {
     const Cache *cache;
     char *y;        // (M, C), or with a head the logits of the last `kept` rows of each sequence
     long kept;
-    int64_t *best;  // their argmax, or NULL
     long int8;      // whether the cache has 8 bits
 } Step;
 
@@ -135,37 +134,12 @@ static void keep(const Team *team, int kind, const Step *step, const Op *op) {
     }
 }
 
-// The first of the largest numbers of a row; NaN is larger than any.
-INLINE int64_t argmax(const char *row, int kind, long N) {
-    float top = load_one(row, kind, 0);
-    for (long i = 0; i < N; i += 16) {
-        const __mmask16 m = first(N - i);
-        const __m512 v = load(row, kind, i, m);
-        if (_mm512_mask_cmp_ps_mask(m, v, v, _CMP_UNORD_Q)) {
-            top = NAN;
-            break;
-        }
-        top = fmaxf(top, _mm512_mask_reduce_max_ps(m, v));
-    }
-    for (long i = 0; i < N; i += 16) {
-        const __mmask16 m = first(N - i);
-        const __m512 v = load(row, kind, i, m);
-        const __mmask16 hit = isnan(top) ? _mm512_mask_cmp_ps_mask(m, v, v, _CMP_UNORD_Q)
-                                         : _mm512_mask_cmp_ps_mask(m, v, _mm512_set1_ps(top), _CMP_EQ_OQ);
-        if (hit) return i + __builtin_ctz(hit);
-    }
-    return 0;
-}
-
-// The output layer, and what is the likeliest.
+// The output layer, over the last rows of each sequence.
 static void head(const Team *team, const Plan *plan, const Step *step, const Op *op) {
-    const long rows = step->M / step->T * step->kept, N = op->layers[0].N;
+    const long rows = step->M / step->T * step->kept;
     Layer layer = op->layers[0];
     layer.y = step->y;
     multiply(team, plan, op, rows, &layer);
-    if (!step->best) return;
-    meet(team);
-    SHARED(m, rows, 1) step->best[m] = argmax(step->y + m * N * size_of(plan->kind), plan->kind, N);
 }
 
 // q and k in place.

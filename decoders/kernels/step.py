@@ -41,7 +41,6 @@ class CStep(ctypes.Structure):
         *((name, ctypes.c_long) for name in ("tables", "R", "M", "T", "past")),
         *((name, ctypes.c_void_p) for name in ("mask", "cache", "y")),
         ("kept", ctypes.c_long),
-        ("best", ctypes.c_void_p),
         ("int8", ctypes.c_long),
     ]
 
