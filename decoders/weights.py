@@ -380,7 +380,8 @@ def keep_bits(model: nn.Module, matched: Match, device: str | torch.device) -> N
         if not isinstance(tensor, Packed) or tensor.bits is None:
             continue
         if source not in kept:
-            kept[source] = kernels.stored_bits(*tensor.bits())
+            bits = tensor.bits()
+            kept[source] = None if bits is None else kernels.stored_bits(*bits)
         if tensors := kept[source]:
             kernels.put_bits(model, name, tensors, device)
     for source, tensors in kept.items():

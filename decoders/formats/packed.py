@@ -21,6 +21,9 @@ class Bits(NamedTuple):
     order: Tensor | None = None  # (in,), where inputs of a group are scattered
 
 
+TABLES = Bits._fields[:-1]  # all but the order, which is of columns: what has rows
+
+
 @dataclass(frozen=True)
 class Packed:
     """`shape` and `dtype` are those of the numbers that `dequantize` gives. Nothing is read before."""
@@ -79,8 +82,10 @@ def part_of(whole: Packed, i: int, shape: torch.Size, modern: Callable) -> Packe
         found = whole_bits()
         if found is None:
             return None
-        *tables, order = found
-        parts: list[Any] = [t if t is None else list(modern(t))[i][1] for t in tables]
-        return Bits(*parts, order)
+        tables: dict[str, Any] = {name: getattr(found, name) for name in TABLES}
+        parts: dict[str, Any] = {
+            name: t if t is None else list(modern(t))[i][1] for name, t in tables.items()
+        }
+        return found._replace(**parts)
 
     return Packed(shape, whole.dtype, whole.kind, share, read, bits)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .files import forget
-from .packed import Bits, Packed
+from .packed import TABLES, Bits, Packed
 
 CHUNK = 2**19  # numbers that are made at a time
 Stored = Iterator[tuple[Path, str, Tensor | Packed]]
@@ -57,9 +57,9 @@ class Parts:
         dtype: torch.dtype,
         kind: str,
         read: Callable[[torch.dtype], Tensor],
-        bits: Callable[[], Bits] | None = None,
+        bits: Callable[[], Bits | None] | None = None,
     ) -> Packed:
-        """A matrix of `dtype`: `read(to)` gives its numbers, converted; `bits()` whole numbers."""
+        """A matrix of `dtype`: `read(to)` gives its numbers, converted; `bits()` whole numbers, or None."""
 
         def numbers(to: torch.dtype) -> Tensor:
             w = read(to)
@@ -205,16 +205,18 @@ def joined_gate_up(stored: Stored) -> Stored:
 
 def joined_bits(first: Bits, second: Bits) -> Bits | None:
     """The rows of both; None where one has what the other has not, or another order of its inputs."""
-    tables: list[Any] = []
-    for a, b in zip(first[:-1], second[:-1], strict=True):
+    tables: dict[str, Any] = {}
+    for name in TABLES:
+        a, b = getattr(first, name), getattr(second, name)
         if (a is None) != (b is None) or (a is not None and a.shape[1:] != b.shape[1:]):
             return None
-        tables.append(None if a is None else torch.cat([a, b]))
-    if (first.order is None) != (second.order is None):
+        tables[name] = None if a is None else torch.cat([a, b])
+    order, other = first.order, second.order
+    if (order is None) != (other is None):
         return None
-    if first.order is not None and not torch.equal(first.order, second.order):
+    if order is not None and other is not None and not torch.equal(order, other):
         return None
-    return Bits(*tables, first.order)
+    return first._replace(**tables)
 
 
 def joined(first: Tensor | Packed, second: Tensor | Packed) -> Tensor | Packed:
