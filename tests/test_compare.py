@@ -454,6 +454,7 @@ def test_three_mistakes_are_told_apart_by_their_stages(own):
     assert set(names(report)) == {m.name for m in given}, report
 
 
+@pytest.mark.proof
 def test_a_mistake_that_nobody_knows_gets_no_name_but_a_likeness(own):
     """Speculative names are worse than none."""
     state = dict(own.weights)
@@ -473,6 +474,7 @@ def own_part(own, part) -> str:
     return Formula(own.config, {}).parts[part]
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize(("change", "shown"), [
     (lambda x: x + 0.5, "0.5 off"),
     (lambda x: torch.nn.functional.dropout(x, 0.1), "dropout of 0.1 is active"),

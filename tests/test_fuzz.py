@@ -113,6 +113,7 @@ def test_a_found_string_is_shrunk():
     assert strings.shrunk("abcxdefyghi", lambda text: "x" in text and "y" in text) == "xy"
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("seed", [1])
 def test_damaged_bytes_are_answered_or_refused_in_a_sentence(seed):
     """Weights in five layouts, quantised ones and GGUF, what stands inside an archive, vocabularies, configs; cut, swapped, flipped."""

@@ -800,7 +800,7 @@ WRONG = [
     ({"negative_prompt_ids": IDS[:1], "guidance_scale": 2}, "negative_prompt_ids has 1 rows, input_ids 2"), ({"max_length": 5, "max_new_tokens": None}, "max_length 5 leaves no room after a prompt of 23 tokens"),
     ({"min_new_tokens": 9}, "ask for more than the 3 new"), ({"top_p": 0, "do_sample": True}, "top_p must be a number from 1e-30 to 1, not 0"), ({"num_beams": 0}, "num_beams must be a whole number from 1"),
     ({"num_beams": 2.5}, "num_beams must be a whole number"), ({"top_k": -1}, "top_k must be"), ({"temperature": float("inf")}, "temperature must be"), ({"max_new_tokens": "3"}, "max_new_tokens must be a whole number"),
-    ({"repetition_penalty": float("nan")}, "repetition_penalty must be"), ({"guidance_scale": -1}, "guidance_scale must be"), ({"inputs_embeds": torch.zeros(2, 3, 48)}, r"input_ids beside inputs_embeds must be of the same shape \(2, 3\), not \(2, 23\)"),
+    ({"repetition_penalty": float("nan")}, "repetition_penalty must be"), ({"guidance_scale": -1}, "guidance_scale must be"), ({"inputs_embeds": torch.zeros(2, 3, 48)}, r"input_ids beside inputs_embeds must be of the same shape \(2, 3\), or of its last tokens, not \(2, 23\)"),
     ({"logits_processor": [lambda ids, scores: scores[:, :5]]}, r"a logits processor must give \(2, 101\) logits, not \(2, 5\)"), ({"logits_processor": [lambda ids, scores: None]}, "not NoneType"),
     ({"logits_processor": [lambda ids, scores: scores - torch.inf]}, "left no token to choose"), ({"logits_processor": [lambda ids, scores: scores * torch.nan]}, "left no token to choose"),
     ({"stopping_criteria": [lambda ids, scores: torch.zeros(5)]}, r"a stopping criterion must give True, False or \(2,\) booleans, not \(5,\)"),

@@ -89,7 +89,10 @@ def shows(own: kit.Kit, mistake: mistakes.Mistake) -> bool:
 
 @pytest.mark.parametrize(
     ("every", "draws"),
-    [pytest.param(25, 1, id="some"), pytest.param(1, 3, id="all", marks=pytest.mark.pairs)],
+    [
+        pytest.param(25, 1, id="some", marks=pytest.mark.proof),
+        pytest.param(1, 3, id="all", marks=pytest.mark.pairs),
+    ],
 )
 @pytest.mark.parametrize(("only", "share"), [(None, 0.95), (RESULTS, 0.85)], ids=["inner values", "logits"])
 def test_a_number_drawn_at_random_is_told(kits, family, only, share, every, draws):
@@ -107,6 +110,7 @@ def test_a_number_drawn_at_random_is_told(kits, family, only, share, every, draw
     assert count and len(wrong) <= (1 - share) * count, wrong
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_number_is_told_of_a_port_in_half_precision(kits, dtype):
     own = kits("phi")
@@ -149,6 +153,7 @@ def test_the_right_number_changes_nothing(kits, family):
                 torch.testing.assert_close(same[name], expected, atol=1e-9, rtol=1e-9, equal_nan=True)
 
 
+@pytest.mark.proof
 def test_another_mistake_gets_no_number(kits):
     """A number that explains half of it is worse than none: here a head is silent, and the base another."""
     own = kits("phi")
@@ -166,6 +171,7 @@ def test_another_mistake_gets_no_number(kits):
     assert not compare.run(own, values).findings
 
 
+@pytest.mark.proof
 def test_the_work_of_a_search_is_bounded(kits, monkeypatch):
     """A pass of a kit's case takes 4 ms: so many are 20 seconds."""
     own, count = kits("phi3"), itertools.count()

@@ -17,6 +17,8 @@ from .formula import Formula, stage_order
 from .kit import Kit
 from .noise import BEYOND, spread
 
+CACHE_NAMES = ("past_key_values", "cache")  # the second in Transformers from 5.24 on
+
 
 @dataclass
 class PortValues:
@@ -71,7 +73,7 @@ def leaves(output: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
         yield from leaves(output._asdict(), path)
     elif isinstance(output, Mapping):
         for name, value in output.items():
-            if name != "past_key_values":
+            if name not in CACHE_NAMES:
                 yield from leaves(value, f"{path}.{name}")
     elif isinstance(output, tuple | list):
         for i, value in enumerate(output):

@@ -17,7 +17,7 @@ from torch import Tensor
 from decoders.formats import check_file
 
 from .formula import stage_order
-from .inner_values import Matching, PortValues, Recorded, Recorder, as_numbers, is_dense, leaves
+from .inner_values import CACHE_NAMES, Matching, PortValues, Recorded, Recorder, as_numbers, is_dense, leaves
 from .kit import Kit, read, read_npz
 from .noise import BEYOND, spread
 
@@ -221,9 +221,9 @@ def once(
     with theirs_to_blame(what), torch.set_grad_enabled(trains):
         if "past_ids" in inputs:
             cache = {"use_cache": True} if takes("use_cache", by_name=True) else {}
-            given["past_key_values"] = past = past_of(port(inputs["past_ids"], **cache))
+            given[cache_name(takes)] = past = past_of(port(inputs["past_ids"], **cache))
             if past is None:
-                return "the port gives no past_key_values", None, []
+                return "the port gives no past_key_values, or cache", None, []
         if recorder is not None:
             recorder.caught.clear()
         output = port(inputs["input_ids"], **given)
@@ -251,7 +251,7 @@ def arguments(inputs: dict[str, Tensor], takes: Callable[..., bool]) -> tuple[di
         del given["attention_mask"]
     if "image_patches" in given and not takes("image_patches_indices"):
         del given["image_patches_indices"]  # ids say the same: they have image_token_id there
-    needed = [*given, *(["past_key_values"] if "past_ids" in inputs else [])]
+    needed = [*given, *([cache_name(takes)] if "past_ids" in inputs else [])]
     if lacking := [name for name in needed if not takes(name)]:
         return given, f"the port takes no {lacking[0]}"
     if "labels" in inputs and takes("labels", by_name=True):
@@ -262,12 +262,17 @@ def arguments(inputs: dict[str, Tensor], takes: Callable[..., bool]) -> tuple[di
     return given, ""
 
 
+def cache_name(takes: Callable[..., bool]) -> str:
+    """What a port calls its cache."""
+    return next((name for name in CACHE_NAMES if takes(name, by_name=True)), CACHE_NAMES[0])
+
+
 def past_of(output: Any) -> Any:
     """The cache in a port's result: by name, or the second of a tuple; None if there is none."""
-    if isinstance(output, Mapping):
-        return output.get("past_key_values")
-    if hasattr(output, "past_key_values"):
-        return output.past_key_values
+    for name in CACHE_NAMES:
+        past = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+        if past is not None:
+            return past
     return output[1] if isinstance(output, tuple) and len(output) > 1 else None
 
 

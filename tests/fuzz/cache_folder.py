@@ -130,11 +130,11 @@ def cache_folder(rng: random.Random) -> str:
             return answered_by_a_process(Path(base), folder, library)
         is_held = rng.random() < 0.2
         before = decided(Path(base), is_held)
-        if not times and before != "in use":
+        if not times and not before.startswith("in use"):
             raise Failed(f"a whole library is {before}")
         if not is_held:
             rebuilt(library)
-        return "answered" if before == "in use" else "refused"
+        return "answered" if before.startswith("in use") else "refused"
 
 
 def decided(base: Path, is_held: bool) -> str:
@@ -145,7 +145,10 @@ def decided(base: Path, is_held: bool) -> str:
             stack.callback(os.close, descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         found, status = native.library(), str(state.status)
-    in_use, known = status == "in use", status.startswith(("in use", "not in use: ", "being compiled"))
+    in_use, known = (
+        status.startswith("in use"),
+        status.startswith(("in use", "not in use: ", "being compiled")),
+    )
     if not known or "\n" in status or in_use != (found is not None):
         raise Failed(f"the status is {status!r}")
     if found is not None and found.seven() != 7:
@@ -161,7 +164,7 @@ def standing_for_the_large_one(base: Path) -> Iterator[native.State]:
     with contextlib.ExitStack() as stack:
         for target, name, value in (
             (native, "STATE", state),
-            (native, "missing", lambda compiler, processor: ""),
+            (native, "target_for", lambda processor: (build.TARGETS[0], "")),
             (native, "gives_the_right_numbers", lambda library: library.seven() == 7),
             (native.calls, "declare", lambda library: library),
             (build, "library_path", lambda folder, *rest: folder / NAME),
