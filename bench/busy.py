@@ -1,5 +1,5 @@
-"""Decoding beside others: as many endless processes as there are processors, of another session, as another
-user's would be. Each engine runs alone and beside them, in turns in the same process.
+"""Decoding on a busy machine. As many processes as there are processors run endless loops, in a session of
+their own, as another user's would. Each engine is measured alone and beside them, in turns.
 
     python -m bench.busy --folders F --write        # the table of docs/speed.md
 """

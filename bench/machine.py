@@ -78,7 +78,7 @@ def others(watched: float = 1.0) -> float:
     return (busy_ticks() - before) / os.sysconf("SC_CLK_TCK") / taken
 
 
-class Watch:
+class QuietMachine:
     """Knows the best reading: that of results.json if it is of this machine, or a better one since."""
 
     def __init__(self, results: Path = RESULTS):
@@ -102,4 +102,4 @@ class Watch:
 
 
 if __name__ == "__main__":
-    print(f"{name()}: {Watch().see()}")
+    print(f"{name()}: {QuietMachine().see()}")

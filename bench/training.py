@@ -2,10 +2,9 @@
 
     python -m bench.training        # the two rows alone, with processor seconds beside
 
-A process for each holds a model of its own and makes a step when it is told to, in turns. Both learn float32
+A process for each holds a model of its own and makes a step when it is asked to, in turns. Both learn float32
 weights by AdamW from the same crops, with products in bfloat16 (autocast): the same rate, betas, decay and
-clipping. Peak memory is what a process
-had at most, less what it had with its libraries imported.
+clipping. Peak memory is what a process had at most, less what it had with its libraries imported.
 """
 
 import json
@@ -27,7 +26,7 @@ STEPS = 1000  # more than anybody asks for
 
 
 class Clock:
-    """Waits for a line before each step, and says behind it what the step took."""
+    """Waits for a line before each step, and prints afterwards what the step took."""
 
     def __init__(self, at_start: int):
         self.at_start = at_start
@@ -39,7 +38,7 @@ class Clock:
             sys.exit()
         self.wall, self.processor = time.perf_counter(), time.process_time()
 
-    def tell(self, loss: float) -> None:
+    def report(self, loss: float) -> None:
         import time
 
         from decoders.cli import peak_memory
@@ -72,7 +71,7 @@ def ours(config: dict) -> None:
     for ids in crops().split(B):
         clock.wait()
         loss = train_step(module, [(ids, ids, {})], optimizer, RATE / 1.001, 0.0, 1e-3, autocast=True)
-        clock.tell(loss)
+        clock.report(loss)
 
 
 def theirs(config: dict) -> None:
@@ -90,7 +89,7 @@ def theirs(config: dict) -> None:
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **more: Any) -> None:
             if logs and "loss" in logs:
-                clock.tell(logs["loss"])
+                clock.report(logs["loss"])
 
     no_dropout = dict.fromkeys(("resid_dropout", "embed_dropout", "attention_dropout"), 0.0)
     model = GPTNeoForCausalLM(GPTNeoConfig(**config, **no_dropout))

@@ -380,14 +380,19 @@ def keep_bits(model: nn.Module, matched: Match, device: str | torch.device) -> N
         if not isinstance(tensor, Packed) or tensor.bits is None:
             continue
         if source not in kept:
-            bits = tensor.bits()
-            kept[source] = None if bits is None else kernels.stored_bits(*bits)
+            kept[source] = layer_bits(tensor)
         if tensors := kept[source]:
             kernels.put_bits(model, name, tensors, device)
     for source, tensors in kept.items():
         if tensors:
             del matched.tensors[source]
     kernels.mark_packed(model)
+
+
+def layer_bits(tensor: Packed) -> dict[str, Tensor] | None:
+    """The tensors of a layer that holds just what is stored; None where no layer can (it is dequantised)."""
+    bits = tensor.bits() if tensor.bits else None
+    return None if bits is None else kernels.stored_bits(*bits)
 
 
 class Undrawn(TorchFunctionMode):

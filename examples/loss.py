@@ -22,7 +22,9 @@ class Loss(nn.Module):
         """ids and labels (B, T), labels -100 where nothing is learnt; `inputs` are the model's others."""
         output = self.model(ids, output_hidden_states=True, use_cache=False, logits_to_keep=1, **inputs)
         x, labels = output.hidden_states[-1][:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-        total = ChunkedCrossEntropy.apply(x, self.head.weight, self.head.bias, labels)
+        total = ChunkedCrossEntropy.apply(
+            x, self.head.weight, self.head.bias, labels, torch.is_grad_enabled()
+        )
         return total / (labels != -100).sum().clamp(min=1)
 
 
@@ -30,14 +32,18 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     """The sum over N positions of -log softmax(x W^T + b)[label]. Its gradient by the logits is the softmax,
     less 1 at the label; so that it is known as soon as the logits are, and CHUNK of them are kept at a time.
 
-    x (N, C), weight (V, C), bias (V,) or None, labels (N,).
+    x (N, C), weight (V, C), bias (V,) or None, labels (N,). `with_grad`: whether anybody asks for a gradient,
+    which is not known in `forward`, where gradients are off.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, with_grad: bool
+    ) -> Tensor:
+        needs_x, needs_weight, needs_bias = (with_grad and needed for needed in ctx.needs_input_grad[:3])
         total = torch.zeros((), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
         grads: list[Tensor | None] = [None, None, None]
-        if ctx.needs_input_grad[0]:
+        if needs_x:
             grads[0] = torch.empty_like(x)
         dtype = product_dtype(x)
         x, w = x.to(dtype), weight.to(dtype)  # once, not in each chunk
@@ -48,9 +54,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             total += loss
             if grads[0] is not None:
                 grads[0][rows] = softmax @ w
-            if ctx.needs_input_grad[1]:
+            if needs_weight:
                 grads[1] = added(grads[1], softmax.t() @ x[rows], weight.dtype)
-            if ctx.needs_input_grad[2]:
+            if needs_bias:
                 grads[2] = added(grads[2], softmax.sum(0), bias.dtype)
         ctx.save_for_backward(*grads)
         return total
@@ -58,7 +64,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """In place, to save memory: so once only, which autograd checks."""
-        return *(None if one is None else one.mul_(grad) for one in ctx.saved_tensors), None
+        return *(None if one is None else one.mul_(grad) for one in ctx.saved_tensors), None, None
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
@@ -70,7 +76,7 @@ def product_dtype(x: Tensor) -> torch.dtype:
 def loss_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The sum of the losses, and its gradient by the logits (N, V), in the dtype of the logits."""
     real = labels != -100
-    index = labels.clamp(min=0)[:, None]
+    index = labels.masked_fill(~real, 0)[:, None]  # any other label below 0 is an error of gather
     log_softmax = logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
     loss = -log_softmax.gather(1, index)[:, 0].masked_fill(~real, 0).sum()
     gradient = log_softmax.exp_()

@@ -7,7 +7,7 @@
 # later:
 #
 # - the norms stand **behind** the residual sums (*post-norm*), and there is none at the end,
-# - positions are an **embedding that is learned**, a row for each of 512 places,
+# - positions are an **embedding that is learned**, a row for each of 512 positions,
 # - matrices are stored **transposed**, [in, out],
 # - it was published **without a KV cache**. This file gives it one.
 #
@@ -73,7 +73,7 @@ assert tokenizer.encode("Once  Upon") == tokenizer.encode("once upon")
 #
 # ## Positions are learned
 #
-# Attention by itself knows no order. GPT-1 adds a vector for the place to the vector of the token. **How
+# Attention by itself knows no order. GPT-1 adds a vector for the position to the vector of the token. **How
 # many rows does that embedding have, and what must happen to a text that is longer?**
 
 # %%
@@ -88,11 +88,11 @@ except ValueError as error:
     print("ValueError:", error)
 
 # %% [markdown]
-# There is nothing to look up for place 256 of this tiny model (512 in the real one). The rotary embeddings
+# There is nothing to look up for position 256 of this tiny model (512 in the real one). The rotary embeddings
 # of later models are a formula and go on.
 #
-# **Nobody told the model that place 7 is next to place 8. Are their rows alike?** Here is how alike every
-# fourth is to every fourth (the cosine of their angle).
+# **Nobody told the model that position 7 is next to position 8. Are their rows alike?** Here is how alike
+# every fourth is to every fourth (the cosine of their angle).
 
 # %%
 unit = F.normalize(embedding, dim=-1)
@@ -111,28 +111,28 @@ figure
 # Neighbours are alike, because being alike helped to predict. The last rows are nearly random: few stories
 # of the training were that long.
 #
-# **Switch it off: what if every token is told that it stands at place 0? And if the places are shuffled?**
+# **Switch it off: what if every token is told that it stands at position 0? And if positions are shuffled?**
 
 # %%
 rows = tools.held_out("openai_gpt", tokenizer)  # 16 stories that it was not trained on
 T = rows.ids.shape[1]
 generator = torch.Generator().manual_seed(0)
-places = {
+positions = {
     "as it is": torch.arange(T),
-    "all at place 0": torch.zeros(T, dtype=torch.long),
+    "all at position 0": torch.zeros(T, dtype=torch.long),
     "shuffled": torch.randperm(T, generator=generator),
     "one to the right": torch.arange(1, T + 1),
 }
 found = {}
-for name, position_ids in places.items():
+for name, position_ids in positions.items():
     with torch.no_grad():
         found[name] = model(rows.ids, labels=rows.labels, position_ids=position_ids).loss.item()
     print(f"{name:16} {found[name]:.3f}")
-assert found["as it is"] < 0.3 and 0.8 < found["all at place 0"] < found["shuffled"]
-assert found["one to the right"] < found["all at place 0"]
+assert found["as it is"] < 0.3 and 0.8 < found["all at position 0"] < found["shuffled"]
+assert found["one to the right"] < found["all at position 0"]
 
 # %% [markdown]
-# No place is better than a wrong one: the causal mask still tells an order, since the first token sees one
+# No position is better than a wrong one: the causal mask still tells an order, since the first token sees one
 # key, the second two. A shift by one is the mildest, because rows of neighbours are alike, and yet it more
 # than doubles the loss. It is the classic bug of a port that counts from 1.
 #
@@ -239,7 +239,7 @@ assert (exact - output.hidden_states[1]).abs().max() > 1e-4
 #
 # ## What heads read
 #
-# **In layer 0 a head sees tokens and places, nothing else. Which simple pattern can it make of places
+# **In layer 0 a head sees tokens and positions, nothing else. Which simple pattern can it make of positions
 # alone?**
 
 # %%
@@ -255,8 +255,8 @@ trace.plot.attention(h // 6, h % 6)
 
 # %% [markdown]
 # In layer 0 the heads of this tiny model read all that came before alike, a mean. "The one before" would be
-# another pattern of places alone: place t asks for place t - 1, and rows of the position embedding can
-# answer. No head does only that; the one that comes nearest is drawn large.
+# another pattern of positions alone: position t asks for position t - 1, and rows of the position embedding
+# can answer. No head does only that; the one that comes nearest is drawn large.
 #
 # ## Switch it off: post-norm
 #

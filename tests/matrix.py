@@ -4,8 +4,9 @@
     python -m tests.matrix transformers==5.24.0 --write      this row alone; the others stay
     python -m tests.matrix torch==2.14.1 --python PATH       in an environment that is there already
 
-A row names what is installed over the versions that this Python has. The row `lowest` starts from nothing: every
-package of pyproject.toml in the lowest version that it admits, and no Transformers, which wants newer ones.
+A row names what is installed over the versions that this Python has. The row `lowest` starts from nothing: the
+packages of pyproject.toml in the lowest version admitted, but torch is 2.13.0, pytest the newest, and ftfy, spacy
+and Transformers, which wants newer packages, are left out.
 On Linux PyPI has torch built for CUDA: a row of torch other than the pinned one downloads up to three gigabytes.
 """
 

@@ -8,7 +8,7 @@ from bench.peers import folders, table
 from bench.peers.engines import ENGINES
 
 
-def readings(monkeypatch, *seen: tuple[float, float]) -> machine.Watch:
+def readings(monkeypatch, *seen: tuple[float, float]) -> machine.QuietMachine:
     """A watch that sees (cores of others, GB/s), one after the other; time passes by itself."""
     values, clock = iter(seen), iter(range(1000))
     current = [(0.0, 0.0)]
@@ -21,7 +21,7 @@ def readings(monkeypatch, *seen: tuple[float, float]) -> machine.Watch:
     monkeypatch.setattr(machine, "read_speed", lambda: current[0][1])
     monkeypatch.setattr(machine.time, "sleep", lambda _: None)
     monkeypatch.setattr(machine.time, "monotonic", lambda: next(clock))
-    watch = machine.Watch(machine.RESULTS.parent / "none.json")
+    watch = machine.QuietMachine(machine.RESULTS.parent / "none.json")
     watch.best = 60.0
     return watch
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from decoders import hf, weights
+from tests.conftest import ROOT
 from tests.families import PHI, PHI3, inputs
 
 CLOSE = {"atol": 2e-5, "rtol": 0}
@@ -300,3 +301,17 @@ def test_a_dtype_by_name_and_labels_that_are_none(tmp_path):
             weights.load(PHI.cls("ForCausalLM"), tmp_path, dtype=wrong)
     with pytest.raises(ValueError, match="labels must be -100, or numbers of classes"):
         model(ids, labels=ids + 200)
+
+
+def test_the_config_of_fuyus_decoder_takes_arguments_as_others_do():
+    """Of a folder of Fuyu, in whose config it is a part."""
+    folder = ROOT / "checkpoints" / "tiny-fuyu"
+    whole = hf.FuyuConfig.from_pretrained(folder).text_config
+    cls = type(whole)
+    assert cls.from_pretrained(folder).to_dict() == whole.to_dict()
+    options = {"num_hidden_layers": 1, "other": 2}
+    config, unused = cls.from_pretrained(folder, **options, return_unused_kwargs=True)
+    assert type(config) is cls and unused == {"other": 2}
+    assert config.num_hidden_layers == 1 != whole.num_hidden_layers
+    with pytest.raises(TypeError, match="other"):
+        cls.from_pretrained(folder, other=2)

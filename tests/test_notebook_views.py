@@ -8,7 +8,7 @@ import types
 import pytest
 import torch
 
-from decoders import decoding, look, tokenize
+from decoders import decoding, kernels, look, tokenize
 from tests.conftest import ROOT
 from tests.families import PHI3, inputs
 
@@ -61,10 +61,29 @@ def test_a_beam_tree_is_escaped():
     assert "<script" not in tree._repr_html_() and "&lt;script" in tree._repr_html_()
 
 
-@pytest.mark.parametrize("wrong", [{"num_beams": 1}, {}, {"num_beams": 4, "num_beam_groups": 2}])
+@pytest.mark.parametrize(
+    "wrong", [{"num_beams": 1}, {"num_beams": None}, {}, {"num_beams": 4, "num_beam_groups": 2}]
+)
 def test_what_is_no_tree_is_refused(wrong):
     with pytest.raises(ValueError, match="one prompt, num_beams of two at least, and no num_beam_groups"):
         decoding.beam_tree(PHI3.model(), IDS, max_new_tokens=2, **wrong)
+
+
+def test_defaults_of_a_beam_tree_may_be_written_out():
+    model, options = PHI3.model(), {"num_beams": 2, "max_new_tokens": 3}
+    written = decoding.beam_tree(model, IDS, **options, logits_processor=None, num_beam_groups=None)
+    assert written.totals == decoding.beam_tree(model, IDS, **options).totals
+
+
+def test_a_cache_of_8_bits_says_so():
+    model = PHI3.model()
+    cache = kernels.new_cache(model, "int8")
+    assert repr(look.cache(cache)) == "KVCache: empty"
+    with torch.no_grad():
+        exact = model(IDS, use_cache=True).past_key_values
+        model(IDS, past_key_values=cache)
+    assert ", float32 in 8 bits, " in repr(look.cache(cache))
+    assert "8 bits" not in repr(look.cache(exact))
 
 
 def test_a_cache_shows_what_it_holds_and_its_room(family):

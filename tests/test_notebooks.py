@@ -1,6 +1,7 @@
 """notebooks/: each .ipynb is its .py, executed without an error; and what shows itself in a notebook."""
 
 import re
+import textwrap
 
 import pytest
 
@@ -43,6 +44,27 @@ def test_a_notebook_is_executed_without_errors_and_small(name):
     assert not {kind for kind in kinds if kind[0] == "error" or kind[1] == "stderr"}
     assert SOURCES[name].with_suffix(".ipynb").stat().st_size < 400_000
     assert len(notebook.cells) <= 60
+
+
+def quoted(notebook) -> list[tuple[str, str]]:
+    """File ("decoders/phi.py") and lines of the source code that stands in outputs."""
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    texts = [output.data.get("text/markdown", "") for output in outputs if "data" in output]
+    return [pair for text in texts for pair in re.findall(r"^`([\w/]+\.py)`\n```python\n(.*)```", text, re.S)]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in SOURCES if re.search(r"^show\(", SOURCES[name].read_text(), re.M)]
+)
+def test_source_code_in_outputs_is_that_of_today(name):
+    shown = quoted(stored(name))
+    assert shown
+    for file, lines in shown:
+        today = (FOLDER.parent / file).read_text().splitlines()
+        indents = {line[: len(line) - len(line.lstrip())] for line in today}
+        text = "\n".join(["", *today, ""])
+        wanted = ("\n" + textwrap.indent(lines, indent) for indent in indents)
+        assert any(each in text for each in wanted), f"{file} has changed: make notebooks"
 
 
 @pytest.mark.parametrize("name", LESSONS)

@@ -2,11 +2,13 @@
 
 import contextlib
 import copy
+import json
 
 import pytest
 import torch
 
 from decoders import kernels, weights
+from decoders.cli import main
 from decoders.kernels import native, step, texts
 from tests import packers
 from tests.families import GPT_NEO, OPENAI_GPT, PERSIMMON, PHI, PHI3, inputs
@@ -132,6 +134,16 @@ def test_what_no_layer_can_hold_is_dequantised(tmp_path, kind):
         model.state_dict()[name],
         plain[name].to(model.dtype if hasattr(model, "dtype") else plain[name].dtype),
     )
+
+
+@pytest.mark.parametrize("kind", [*DEQUANTISED, "gptq-4bits"])
+def test_inspect_says_of_what_is_dequantised_that_it_is(tmp_path, kind, capsys):
+    packers.write(tmp_path / "folder", kind, PHI)
+    layers = quantized_layers(weights.load(PHI.cls(), tmp_path / "folder", packed=True))
+    assert main(["inspect", str(tmp_path / "folder"), "--json"]) == 0
+    assert bool(json.loads(capsys.readouterr().out)["runs packed"]) == bool(layers)
+    assert main(["inspect", str(tmp_path / "folder")]) == 0
+    assert (", runs packed" in capsys.readouterr().out) == bool(layers)
 
 
 def test_split_gate_and_up_become_one_layer(tmp_path):

@@ -14,7 +14,7 @@ from examples.lora import LoRA, add_lora, merged
 from examples.loss import Loss
 from examples.stories import stories
 from tests.conftest import ROOT
-from tests.families import FAMILIES, inputs
+from tests.families import FAMILIES, PHI, inputs
 
 SMALL = "--width 48 --layers 2 --heads 4 --context 64 --batch-size 4 --vocab 600".split()
 
@@ -105,6 +105,27 @@ def test_the_loss_in_chunks_is_the_plain_loss_with_its_gradient(family, monkeypa
     for (name, p), q in zip(found.named_parameters(), right.parameters(), strict=True):
         assert (p.grad is None) == (q.grad is None), name
         assert p.grad is None or torch.allclose(p.grad, q.grad, atol=1e-6), name
+
+
+def test_a_label_that_is_no_token_is_an_error():
+    """Any but -100, which stands for nothing to learn."""
+    model, ids = PHI.model(), inputs(101)[0]
+    for wrong in (-1, 101):
+        labels = ids.clone()
+        labels[0, 5] = wrong
+        with pytest.raises((RuntimeError, IndexError), match="out of bounds"):
+            Loss(model)(ids, labels)
+
+
+def test_a_loss_without_gradients_computes_none(monkeypatch):
+    model, ids = PHI.model(), inputs(101)[0]
+    parts = []
+    monkeypatch.setattr("examples.loss.added", lambda total, part, dtype: parts.append(part))
+    with torch.no_grad():
+        loss = Loss(model)(ids, ids)
+    assert not parts and torch.allclose(loss, model(ids, labels=ids).loss.detach(), atol=1e-5)
+    Loss(model)(ids, ids)
+    assert parts
 
 
 @pytest.mark.ecosystem

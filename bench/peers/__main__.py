@@ -53,7 +53,7 @@ class Rounds:
         for name, engine in sorted(self.engines(), key=lambda pair: ENGINES[pair[1]].kind == "packed"):
             convert(engine, self.folder(name), self.args.threads, limit=10 * LIMIT)
 
-    def measure(self, watch: machine.Watch) -> None:
+    def measure(self, watch: machine.QuietMachine) -> None:
         """All rounds, as long as there is time."""
         for number in range(self.args.rounds):
             seen = watch.see() if self.args.anyway else watch.wait(self.args.patience)
@@ -107,7 +107,7 @@ def main() -> None:
         if args.rounds:
             rounds.convert()
         if not args.convert:
-            rounds.measure(machine.Watch())
+            rounds.measure(machine.QuietMachine())
     if not args.convert:
         report(rounds.data, args.write)
 

@@ -1,4 +1,5 @@
-"""`inspect MODEL`: what is in a checkpoint. Only headers are read."""
+"""`inspect MODEL`: what is in a checkpoint. Only headers are read, and of packed weights one matrix of each
+kind and shape."""
 
 import argparse
 import json
@@ -6,6 +7,8 @@ import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from decoders import family, find, kernels, model_class, read_config, weights
 from decoders.formats import Packed, cache_shape, grouped, no_number, packaging_name
@@ -62,19 +65,32 @@ def packing_facts(folder: Path, config: dict[str, Any], tensors: weights.Tensors
     stored = tensors.stored.values()
     if not any(isinstance(tensor, Packed) for tensor in stored):
         return {}
+    answers = run_packed(tensors)
     total, sizes = sum(tensor.shape.numel() for tensor in stored), Counter[str]()
     for tensor in stored:
         kind = tensor.kind if isinstance(tensor, Packed) else str(tensor.dtype).removeprefix("torch.")
         sizes[kind] += tensor.shape.numel()
     types = {kind: round(size / total, 4) for kind, size in sizes.most_common()}
     bits = 8 * sum(tensor.nbytes for tensor in stored) / total
-    kept = sum(t.shape.numel() for t in stored if isinstance(t, Packed) and t.bits is not None)
+    packed = [tensor for tensor in stored if isinstance(tensor, Packed)]
+    kept = sum(tensor.shape.numel() for tensor in packed if answers[sort_of(tensor)])
     return {
         "packaging": packaging_name(folder, config),
         "types": types,
         "bits per weight": round(bits, 2),
         "runs packed": round(kept / total, 4),
     }
+
+
+def sort_of(tensor: Packed) -> tuple[str, torch.Size]:
+    return tensor.kind, tensor.shape
+
+
+def run_packed(tensors: weights.Tensors) -> dict[tuple[str, torch.Size], bool]:
+    """Kind and shape -> whether a layer can hold what is stored, or `load(packed=True)` dequantises it. One
+    matrix of each is read and asked for all."""
+    packed = {sort_of(t): t for t in tensors.stored.values() if isinstance(t, Packed)}
+    return {sort: weights.layer_bits(tensor) is not None for sort, tensor in packed.items()}
 
 
 def as_table(facts: dict[str, Any], tensors: Any) -> str:
@@ -97,12 +113,13 @@ def as_table(facts: dict[str, Any], tensors: Any) -> str:
 
 def tensor_lines(tensors: Any) -> list[str]:
     """A line for all tensors that differ in the layer's number only."""
+    answers = run_packed(tensors)
     groups: dict[tuple, list[tuple[str, str]]] = {}
     for name, tensor in tensors.stored.items():
         stored = tensors.origin[name][1]
         dtype = str(tensor.dtype).removeprefix("torch.")
         if isinstance(tensor, Packed):
-            dtype = f"{tensor.kind}, {'runs packed' if tensor.bits else 'dequantised'}"
+            dtype = f"{tensor.kind}, {'runs packed' if answers[sort_of(tensor)] else 'dequantised'}"
         key = (no_number(stored), no_number(name), tuple(tensor.shape), dtype)
         groups.setdefault(key, []).append((stored, name))
     lines = []

@@ -135,7 +135,7 @@ def line(x: float, y: float, to_x: float, to_y: float, colour: str, width: float
     return f'<line {ends} stroke="{colour}" stroke-width="{width}"/>'
 
 
-class Watch:
+class Recorder:
     """A logits processor that changes nothing, and notes which beams are followed."""
 
     def __init__(self, prompt_length: int):
@@ -164,11 +164,11 @@ def beam_tree(
     ValueError for several prompts, one beam, and groups of beams, which are several trees."""
     ids = torch.as_tensor(input_ids, device=next(model.parameters()).device)
     ids = ids[None] if ids.dim() == 1 else ids
-    beams = settings.get("num_beams", 1)
-    if len(ids) != 1 or beams < 2 or settings.get("num_beam_groups", 1) > 1:
+    beams = settings.get("num_beams") or 1
+    if len(ids) != 1 or beams < 2 or (settings.get("num_beam_groups") or 1) > 1:
         raise ValueError("a tree has one prompt, num_beams of two at least, and no num_beam_groups")
-    watch = Watch(ids.shape[1])
-    own = [*settings.pop("logits_processor", ()), watch]
+    recorder = Recorder(ids.shape[1])
+    own = [*(settings.pop("logits_processor", None) or ()), recorder]
     settings = {"num_return_sequences": beams, **settings, "return_dict_in_generate": True}
     found = generate(model, ids, logits_processor=own, tokenizer=tokenizer, **settings)
     rows = found.sequences[:, ids.shape[1] :].tolist()
@@ -176,6 +176,6 @@ def beam_tree(
     best = [tuple(row[:n]) for row, n in zip(rows, lengths, strict=True)]
     for branch in best:
         for n in range(1, len(branch) + 1):
-            watch.note(branch[:n])
-    del watch.totals[()]
-    return BeamTree(ids[0].tolist(), watch.totals, best, tokenizer)
+            recorder.note(branch[:n])
+    del recorder.totals[()]
+    return BeamTree(ids[0].tolist(), recorder.totals, best, tokenizer)

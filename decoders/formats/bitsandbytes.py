@@ -144,7 +144,7 @@ def eight_bits(parts: Parts) -> Packed:
     def read(dtype: torch.dtype) -> Tensor:
         return q.float().mul_(absmax.float()[:, None]).mul_(ONE_127TH).to(dtype)
 
-    def whole() -> Bits:
+    def stored_bits() -> Bits:
         return Bits(q, absmax.float()[:, None] * ONE_127TH, None)
 
-    return parts.packed(tuple(q.shape), torch.float32, "bitsandbytes int8", read, whole)
+    return parts.packed(tuple(q.shape), torch.float32, "bitsandbytes int8", read, stored_bits)

@@ -119,7 +119,7 @@ def packed_matrix(groups: list[tuple[list[str], dict]], parts: Parts) -> Packed:
     def read(dtype: torch.dtype) -> Tensor:
         return dequantize(q, scale, zero, block, group_index(parts, scale, q.shape[1])).to(dtype)
 
-    def whole() -> Bits:
+    def stored_bits() -> Bits:
         if scale.numel() == 1:
             return Bits(q, scale.view(1, 1).expand(len(q), 1), None)
         return Bits(q, scale, zero)
@@ -128,7 +128,7 @@ def packed_matrix(groups: list[tuple[list[str], dict]], parts: Parts) -> Packed:
     by_groups = scale.dim() == 2 and len(scale) == len(q) and block is None
     is_whole = q.dtype == torch.int8 and (by_groups or (scale.numel() == 1 and zero is None))
     is_whole = is_whole and "weight_g_idx" not in parts
-    bits = whole if is_whole else None
+    bits = stored_bits if is_whole else None
     return parts.packed(tuple(q.shape), scale.dtype, f"compressed-tensors {kind}", read, bits)
 
 
@@ -188,7 +188,7 @@ def whole_numbers(parts: Parts, scheme: dict) -> Packed:
         zeros = None if zero is None else signed(zero.t(), bits, len(scale)).t()
         return dequantize(q, scale, zeros, None, group_index(parts, scale, shape[1])).to(dtype)
 
-    def whole() -> Bits | None:
+    def stored_bits() -> Bits | None:
         index = group_index(parts, scale, shape[1])
         order = None if index is None else order_of(index, scale.shape[1])
         if shape[1] % 8 or (index is not None and order is None):
@@ -207,7 +207,7 @@ def whole_numbers(parts: Parts, scheme: dict) -> Packed:
     groups = scale.shape[-1] if scale.dim() == 2 else 1
     kind = f"compressed-tensors int{bits} by groups of {shape[1] // groups}"
     is_whole = bits in (4, 8) and scale.dim() == 2 and len(scale) == shape[0]
-    return parts.packed(shape, scale.dtype, kind, read, whole if is_whole else None)
+    return parts.packed(shape, scale.dtype, kind, read, stored_bits if is_whole else None)
 
 
 def widths(count: int, bits: int) -> tuple[int, int]:

@@ -80,14 +80,14 @@ def from_bytes(content: Tensor, placed: Placed) -> Tensor | Packed:
             forget(raw)
         return numbers
 
-    def whole() -> Bits:
+    def stored_bits() -> Bits:
         bits = whole_numbers(raw, placed.kind, placed.shape)
         forget(raw)
         return bits
 
     shape, bits = torch.Size(placed.shape), None
     if placed.kind.name in ("Q8_0", "Q4_0", "Q4_1") and len(shape) == 2:
-        bits = whole
+        bits = stored_bits
     return Packed(shape, torch.float32, placed.kind.name, placed.nbytes, read, bits)
 
 

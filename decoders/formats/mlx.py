@@ -60,11 +60,11 @@ def packed_matrix(stated: dict, where: str, parts: Parts) -> Packed:
     parts.check(parts["scales"].is_floating_point(), "scales", "must be floats")
     read = partial(dequantize_affine, parts["weight"], parts["scales"], parts["biases"], bits)
 
-    def whole() -> Bits:
+    def stored_bits() -> Bits:
         return Bits(parts["weight"].view(torch.uint8), parts["scales"], minimum=parts["biases"])
 
     kind, dtype = f"MLX int{bits} by groups of {group}", parts["scales"].dtype
-    return parts.packed(shape, dtype, kind, read, whole if bits == 4 else None)
+    return parts.packed(shape, dtype, kind, read, stored_bits if bits == 4 else None)
 
 
 def check_shapes(parts: Parts, bits: int, group: int) -> int:

@@ -66,12 +66,12 @@ class Parts:
             self.forget()
             return w
 
-        def whole() -> Bits | None:
+        def stored_bits() -> Bits | None:
             found = bits() if bits else None
             self.forget()
             return found
 
-        return Packed(torch.Size(shape), dtype, kind, self.nbytes, numbers, whole if bits else None)
+        return Packed(torch.Size(shape), dtype, kind, self.nbytes, numbers, stored_bits if bits else None)
 
     def forget(self) -> None:
         """Give the memory of what has been read back to the system."""

@@ -137,6 +137,11 @@ class PretrainedConfig(SeenAs):
         hub, kwargs = hub_options(kwargs)
         folder = find(pretrained_model_name_or_path, weights=False, **hub)
         stored = current_of(read_known(folder), cls.plain_class)
+        return cls.of_stored(stored, return_unused_kwargs, **kwargs)
+
+    @classmethod
+    def of_stored(cls, stored: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """What `config.json` says, with `kwargs` in its place (see `from_pretrained`)."""
         known = {*cls.__dataclass_fields__, *stored, *cls.attribute_map, *OF_ALL_CONFIGS}
         unused = {key: value for key, value in kwargs.items() if key not in known}
         if unused and not return_unused_kwargs:
@@ -198,7 +203,8 @@ class PretrainedConfig(SeenAs):
 
     @property
     def per_layer_config(self) -> list[Any]:
-        """One for each layer, as caches of Transformers 5.24 ask: all layers are alike here."""
+        """One per layer, for caches of Transformers 5.24. They read `sliding_window`: all layers of Phi-3
+        have one. Local layers of GPT-Neo have `window_size`, and their caches hold all keys."""
         return [self] * self.get_text_config().num_hidden_layers
 
     def update(self, config_dict: dict) -> None:
@@ -281,11 +287,12 @@ class FuyuTextConfig(PretrainedConfig, fuyu.PersimmonConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
-        hub, _ = hub_options(dict(kwargs))
+        hub, others = hub_options(dict(kwargs))
         folder = find(pretrained_model_name_or_path, weights=False, **hub)
         if read_known(folder).get("model_type") != FuyuConfig.model_type:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        return FuyuConfig.from_pretrained(pretrained_model_name_or_path).text_config
+        inner = current_of(FuyuConfig.from_pretrained(folder).text_config.to_dict(), cls.plain_class)
+        return cls.of_stored(inner, *args, **others)
 
 
 class FuyuConfig(PretrainedConfig, fuyu.FuyuConfig):

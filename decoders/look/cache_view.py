@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+import torch
+
 from .words import word
 
 CELLS = 128  # positions that are drawn one by one
@@ -36,6 +38,8 @@ class CacheView:
             return "KVCache: empty"
         B, K, _, D = self.cache[0][0].shape
         dtype = str(self.cache[0][0].dtype).removeprefix("torch.")
+        if self.cache.buffers[0][0].dtype == torch.int8:  # what `cache[0]` gives is not what is stored
+            dtype += " in 8 bits"
         return (
             f"KVCache: {S} positions of {self.room} in {layers} layers, k and v of (B, K, S, D) = "
             f"({B}, {K}, {S}, {D}) each, {dtype}, {self.bytes / 1e3:,.1f} kB"

@@ -52,12 +52,12 @@ for layers, window in ((1, 8), (2, 8), (3, 8), (2, 5)):
         window_size=window,
         initializer_range=0.3,
     )
-    deaf = gpt_neo.GPTNeoForCausalLM(config).double().eval()
+    local_model = gpt_neo.GPTNeoForCausalLM(config).double().eval()
     ids = torch.randint(50, (1, 60))
     other = ids.clone()
     other[0, 0] = (ids[0, 0] + 1) % 50
     with torch.no_grad():
-        changed = (deaf(ids).logits - deaf(other).logits).abs().amax(-1)[0] > 0
+        changed = (local_model(ids).logits - local_model(other).logits).abs().amax(-1)[0] > 0
     last = int(changed.nonzero().max())
     print(f"{layers} layers, window {window}: the first token changes logits up to position {last}")
     assert last == layers * (window - 1)
@@ -120,4 +120,4 @@ assert difference > 0.01
 
 # %% [markdown]
 # Leaving it away costs nothing. A bias of q is not for nothing: it says which keys a head likes whatever
-# the query is. With rotary embedding, as in Phi, a bias of k does count: it is rotated with its place.
+# the query is. With rotary embedding, as in Phi, a bias of k does count: it is rotated with its position.

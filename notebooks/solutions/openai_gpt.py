@@ -85,13 +85,13 @@ assert tools.loss_of(with_positions(stretched), rows) > as_it_is + 0.05
 
 # %% [markdown]
 # Appended rows change nothing for texts that do not reach them, and say nothing to those that do. Stretched
-# ones put every token somewhere else: place 100 reads the row of place 85. That is the idea of linear
+# ones put every token somewhere else: position 100 reads the row of position 85. That is the idea of linear
 # position interpolation, which needs some training afterwards; Phi-3's longrope does better, since a
 # rotation has a factor for each frequency.
 #
 # ## 3. Tied weights
 #
-# Without layers the logits are the embedding of the token (and of its place) times the embedding of every
+# Without layers the logits are the embedding of the token (and of its position) times the embedding of every
 # token.
 
 # %%

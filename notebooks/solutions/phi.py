@@ -120,8 +120,8 @@ assert tools.loss_of(changed, rows) > tools.loss_of(model, rows)
 
 # %%
 trace = look.trace(model, rows.ids[:1, :20])
-told = trace.attribution(trace["logits"].argmax(-1))
+attribution = trace.attribution(trace["logits"].argmax(-1))
 for name, value in sorted(
-    zip(told.names, told.values[:, 0, -1].tolist(), strict=True), key=lambda x: -abs(x[1])
+    zip(attribution.names, attribution.values[:, 0, -1].tolist(), strict=True), key=lambda x: -abs(x[1])
 )[:6]:
     print(f"{value:7.2f}  {name}")

@@ -82,7 +82,7 @@ with torch.no_grad():
 print("whole cache:", len(whole), "positions; the other:", len(last))
 
 # %% [markdown]
-# Without `position_ids` the token would be told that it stands at place 19. For rotated keys that is a
+# Without `position_ids` the token would be told that it stands at position 19. For rotated keys that is a
 # wrong distance to each of them.
 #
 # ## 3. A mistake with a number
