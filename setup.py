@@ -51,9 +51,10 @@ class BuildPython(build_py):
 
 
 class BuildWheel(bdist_wheel):
-    def finalize_options(self) -> None:
-        super().finalize_options()
-        self.root_is_pure = not libraries()
+    def run(self) -> None:
+        self.run_command("build")
+        self.root_is_pure = not libraries()  # what build_py has put in
+        super().run()
 
     def get_tag(self) -> tuple[str, str, str]:
         """Of any Python 3: the library is called by ctypes."""

@@ -45,6 +45,26 @@ def test_without_a_compiler_the_wheel_is_for_every_machine(tmp_path):
         assert path.name.endswith("-py3-none-any.whl") and not libraries(path)
 
 
+def test_the_source_is_compiled_once_for_a_wheel_and_never_for_an_editable_install(tmp_path):
+    calls, compiler = tmp_path / "calls", tmp_path / "bin" / "gcc"
+    compiler.parent.mkdir()
+    compiler.write_text(f'#!/bin/sh\necho "$@" >> {calls}\nexec {shutil.which("gcc")} "$@"\n')
+    compiler.chmod(0o755)
+    path = f"{compiler.parent}{os.pathsep}{os.environ['PATH']}"
+    wheel(tmp_path / "wheel", PATH=path)
+    compiled = [line for line in calls.read_text().splitlines() if " -c " in f" {line} "]
+    assert len(compiled) == len(build.targets_here())
+    calls.unlink()
+    code = (
+        "from setuptools.build_meta import *; prepare_metadata_for_build_editable('.'); build_editable('.')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PATH": path}, cwd=tmp_path / "wheel" / "source", capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and not calls.exists(), done.stderr
+
+
 def test_a_fresh_process_of_an_installed_wheel_compiles_nothing(tmp_path):
     """The library is loaded only with its checksum, and into the source that it was made of."""
     if native.target_for(native.processor_flags())[0] is None:
