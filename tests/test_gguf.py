@@ -135,7 +135,7 @@ def test_packed_layers_hold_the_bits_of_the_file(tmp_path, name, kind):
     sizes = {"hidden_size": 64, "intermediate_size": 96} | ({"head_dim": None} if name == "phi3" else {})
     file, _ = written(tmp_path, family, kind, **sizes)
     plain = weights.load(family.cls(), file)
-    packed = weights.load(family.cls(), file, packed=True, prefill="exact")
+    packed = weights.load(family.cls(), file, packed=True)
     layers = {n: m for n, m in packed.named_modules() if isinstance(m, kernels.Quantized)}
     linear = {n for n, m in plain.named_modules() if isinstance(m, torch.nn.Linear)}
     assert layers.keys() == linear | {"model.embed_tokens.table"}
@@ -165,14 +165,14 @@ def test_each_layer_of_a_file_keeps_its_own_kind(tmp_path, name, head, kind):
         gguf_files.add_tensor(writer, gguf_files.gguf_name(n), p.detach(), own)
     gguf_files.finish(writer, file)
     plain = weights.load(family.cls(), file)
-    packed = weights.load(family.cls(), file, packed=True, prefill="exact")
+    packed = weights.load(family.cls(), file, packed=True)
     assert getattr(packed.lm_head, "kind", None) == kind
     assert isinstance(packed.model.embed_tokens, kernels.QuantizedEmbedding)
     if head == "tied":
         assert packed.lm_head.qweight.data_ptr() == packed.model.embed_tokens.table.qweight.data_ptr()
     ids = torch.randint(0, family.tiny["vocab_size"], (2, 9))
     weights.save(packed, tmp_path / "saved")
-    again = weights.load(family.cls(), tmp_path / "saved", prefill="exact")
+    again = weights.load(family.cls(), tmp_path / "saved")
     with torch.no_grad():
         for few in (ids, ids[:1, :1]):
             assert distance(packed(few).logits, plain(few).logits) < 2e-6

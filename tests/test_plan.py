@@ -2,14 +2,18 @@
 
 import copy
 import gc
+import importlib
+import sys
 import weakref
+from functools import wraps
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn as nn
 
 from decoders import decoding, gpt_neo, hf, kernels, phi
-from decoders.kernels import families, native, step, texts
+from decoders.kernels import families, native, sources, step, texts
 from decoders.kernels.plan import Guards, NotPlanned, Plan
 from tests.families import FAMILIES, LONGROPE, PADDED, PHI3, inputs
 
@@ -359,13 +363,90 @@ def test_a_method_that_is_patched_in_its_class_is_followed(by_modules, monkeypat
     torch.testing.assert_close(read(model, ids)[0], by_modules(read, model, ids)[0], atol=1e-4, rtol=1e-5)
 
 
-def test_a_model_file_that_was_edited_is_not_planned(by_modules, monkeypatch, steps):
-    """Its modules have the same names, but compute something else: the plan's first step shows it."""
-    monkeypatch.setattr(phi.PhiMLP, "forward", lambda self, x: 1.2 * self.fc2(self.act(self.fc1(x))))
+UPDATE = "k, v = cache.update(self.layer, k, v)"
+WINDOW = f"{UPDATE}\n            if q.shape[2] == 1:\n                k, v = k[:, :, -12:], v[:, :, -12:]"
+EDITS = {  # the second is within the rounding of bfloat16, the first shows in no short text
+    "a window": (UPDATE, WINDOW),
+    "5 percent": ("self.mlp(n)", "1.05 * self.mlp(n)"),
+    "a comment": (UPDATE, f"{UPDATE}  # as ever"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_copy_of_a_model_file_is_planned_only_where_nothing_was_edited(
+    edit, by_modules, monkeypatch, steps, tmp_path
+):
+    text, (old, new) = Path(phi.__file__).read_text(), EDITS[edit]
+    assert text.count(old) == 1
+    (tmp_path / "edited_phi.py").write_text(text.replace(old, new))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "edited_phi", raising=False)
+    file = importlib.import_module("edited_phi")
+    plain = FAMILIES[2].model(dtype=torch.bfloat16)
+    model = file.PhiForCausalLM(file.PhiConfig(**vars(plain.config))).bfloat16().eval()
+    model.load_state_dict(plain.state_dict())
+    model, (ids, _) = kernels.prepare(model), inputs(101)
+    parts = (8, *[1] * 12)
+    found, _ = read(model, ids, parts=parts)
+    if edit == "a comment":
+        assert len(steps) == 11
+    else:
+        assert torch.equal(found, by_modules(read, model, ids, parts=parts)[0]) and not steps
+        assert "is not of a model file as plans know it" in step.planned(model)
+
+
+def replaced_rotation(model, monkeypatch):
+    own = phi.rope_cos_sin
+    monkeypatch.setattr(phi, "rope_cos_sin", wraps(own)(lambda *args: own(*args)))
+
+
+def replaced_update(model, monkeypatch):
+    own = phi.KVCache.update
+    monkeypatch.setattr(phi.KVCache, "update", lambda self, *args: own(self, *args))
+
+
+def replaced_in_a_module(model, monkeypatch):
+    mlp = model.model.layers[1].mlp
+    mlp.forward = mlp.forward
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("change", [replaced_rotation, replaced_update, replaced_in_a_module])
+def test_what_is_replaced_before_or_after_a_plan_was_made_ends_it(change, first, steps, monkeypatch):
+    """Whatever it computes: nobody looks into it."""
+    model, (ids, _) = prepared(FAMILIES[2]), inputs(101)
+    if not first:
+        read(model, ids)
+        assert steps
+        steps.clear()
+    change(model, monkeypatch)
+    read(model, ids)
+    assert not steps and "was replaced" in step.planned(model)
+    monkeypatch.undo()
+
+
+def test_a_description_of_each_model_file_is_of_the_file_as_it_is():
+    """Where this fails: look whether `plan.py` and `families.py` still tell what the file computes, then write
+    what `python -m decoders.kernels.sources` prints."""
+    for name, known in sources.DIGESTS.items():
+        assert sources.digest((Path(phi.__file__).parent / name).read_text()) == known, name
+
+
+def test_large_heads_are_rotated(by_modules, steps):
+    """1,040 numbers of a head, all of which are rotated."""
+    changes = {"hidden_size": 1040, "num_attention_heads": 1, "num_key_value_heads": 1}
+    model, (ids, _) = prepared(FAMILIES[2], partial_rotary_factor=1.0, **changes), inputs(101)
+    found, right = read(model, ids)[0], by_modules(read, model, ids)[0]
+    assert steps and (found - right).norm() <= 1e-5 * right.norm()
+
+
+def test_a_method_that_was_replaced_before_is_not_planned(by_modules, monkeypatch, steps):
+    monkeypatch.setattr(phi.PhiMLP, "forward", lambda self, x: 1.00001 * self.fc2(self.act(self.fc1(x))))
     model, (ids, _) = prepared(FAMILIES[2]), inputs(101)
     found, _ = read(model, ids)
     assert torch.equal(found, by_modules(read, model, ids)[0]) and not steps
-    assert step.planned(base_of(model)) == "module by module: its modules compute something else"
+    reason = "forward of its model file was replaced"
+    assert step.planned(base_of(model)) == f"module by module: {reason}"
 
 
 def test_config_and_training_are_followed(by_modules, steps):

@@ -5,7 +5,7 @@ import torch
 
 from decoders import kernels, phi, tokenize, weights
 from decoders.cli import main
-from decoders.kernels import native
+from decoders.kernels import int8_cache, native
 from tests.families import inputs
 
 GROUP = 256  # numbers that share a scale
@@ -30,7 +30,9 @@ def int4_layer(inputs: int, outputs: int, what: str) -> kernels.Quantized:
     scale, minimum = (torch.rand(shape) * 0.01).half(), -(torch.rand(shape) * 0.08).half()
     order = torch.randperm(inputs) if what == "scattered" else None
     pairs = q[:, ::2] | q[:, 1::2] << 4
-    return kernels.Quantized.from_bits(linear, pairs, scale, None, minimum, order).requires_grad_(False)
+    layer = kernels.Quantized.from_bits(linear, pairs, scale, None, minimum, order)
+    assert layer.prefill == "exact"
+    return kernels.set_prefill(layer, "int8").requires_grad_(False)
 
 
 def rounded(t: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
@@ -128,17 +130,50 @@ def test_it_is_chosen_when_a_model_is_made_loaded_or_prepared(family, tmp_path):
             kernels.prepare(model, prefill=wrong)
 
 
-def test_the_loader_and_the_command_line_take_it(capsys):
+def test_the_loader_and_the_command_line_take_it(capsys, monkeypatch):
     ids = torch.tensor([tokenize.load(TINY).encode("Once upon a time there was a girl. " * 4)])
     loaded = {
         name: weights.load(phi.PhiForCausalLM, TINY, quantize="int4", prefill=name)(ids).logits
         for name in (None, "int8", "exact")
     }
     assert torch.equal(loaded[None], loaded["int8"]) and not torch.equal(loaded[None], loaded["exact"])
-    command = ["generate", TINY, "Once upon a time", "--quantize", "int4", "--max-new-tokens", "4"]
+    rounded, own = [], kernels.Quantized.rounds_activations
+    monkeypatch.setattr(
+        kernels.Quantized,
+        "rounds_activations",
+        lambda layer, x: rounded.append(own(layer, x)) or rounded[-1],
+    )
+    command = ["generate", TINY, "Once upon a time there was a girl. " * 4, "--max-new-tokens", "2"]
     for name in ("int8", "exact"):
-        assert main([*command, "--prefill", name]) == 0
-        assert capsys.readouterr().out.strip()
+        rounded.clear()
+        assert main([*command, "--quantize", "int4", "--prefill", name]) == 0
+        assert capsys.readouterr().out.strip() and any(rounded) == (name == "int8")
+    assert main([*command, "--prefill", "exact"]) == 0
+    assert "no layer of this model has 4 bits" in capsys.readouterr().err
+    assert main([*command, "--prefill", "exact", "--tensor-parallel"]) != 0
+    assert "--tensor-parallel and --prefill exclude each other" in capsys.readouterr().err
+
+
+def test_saving_keeps_it(family, tmp_path):
+    ids, _ = inputs(101)
+    for name in ("int8", "exact"):
+        model = kernels.prepare(kernels.quantize(family.model(), "int4", prefill=name))
+        weights.save(model, tmp_path / name)
+        again = weights.load(family.cls(), tmp_path / name)
+        assert torch.equal(again(ids).logits, model(ids).logits)
+        weights.save(kernels.prepare(again, prefill="exact"), tmp_path / f"{name} again")
+        exact = weights.load(family.cls(), tmp_path / f"{name} again")
+        assert {m.prefill for m in exact.modules() if isinstance(m, kernels.Quantized)} == {"exact"}
+
+
+def test_none_leaves_cache_and_prefill_as_they_were(family):
+    model = kernels.prepare(kernels.quantize(family.model(), "int4"), cache="int8", prefill="exact")
+    kernels.prepare(model, cache="int8")
+    kernels.prepare(model, prefill="exact")
+    kernels.prepare(model)
+    assert {m.prefill for m in model.modules() if isinstance(m, kernels.Quantized)} == {"exact"}
+    ids, _ = inputs(101)
+    assert "Int8" in type(model(ids, use_cache=True).past_key_values).__name__
 
 
 def test_it_costs_little_beside_4_bits():
@@ -147,3 +182,20 @@ def test_it_costs_little_beside_4_bits():
     ids = torch.tensor([tokenize.load(TINY).encode("Once upon a time there was a girl. " * 8)])
     exact, int8 = (kernels.error(model, ids, "int4", prefill=name).logits for name in ("exact", "int8"))
     assert int8 < 1.1 * exact
+
+
+def test_a_minimum_of_one_group_is_kept():
+    """Of 8 bits."""
+    linear, q = torch.nn.Linear(32, 5), torch.randint(-9, 9, (5, 32), dtype=torch.int8)
+    ones = torch.ones(5, 1).half()
+    layer = kernels.Quantized.from_bits(linear, q, ones, None, 3 * ones)
+    assert layer is None or torch.equal(layer.dequantize(), q + 3.0)
+
+
+def test_rows_of_8_bits_are_sliced_without_a_dimension():
+    rows = int8_cache.Rows(int8_cache.quantize_rows(torch.randn(3, 2, 4, 8)), torch.float32)
+    whole = rows.dequantize()
+    for given in ({}, {"dim": 2, "start": 1}, {"dim": 3, "start": 2}, {"dim": -1, "end": 5}):
+        sliced = torch.ops.aten.slice.Tensor(rows, **given)
+        sliced = sliced.dequantize() if isinstance(sliced, int8_cache.Rows) else sliced
+        assert torch.equal(sliced, torch.ops.aten.slice.Tensor(whole, **given))

@@ -53,7 +53,7 @@ def add_sampling(option: Callable[..., Any], new_tokens: int) -> None:
     option(
         "--prefill",
         choices=("int8", "exact"),
-        help="with 4-bit weights, long prompts round activations to 8 bits (default), or not",
+        help="with 4-bit weights, long prompts round activations to 8 bits (default of --quantize), or not",
     )
     option(
         "--packed",

@@ -21,7 +21,7 @@ from .output import Progress, human_bytes, one_line, peak_memory, print_note, pr
 def run(args: argparse.Namespace) -> int:
     if not args.tensor_parallel:
         return generate(args)
-    for name in ("quantize", "cache"):
+    for name in ("quantize", "cache", "prefill"):
         if getattr(args, name):
             raise ValueError(f"--tensor-parallel and --{name} exclude each other")
     rank = os.environ.get("RANK", "0")

@@ -41,7 +41,14 @@ def load_model(folder: Path, args: argparse.Namespace, with_adapters: bool = Tru
         progress=sys.stderr.isatty(),
         adapter=adapter,
     )
+    if args.prefill and with_adapters and not has_4_bits(model):
+        print_note(f"--prefill {args.prefill} changes nothing: no layer of this model has 4 bits")
     return kernels.prepare(model, cache=args.cache)
+
+
+def has_4_bits(model: Any) -> bool:
+    """Whether a layer does."""
+    return any(isinstance(m, kernels.Quantized) and m.kind == "int4" for m in model.modules())
 
 
 def weighted(text: str) -> str | tuple[str, float]:

@@ -132,12 +132,13 @@ INLINE void chosen(const uint8_t *b, const int8_t *table, int8_t *q) {
     _mm_storeu_si128((__m128i *)(q + 16), _mm_shuffle_epi8(all, _mm_and_si128(_mm_srli_epi16(two, 4), low)));
 }
 
-static const int8_t UNEVEN[] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+static const int8_t KVALUES_IQ4NL[] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                       1,    13,   25,  38,  53,  69,  89,  113};
 static const int8_t E2M1[] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
 BLOCK_OF(iq4_nl) {
     to->scale[0] = half(b);
-    chosen(b + 2, UNEVEN, to->q);
+    chosen(b + 2, KVALUES_IQ4NL, to->q);
 }
 
 BLOCK_OF(iq4_xs) {
@@ -145,7 +146,7 @@ BLOCK_OF(iq4_xs) {
     for (int i = 0; i < 8; i++) {
         const int low = b[4 + i / 2] >> i % 2 * 4 & 15, high = b[2 + i / 4] >> i % 4 * 2 & 3;
         to->scale[i] = d * (low + high * 16 - 32);
-        chosen(b + 8 + 16 * i, UNEVEN, to->q + 32 * i);
+        chosen(b + 8 + 16 * i, KVALUES_IQ4NL, to->q + 32 * i);
     }
 }
 

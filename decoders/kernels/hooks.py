@@ -12,7 +12,8 @@
 | a causal language model | `forward` | `texts.model_forward` |
 | both of these in `decoders.hf` | `plain_forward` | `texts.plain_forward` |
 
-All of these compute the same, for inference on a CPU. Each looks at every call: where PyTorch has to see the
+All of these compute the same, for inference on a CPU (a layer of int4 rounds long inputs with the kernels
+alone, unless its `prefill` is "exact"). Each looks at every call: where PyTorch has to see the
 plain operations (see `conditions.py`) it runs them. No global setting is touched, so threads may share a
 model. An attention module is one whose class has `attend`, a base model one with a list of layers.
 """
@@ -40,9 +41,9 @@ ATTENTION_HOOKS = ("attend", "rotate", "qkv")
 def prepare(model: M, cache: str | None = None, prefill: str | None = None) -> M:
     """Put the kernels under `model`, in place. Parameters, names and types of modules stay.
 
-    `cache="int8"`: texts that it begins keep their keys and values in 8 bits (see `int8_cache.py`); None: in
-    the model's dtype. `prefill` ("int8" or "exact"): what long inputs do with layers of int4, see
-    `set_prefill`. ValueError for others.
+    `cache="int8"`: texts that it begins keep their keys and values in 8 bits (see `int8_cache.py`). `prefill`
+    ("int8" or "exact"): what long inputs do with layers of int4, see `set_prefill`. None: both as they were,
+    of a new model in the model's dtype; `plain` takes the cache back. ValueError for others.
     """
     check_kind(cache)
     set_prefill(model, prefill)
@@ -50,7 +51,7 @@ def prepare(model: M, cache: str | None = None, prefill: str | None = None) -> M
     module: Any
     for module in model.modules():
         if is_base_model(module):
-            module.cache_kind = cache
+            module.cache_kind = cache or getattr(module, "cache_kind", None)
         if "forward" in vars(module):  # somebody else's, such as a hook's
             continue
         name = type(module).__name__

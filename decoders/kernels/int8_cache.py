@@ -56,9 +56,12 @@ class Rows(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.slice.Tensor and args[1] % 4 != 3:  # as a window is cut out
-            return cls(func(args[0].rows, *args[1:]), args[0].dtype)
-        args, kwargs = tree_map_only(Rows, Rows.dequantize, (args, kwargs or {}))
+        kwargs = kwargs or {}
+        if func is torch.ops.aten.slice.Tensor:  # as a window is cut out
+            dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+            if dim % 4 != 3:
+                return cls(func(args[0].rows, *args[1:], **kwargs), args[0].dtype)
+        args, kwargs = tree_map_only(Rows, Rows.dequantize, (args, kwargs))
         return func(*args, **kwargs)
 
     def dequantize(self) -> Tensor:

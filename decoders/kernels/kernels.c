@@ -12,6 +12,8 @@
 // | int4_product           | float32, bf16, f16 | int4                     | 1 to 5 in bf16, else 1 to 32  |
 // | bfloat16_product       | bf16               | int8, int4               | more than those above         |
 // | dequantize             | float32, bf16, f16 | int8, int4               | -                             |
+// | dequantize_blocks      | -                  | GGUF's (blocks.c)        | -                             |
+// | whole_numbers_of_blocks | -                 | GGUF's Q8_0, Q4_0, Q4_1  | -                             |
 // | to_int8, to_int4       | -                  | from float32, bf16, f16  | -                             |
 // | rms_norm               | float32, bf16, f16 | of the same dtype        | any                           |
 // | rotate                 | float32, bf16, f16 | -                        | any                           |
@@ -1178,11 +1180,11 @@ INLINE __m512 rounded(__m512 v, int kind) {
     return v;
 }
 
-// Told to round, the compiler makes no single operation of a product and a sum.
+// Explicit rounding keeps the compiler from fusing a product and a sum into one operation.
 #define TIMES(a, b) rounded(_mm512_mul_round_ps(a, b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), kind)
 
 // One row of D: of its first R, number i pairs with i + R / 2. Rounded after each step, as PyTorch's
-// operators do.
+// operators do. y may be x: both numbers of a pair are read before one is written.
 INLINE void rotate_row(const char *x, const char *cos, const char *sin, char *y, int kind, long D, long R) {
     const long half = R / 2, size = size_of(kind);
     for (long i = 0; i < half; i += 16) {
@@ -1213,8 +1215,7 @@ void rotate(const char *x, const char *cosine, const char *sine, char *y, int ki
         for (long h = 0; h < heads; h++) {
             long at = h / H * tables_batch * size;
             const char *row = x + (h / H * x_batch + h % H * x_head) * size;
-            rotate_one(row, cosine + at, sine + at, y + h * D * size,
-                 kind, D, R);
+            rotate_one(row, cosine + at, sine + at, y + h * D * size, kind, D, R);
         }
         return;
     }
@@ -1222,8 +1223,7 @@ void rotate(const char *x, const char *cosine, const char *sine, char *y, int ki
     for (long r = 0; r < heads * T; r++) {
         long b = r / (H * T), h = r / T % H, t = r % T, at = (b * tables_batch + t * R) * size;
         const char *row = x + (b * x_batch + h * x_head + t * x_row) * size;
-        rotate_one(row, cosine + at, sine + at, y + r * D * size,
-             kind, D, R);
+        rotate_one(row, cosine + at, sine + at, y + r * D * size, kind, D, R);
     }
 }
 

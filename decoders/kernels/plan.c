@@ -151,9 +151,7 @@ static void rotate_heads(const Team *team, int kind, const Step *step, const Op 
         char *x = h < H ? op->in + (m * heads->row + h * heads->head) * size
                         : op->other + (m * heads->row + (h - H) * heads->head) * size;
         const long table = (step->tables ? step->ids[POSITIONS][m] : m) * step->R * size;
-        char y[1024 * 4];
-        rotate_one(x, step->cosine + table, step->sine + table, y, kind, step->R, step->R);
-        memcpy(x, y, step->R * size);
+        rotate_one(x, step->cosine + table, step->sine + table, x, kind, step->R, step->R);
     }
 }
 

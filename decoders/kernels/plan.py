@@ -21,6 +21,7 @@ from .attention import attention, qkv, rotate, window_of
 from .families import BASE_NAMES, FAMILIES, PHI3, Family, class_of
 from .linear import conv1d_forward, linear_forward, rms_norm_forward
 from .quantized import MAX_INPUTS, Quantized, QuantizedEmbedding
+from .sources import functions_of, why_edited
 
 MAX_ROWS = 16
 SINGLE_THREAD_BYTES = 4 * 2**20  # of weights, up to which one thread is enough
@@ -120,13 +121,7 @@ class Guards:
         self.places = [t.data_ptr() for t in self.tensors]
         classes = {c for m in model.modules() for c in (type(m), class_of(m))}
         self.classes = [(c, c.forward) for c in classes]
-        names_of = {id(names): names for names in map(globals_of, classes)}.values()
-        self.globals = [
-            (names, name, names[name])
-            for names in names_of
-            for name in names
-            if name.endswith(("cos_sin", "rotate", "attention", "_mask", "embed"))
-        ]
+        self.functions = functions_of(model)
         self.config: Any = model.config
         self.settings = dict(vars(self.config))
 
@@ -147,15 +142,9 @@ class Guards:
             and list(map(len, self.modules)) == self.sizes
             and all(d.get(name) is value for d, name, value in self.own)
             and all(c.forward is function for c, function in self.classes)
-            and all(d.get(name) is value for d, name, value in self.globals)
+            and all(place.get(name) is value for place, name, value, _ in self.functions)
             and vars(self.config) == self.settings
         )
-
-
-def globals_of(cls: Any) -> dict[str, Any]:
-    """The global names of the file in which a class is defined, of a model file only."""
-    names = getattr(cls.forward, "__wrapped__", cls.forward).__globals__
-    return names if "KVCache" in names else {}
 
 
 def positions_limit(model: Any, family: Family) -> int:
@@ -174,6 +163,8 @@ class Plan:
     logits."""
 
     def __init__(self, model: Any, guards: Guards):
+        if reason := why_edited(model):
+            raise NotPlanned(reason)
         base_name = BASE_NAMES.get(class_of(model).__name__)
         head = model.lm_head if base_name else None
         model = model.get_submodule(base_name) if base_name else model

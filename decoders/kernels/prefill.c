@@ -3,10 +3,10 @@
 //
 // y[m, n] = sum over g of sx[m, g] sw[n, g] (whole x . whole w) + bias[n]
 //
-// The weights become 8 bits again, 256 with a scale: their second rounding is a twelfth of the first. Each
-// 256 inputs of a row of x have a scale of their own, so that one large activation costs few others their
-// bits, and no row depends on another. The instruction multiplies unsigned by signed: x is moved up by 128,
-// and 128 times the sum of w's numbers taken off again.
+// The weights become 8 bits again, 256 with a scale: where they are normally distributed, their second rounding
+// is a twelfth of the first. Each 256 inputs of a row of x have a scale of their own, so that one large
+// activation costs few others their bits, and no row depends on another. The instruction multiplies unsigned by
+// signed: x is moved up by 128, and 128 times the sum of w's numbers taken off again.
 
 enum { GROUP = 256 };  // inputs that share a scale
 
@@ -143,7 +143,7 @@ static void block_of_outputs(const Rounded *x, const Layer *layer, int kind, lon
 
 // x and y are of `kind`; w has 4 bits.
 void w4a8_product(const char *x, const Layer *layer, int count, int kind, long M, long inputs,
-                              int threads) {
+                  int threads) {
     const long K = (inputs + 127) / 128 * 128, groups = (K + GROUP - 1) / GROUP;
     const long table = NEAR * 4 / GROUP * BLOCK;
     const Rounded rounded = {aligned_alloc(64, M * K), malloc(M * groups * sizeof(float)), K, groups};
@@ -157,7 +157,7 @@ void w4a8_product(const char *x, const Layer *layer, int count, int kind, long M
         meet(team);
         for (int i = 0; i < count; i++)
             SHARED(n, layer[i].N, BLOCK)
-            block_of_outputs(&rounded, layer + i, kind, M, n, own, &strips, tables + 2 * table);
+                block_of_outputs(&rounded, layer + i, kind, M, n, own, &strips, tables + 2 * table);
         free(own), free(tables);
     }
     free(rounded.q), free(rounded.scale);

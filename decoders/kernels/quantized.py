@@ -112,9 +112,14 @@ class Quantized(nn.Module):
         order: Tensor | None = None,
         device: str | torch.device = "cpu",
     ) -> "Quantized | None":
-        """`layer` of whole numbers as they are (see `stored_bits`); None where it cannot hold them."""
+        """`layer` of whole numbers as they are (see `stored_bits`), whose long inputs are not rounded either;
+        None where it cannot hold them."""
         tensors = stored_bits(q, scale, zero, minimum, order)
-        return None if tensors is None else cls.of_tensors(layer, kind_of(tensors), tensors, device)
+        if tensors is None:
+            return None
+        quantized = cls.of_tensors(layer, kind_of(tensors), tensors, device)
+        quantized.prefill = "exact"
+        return quantized
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.kind}, bias={self.bias is not None}"
@@ -291,7 +296,7 @@ def stored_bits(
     layer cannot hold just these: a group has 32, 64, 96 ... inputs, scale and minimum have 16 bits or could
     have; or int8 has a scale for each row."""
     groups, inputs = scale.shape[1], q.shape[1] * (2 if q.dtype == torch.uint8 else 1)
-    if q.dtype == torch.int8 and groups == 1 and zero is None and order is None:
+    if q.dtype == torch.int8 and groups == 1 and zero is None and minimum is None and order is None:
         return {"qweight": q, "scale": scale[:, 0].float()}
     if inputs % (groups * GROUP) or (q.dtype == torch.uint8 and zero is None and minimum is None):
         return None

@@ -35,14 +35,24 @@ def quantize(model: nn.Module, kind: str, skip: Iterable[str] = (), prefill: str
 
 
 def set_prefill(model: M, prefill: str | None) -> M:
-    """Say what products of more than 16 rows do with layers of int4: "int8", the default of such a layer,
-    rounds their input to 8 bits too; "exact" leaves it as it is. None: as it was. ValueError for another."""
+    """Say what products of more than 16 rows do with layers of int4: "int8" rounds their input to 8 bits too,
+    "exact" leaves it as it is. The default of layers that `quantize` made is "int8", of a packed file's bits
+    "exact". None: as it was. Saving keeps it. ValueError for another."""
     if prefill not in (*PREFILL, None):
         raise ValueError(f"prefill must be one of {', '.join(PREFILL)}, not {prefill!r}")
     for module in model.modules():
         if prefill is not None and isinstance(module, Quantized) and module.kind == "int4":
             module.prefill = prefill
+    note_prefill(model)
     return model
+
+
+def note_prefill(model: Any) -> None:
+    """In what is saved of the config: the `prefill` of the layers of int4, where there are some."""
+    entry = getattr(model, "config_json", {}).get("quantization_config") or {}
+    kinds = {m.prefill for m in model.modules() if isinstance(m, Quantized) and m.kind == "int4"}
+    if kinds and entry.get("quant_method") == "decoders":
+        entry["prefill"] = "exact" if "exact" in kinds else "int8"
 
 
 def linear_layers(model: nn.Module, kind: str, skip: Iterable[str] = ()) -> dict[str, Any]:
@@ -79,9 +89,11 @@ def set_dtype(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def put_bits(model: nn.Module, name: str, tensors: dict[str, Tensor], device: str | torch.device) -> None:
-    """A layer or an embedding of `tensors` (see `stored_bits`) where `name` is in `model`."""
+    """A layer or an embedding of `tensors` (see `stored_bits`) where `name` is in `model`. Its long inputs
+    are not rounded: a packed model computes what its bits say."""
     layer: Any = model.get_submodule(name)
     table = Quantized.of_tensors(layer, kind_of(tensors), tensors, device)
+    table.prefill = "exact"
     if isinstance(layer, nn.Embedding):
         replace_embedding(model, name, table)
     else:
@@ -109,6 +121,7 @@ def mark_quantized(model: Any, kind: str) -> nn.Module:
         model.config.tie_word_embeddings = False
     entry = {"quant_method": "decoders", "version": VERSION, "weights": kind}
     model.config_json["quantization_config"] = entry
+    note_prefill(model)
     if native.library() is None and not native.is_pending():
         warnings.warn(
             f"kernels.c is {native.status()} (it takes gcc and AVX-512 with bfloat16 and VNNI): "
@@ -141,6 +154,7 @@ def expect_quantized(model: Any, stored: Callable[[str], Tensor | None]) -> None
             table = empty_as_stored(embedding, own, lambda end: stored(f"{name}.table.{end}"))  # noqa: B023
             replace_embedding(model, name, table)
     mark_quantized(model, kind)
+    set_prefill(model, entry.get("prefill"))
 
 
 # ---- What it costs -----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ CASES = ((1, torch.bfloat16), (7, torch.float16), (40, torch.bfloat16), (50, tor
 
 @torch.no_grad()
 def gives_the_right_numbers(lib: calls.Library) -> bool:
-    """Every function, on a few small tensors of each dtype."""
+    """On a few small tensors of each dtype: all but plans, what rounds weights, and GGUF's rarer blocks."""
     w = (torch.arange(N * K).view(N, K) * 7 % 11 - 5).float()
     for rows, dtype in CASES:
         x = (torch.arange(rows * K).view(rows, K) * 5 % 7 - 3).float()
