@@ -163,14 +163,15 @@ class Plan:
     logits."""
 
     def __init__(self, model: Any, guards: Guards):
-        if reason := why_edited(model):
-            raise NotPlanned(reason)
+        whole = model
         base_name = BASE_NAMES.get(class_of(model).__name__)
         head = model.lm_head if base_name else None
         model = model.get_submodule(base_name) if base_name else model
         family = FAMILIES.get(type(model).__name__)
         if family is None:
             raise NotPlanned(f"{type(model).__name__} has no description")
+        if reason := why_edited(whole):
+            raise NotPlanned(reason)
         self.family: Family = family
         table = model.get_submodule(family.embedding)
         self.lookup = table if isinstance(table, QuantizedEmbedding) else None
