@@ -7,6 +7,7 @@ The .py files are in jupytext's percent format: edit them, or the notebook in Ju
 what `make ecosystem` installs.
 """
 
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -51,7 +52,8 @@ def executed(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             record_timing=False,
             resources={"metadata": {"path": str(FOLDER)}},
         )
-        client.execute()
+        one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # on small matrices two wait for each other
+        client.execute(env=one_thread)
     for cell in notebook.cells:
         cell.metadata = nbformat.NotebookNode()
     return notebook
