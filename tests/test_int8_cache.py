@@ -228,9 +228,9 @@ def test_windows_and_dynamic_scaling(windowed, changes, way):
 
 def test_it_is_never_there_by_itself(family):
     ids, _ = inputs(101)
-    for model in (family.model(), kernels.prepare(family.model()), kernels.prepare(prepared(family)),
-                  kernels.plain(prepared(family))):  # fmt: skip
+    for model in (family.model(), kernels.prepare(family.model()), kernels.plain(prepared(family))):
         assert not isinstance(model(ids).past_key_values, Int8Cache)
+    assert isinstance(kernels.prepare(prepared(family))(ids).past_key_values, Int8Cache)  # as it was
     model = prepared(family)
     assert isinstance(model(ids).past_key_values, Int8Cache)
     assert model(ids, use_cache=False).past_key_values is None

@@ -3,10 +3,10 @@
 //
 // y[m, n] = sum over g of sx[m, g] sw[n, g] (whole x . whole w) + bias[n]
 //
-// The weights become 8 bits again, 256 with a scale: where they are normally distributed, their second rounding
-// is a twelfth of the first. Each 256 inputs of a row of x have a scale of their own, so that one large
-// activation costs few others their bits, and no row depends on another. The instruction multiplies unsigned by
-// signed: x is moved up by 128, and 128 times the sum of w's numbers taken off again.
+// The weights become 8 bits again, 256 with a scale: their second rounding is a twelfth of the first, where
+// they are normally distributed. Each 256 inputs of a row of x have a scale of their own, so that one large
+// activation costs few others their bits, and no row depends on another. The instruction multiplies
+// unsigned by signed: x is moved up by 128, and 128 times the sum of w's numbers taken off again.
 
 enum { GROUP = 256 };  // inputs that share a scale
 

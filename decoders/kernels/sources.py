@@ -30,6 +30,7 @@ DIGESTS = {
 }
 HERE = str(Path(__file__).parent)
 TORCH = str(Path(torch.__file__).parent)
+OF_ANY_MODULE = set(dir(nn.Module)) - {"forward", "__call__", "_call_impl"}  # which compute nothing: `train`
 
 
 class Owned(NamedTuple):
@@ -142,7 +143,8 @@ def why_edited(model: nn.Module) -> str:
             return f"{own.name} of its model file was replaced"
     for m in model.modules():
         for name, value in vars(m).items():
-            if callable(value) and hasattr(type(m), name) and not is_of_kernels(value):
+            computes = hasattr(type(m), name) and name not in OF_ANY_MODULE
+            if callable(value) and computes and not is_of_kernels(value):
                 return f"{name} of a {type(m).__name__} was replaced"
     return ""
 
