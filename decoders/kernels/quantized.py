@@ -159,17 +159,17 @@ class Quantized(nn.Module):
     def formula(self, q: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
         """`by_groups` in PyTorch's operators, float32."""
         if self.kind == "int4":
-            q = torch.stack((q & 15, q >> 4), -1).flatten(1)[:, : self.in_features]
+            q = torch.stack((q & 15, q >> 4), -1).flatten(1)
         if scale.dim() == 1:
             return q * scale[:, None]
         group = GROUP * calls.group_of(calls.parts_of(self.qweight), scale.shape[1])
-        scale, zero = (
-            None if t is None else t.float().repeat_interleave(group, 1)[:, : q.shape[1]]
-            for t in (scale, zero)
-        )
+        padded = F.pad(q, (0, scale.shape[1] * group - q.shape[1]))
+        numbers, scale = padded.unflatten(1, (-1, group)).float(), scale[..., None].float()
         if "minimum" in self._buffers:
-            return q * scale + zero
-        return q * scale if zero is None else (q - zero) * scale
+            w = numbers * scale + zero[..., None].float()  # type: ignore[index]
+        else:
+            w = numbers * scale if zero is None else (numbers - zero[..., None].float()) * scale
+        return w.flatten(1)[:, : self.in_features]
 
     def stored(self, dtype: torch.dtype) -> calls.Layer:
         """qweight, scale, zero (or minimum) and bias. Out of the dictionaries: finding them by `self.` takes
