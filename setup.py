@@ -23,18 +23,18 @@ from setuptools.command.build_py import build_py
 def libraries() -> dict[str, bytes]:
     """Name -> image of the library, for each kind of instructions that the compiler knows."""
     compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None or os.environ.get("DECODERS_NATIVE") == "0":
+    if compiler is None or sys.platform != "linux" or os.environ.get("DECODERS_NATIVE") == "0":
         return {}
     images = {}
-    try:
-        path = Path(__file__).parent / "decoders" / "kernels" / "build.py"
-        spec = importlib.util.spec_from_file_location("build_kernels", path)
-        build = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(build)  # the standard library alone: nothing of ours is imported
-        for target in build.targets_here():
+    path = Path(__file__).parent / "decoders" / "kernels" / "build.py"
+    spec = importlib.util.spec_from_file_location("build_kernels", path)
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)  # the standard library alone: nothing of ours is imported
+    for target in build.targets_here():
+        try:
             images[build.packaged_path(target).name] = build.compiled(compiler, build.SOURCE, target.flags)
-    except Exception as error:  # whatever it is: Python alone works too
-        print(f"without compiled kernels: {error}", file=sys.stderr)
+        except Exception as error:  # whatever it is: Python alone works too
+            print(f"without kernels for {target.name}: {error}", file=sys.stderr)
     return images
 
 

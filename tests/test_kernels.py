@@ -262,7 +262,7 @@ def test_who_looks_into_q_k_or_v_sees_each_of_them(kind, monkeypatch):
 
 
 def test_lines_of_c_are_no_longer_than_others():
-    for source in sorted(build.SOURCE.parent.glob("*.c")):
+    for source in sorted(build.SOURCE.parent.glob("*.[ch]")):
         for number, line in enumerate(source.read_text().splitlines(), 1):
             assert len(line) <= 110, f"{source.name}:{number}"
 

@@ -46,7 +46,13 @@ AVX512 = Target(
     ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mavx512vnni", "-mfma", "-mf16c")
     + ("-mbmi", "-mbmi2", "-mlzcnt", "-mpopcnt"),
 )
-TARGETS = (AVX512,)  # the best first
+AVX2 = Target(  # see `avx2.h`
+    "AVX2",
+    "x86_64",
+    frozenset({"avx2", "fma", "f16c", "bmi1", "bmi2", "popcnt"}),
+    ("-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mpopcnt", "-ffp-contract=off"),
+)
+TARGETS = (AVX512, AVX2)  # the best first
 
 
 def targets_here() -> list[Target]:

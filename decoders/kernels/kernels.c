@@ -1,6 +1,7 @@
 // Products of few rows, products with int8 and int4 weights, RMSNorm, rotary embedding, attention of one
-// query: for x86 with AVX-512's bfloat16 and VNNI instructions. `build.py` compiles it (through `plan.c`, a
-// whole decoding step); `native.py` believes it only after it has given the right numbers.
+// query. It is written in the instructions of AVX-512; for processors that have others a header makes these
+// out of them. `build.py` compiles it (through `plan.c`, a whole decoding step); `native.py` believes it only
+// after it has given the right numbers.
 //
 // | entry point            | activations        | weights                  | called for rows of x          |
 // |------------------------|--------------------|--------------------------|-------------------------------|
@@ -26,7 +27,11 @@
 // All of these read each weight once. What decides is how fast memory is read: straight through, one row of
 // weights after the other, and each asked for in time.
 
-#include <immintrin.h>
+#ifdef __AVX512F__
+#include "avx512.h"
+#elif defined __AVX2__
+#include "avx2.h"
+#endif
 #include <limits.h>
 #include <linux/futex.h>
 #include <math.h>
@@ -175,7 +180,8 @@ INLINE __m512 power_of_e(__m512 x) {
 
 // ---- A few rows -------------------------------------------------------------------------------------------
 // y[m, n] = sum over k of x[m, k] w[n, k] + bias[n]; w is stored row by row, `stride` numbers apart. bfloat16
-// with bfloat16 (`pairs`): two products and a sum in one instruction; else x is float32.
+// with bfloat16 (`pairs`, if the target has PAIRS): two products and a sum in one instruction; else x is
+// float32.
 
 INLINE __m512 multiply_add(__m512 sum, const void *w, int kind, int pairs, const void *x, long i, long left) {
     if (pairs) {
@@ -192,16 +198,16 @@ INLINE __m512 multiply_add(__m512 sum, const void *w, int kind, int pairs, const
 // One row of w with one of x: straight through memory, as fast as it can be read.
 INLINE float one_row(const void *x, const void *w, int kind, int pairs, long K) {
     const long step = pairs ? 32 : 16;
-    __m512 sum[8];
-    UNROLL for (int u = 0; u < 8; u++)
+    __m512 sum[SUMS];
+    UNROLL for (int u = 0; u < SUMS; u++)
         sum[u] = _mm512_setzero_ps();
     long k = 0;
-    for (; k + 8 * step <= K; k += 8 * step) UNROLL for (int u = 0; u < 8; u++) {
+    for (; k + SUMS * step <= K; k += SUMS * step) UNROLL for (int u = 0; u < SUMS; u++) {
             ASK((const char *)w + (k + u * step) * size_of(kind) + AHEAD);
             sum[u] = multiply_add(sum[u], w, kind, pairs, x, k + u * step, step);
         }
     for (; k < K; k += step) sum[0] = multiply_add(sum[0], w, kind, pairs, x, k, K - k);
-    UNROLL for (int u = 4; u; u /= 2)
+    UNROLL for (int u = SUMS / 2; u; u /= 2)
         for (int i = 0; i < u; i++) sum[i] = _mm512_add_ps(sum[i], sum[i + u]);
     return _mm512_reduce_add_ps(sum[0]);
 }
@@ -210,7 +216,7 @@ INLINE float one_row(const void *x, const void *w, int kind, int pairs, long K) 
 INLINE void few_rows(int M, int R, const char *x, const char *w, int kind, int pairs, long K, long stride,
                      float *out) {
     const long step = pairs ? 32 : 16, size = size_of(kind);
-    __m512 sum[6][4];
+    __m512 sum[X_ROWS][W_ROWS];
     UNROLL for (int m = 0; m < M; m++)
         UNROLL for (int r = 0; r < R; r++)
             sum[m][r] = _mm512_setzero_ps();
@@ -229,18 +235,23 @@ INLINE void few_rows(int M, int R, const char *x, const char *w, int kind, int p
                                          x + m * K * (pairs ? 2 : 4), k, K - k);
     UNROLL for (int m = 0; m < M; m++)
         UNROLL for (int r = 0; r < R; r++)
-            out[m * 4 + r] = _mm512_reduce_add_ps(sum[m][r]);
+            out[m * W_ROWS + r] = _mm512_reduce_add_ps(sum[m][r]);
 }
 
-#define OF_CONSTANT(M, F, ...) \
+// F of a constant from 1 to MOST.
+#define OF_CONSTANT(MOST, M, F, ...) \
     switch (M) { \
     case 1: F(1, __VA_ARGS__); break; \
     case 2: F(2, __VA_ARGS__); break; \
     case 3: F(3, __VA_ARGS__); break; \
-    case 4: F(4, __VA_ARGS__); break; \
-    case 5: F(5, __VA_ARGS__); break; \
-    default: F(6, __VA_ARGS__); \
+    case 4: if (MOST > 3) F(4, __VA_ARGS__); break; \
+    case 5: if (MOST > 3) F(5, __VA_ARGS__); break; \
+    default: if (MOST > 3) F(6, __VA_ARGS__); \
     }
+#define OF_ROWS(M, F, ...) OF_CONSTANT(X_ROWS, M, F, __VA_ARGS__)
+
+// How many of `left` rows are next.
+INLINE int next_rows(long left) { return left < X_ROWS ? (int)left : X_ROWS; }
 
 // One of several that read the same x, as those of q, k and v do: each stays where it is.
 typedef struct {
@@ -266,20 +277,20 @@ INLINE void finish(const Result *to, long m, long n, float v) {
     store_one(to->y, to->kind, m * to->N + n, v);
 }
 
-// Up to 4 rows of w, from n on, with all rows of x: both bfloat16 (`pairs`), or both float32.
+// Up to W_ROWS rows of w, from n on, with all rows of x: both bfloat16 (`pairs`), or both float32.
 INLINE void panel(const char *x, const char *w, int kind, int pairs, long K, long stride, const Result *to,
                   long n) {
-    int R = to->N - n < 4 ? (int)(to->N - n) : 4;
-    for (long m = 0; m < to->M; m += 6) {
-        int few = to->M - m < 6 ? (int)(to->M - m) : 6;
+    int R = to->N - n < W_ROWS ? (int)(to->N - n) : W_ROWS;
+    for (long m = 0; m < to->M; m += X_ROWS) {
+        int few = next_rows(to->M - m);
         const long size = pairs ? 2 : 4;
-        float out[24];
-        if (R == 4) { OF_CONSTANT(few, few_rows, 4, x + m * K * size, w, kind, pairs, K, stride, out) }
+        float out[X_ROWS * W_ROWS];
+        if (R == W_ROWS) { OF_ROWS(few, few_rows, W_ROWS, x + m * K * size, w, kind, pairs, K, stride, out) }
         for (int i = 0; i < few; i++)
             for (int r = 0; r < R; r++)
                 finish(to, m + i, n + r,
-                       R == 4 ? out[i * 4 + r]
-                              : one_row(x + (m + i) * K * size, w + r * stride * size, kind, pairs, K));
+                       R == W_ROWS ? out[i * W_ROWS + r]
+                                   : one_row(x + (m + i) * K * size, w + r * stride * size, kind, pairs, K));
     }
 }
 
@@ -303,17 +314,17 @@ INLINE void rows_of(const void *x, const Layer *layer, int count, int kind, int 
                     int out_kind, const Team *team) {
     const int whole = pairs ? BFLOAT16 : FLOAT32;
     {
-        char *own = M == 1 || kind == whole ? 0 : aligned_alloc(64, (K + 16) * 16);  // 4 rows of w as x is
+        char *own = M == 1 || kind == whole ? 0 : aligned_alloc(64, (K + 16) * 16);  // rows of w as x is
         for (int i = 0; i < count; i++) {
             const Result to = {0, layer[i].bias, layer[i].y, out_kind, M, layer[i].N};
-            const long stride = layer[i].stride, step = M == 1 ? 1 : 4;
+            const long stride = layer[i].stride, step = M == 1 ? 1 : W_ROWS;
             SHARED(n, to.N, step) {
                 const char *some = (const char *)layer[i].w + n * stride * size_of(kind);
                 if (M == 1) {
                     finish(&to, 0, n, one_row(x, some, kind, pairs, K));
                     continue;
                 }
-                for (long r = 0; own && r < 4 && n + r < to.N; r++)
+                for (long r = 0; own && r < W_ROWS && n + r < to.N; r++)
                     for (long k = 0; k < K; k += 16)
                         store(own, whole, r * K + k, first(K - k),
                               load(some, kind, r * stride + k, first(K - k)));
@@ -324,18 +335,18 @@ INLINE void rows_of(const void *x, const Layer *layer, int count, int kind, int 
     }
 }
 
-// x: float32, or bfloat16 where w is.
+// x: float32, or with PAIRS bfloat16 where w is.
 static void product_part(const Team *team, const void *x, const Layer *layer, int count, int kind, long M,
                          long K) {
-    if (kind == BFLOAT16) rows_of(x, layer, count, BFLOAT16, 1, M, K, BFLOAT16, team);
+    if (kind == BFLOAT16) rows_of(x, layer, count, BFLOAT16, PAIRS, M, K, BFLOAT16, team);
     else if (kind == FLOAT16) rows_of(x, layer, count, FLOAT16, 0, M, K, FLOAT16, team);
     else rows_of(x, layer, count, FLOAT32, 0, M, K, FLOAT32, team);
 }
 
-// x (M, K), y (M, N) and w (N, K) are of one kind. Several rows of x in float16 share what 4 rows of w
+// x (M, K), y (M, N) and w (N, K) are of one kind. Several rows of x in float16 share what W_ROWS rows of w
 // become: float32.
 void product(const void *x, const Layer *layer, int count, int kind, long M, long K, int threads) {
-    float *wide = kind == BFLOAT16 ? 0 : widened(x, kind, M * K);
+    float *wide = kind == BFLOAT16 && PAIRS ? 0 : widened(x, kind, M * K);
 #pragma omp parallel num_threads(threads)
     {
         const Team team = team_here(0);
@@ -347,7 +358,7 @@ void product(const void *x, const Layer *layer, int count, int kind, long M, lon
 // R inputs of M rows of x, 16 outputs a time: sum[m, n] += x[m, k] w[k, n], for `count` outputs.
 INLINE void some_inputs(int M, int R, const float *x, long K, const char *w, int kind, long stride,
                         long count, float *sum, long room) {
-    __m512 u[6][4];
+    __m512 u[X_ROWS][4];
     UNROLL for (int m = 0; m < M; m++)
         UNROLL for (int r = 0; r < R; r++)
             u[m][r] = _mm512_set1_ps(x[m * K + r]);
@@ -376,16 +387,15 @@ INLINE void columns_of(const float *x, const char *w, int kind, long K, long str
         memset(sum, 0, to->M * room * 4);
         for (long k = 0; k < K; k += 4) {
             const char *some = w + (k * stride + n) * size_of(kind);
-            for (long m = 0; m < to->M; m += 6) {
-                int few = to->M - m < 6 ? (int)(to->M - m) : 6;
+            for (long m = 0; m < to->M; m += X_ROWS) {
+                int few = next_rows(to->M - m);
                 if (K - k >= 4) {
-                    OF_CONSTANT(few, some_inputs, 4, x + m * K + k, K, some, kind, stride, count,
-                                sum + m * room, room)
+                    OF_ROWS(few, some_inputs, 4, x + m * K + k, K, some, kind, stride, count, sum + m * room,
+                            room)
                 } else
                     for (long r = 0; r < K - k; r++)
-                        OF_CONSTANT(few, some_inputs, 1, x + m * K + k + r, K,
-                                    some + r * stride * size_of(kind), kind, stride, count, sum + m * room,
-                                    room)
+                        OF_ROWS(few, some_inputs, 1, x + m * K + k + r, K, some + r * stride * size_of(kind),
+                                kind, stride, count, sum + m * room, room)
             }
         }
         for (long m = 0; m < to->M; m++)
@@ -448,7 +458,7 @@ INLINE void int4_row(const Layer *layer, long n, long parts, long g, void *to, i
         __m512 table = _mm512_fmadd_ps(value, _mm512_permutexvar_ps(own, scale),
                                        _mm512_permutexvar_ps(own, offset));
         __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(w + k / 2)));
-        if (kind == FLOAT32) {
+        if (kind == FLOAT32 || !PAIRS) {
             for (int i = 0; i < 2 && k + i * 16 < inputs; i++) {
                 __m512i q = _mm512_srlv_epi32(
                     _mm512_permutexvar_epi32(_mm512_add_epi32(low, _mm512_set1_epi32(8 * i)), bytes), shift);
@@ -487,7 +497,7 @@ INLINE __m512i signed_bytes(const int8_t *w, long left) {
 INLINE int32_t sum_of_row(const int8_t *w, long inputs) {
     __m512i sum = _mm512_setzero_si512();
     for (long k = 0; k < inputs; k += 64)
-        sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), signed_bytes(w + k, inputs - k));
+        sum = multiply_bytes(sum, _mm512_set1_epi8(1), signed_bytes(w + k, inputs - k));
     return _mm512_reduce_add_epi32(sum);
 }
 
@@ -508,16 +518,21 @@ INLINE void finish_whole(const Result *to, long m, long n, int rows, float sx, c
 // ---- Many rows --------------------------------------------------------------------------------------------
 // BLOCK rows of w, and of these NEAR times 4 bytes, are laid out in strips of 16 rows with 4 bytes of each
 // side by side: nothing has to be added up across a register, and what is read again for all rows of x lies
-// near. 4 bytes are four whole numbers, or two of bfloat16, which 8 bits become exactly and 4 bits rounded.
+// near. 4 bytes are four whole numbers, or two of bfloat16, which 8 bits become exactly and 4 bits rounded;
+// without PAIRS, one of float32.
+
+enum { WIDE = PAIRS ? BFLOAT16 : FLOAT32 };
 
 // `count` inputs of row n, from k on, as four bytes are; zeros behind them.
 INLINE void near_row(int whole, const Layer *from, int kind, long inputs, long n, long k, long count,
                      char *to) {
-    long bytes = whole ? count : 2 * count;
+    long bytes = whole ? count : size_of(WIDE) * count;
     memset(to + bytes / 64 * 64, 0, bytes % 64 ? 64 : 0);
-    if (kind == INT4) int4_row(from, n, (inputs + 127) / 128 * 4, k / 32, to, BFLOAT16, count);
-    else if (kind == INT8 && !whole && from->scale_kind != FLOAT32)
-        int8_row(from, n, k, to, BFLOAT16, count);
+    if (kind == INT4) int4_row(from, n, (inputs + 127) / 128 * 4, k / 32, to, WIDE, count);
+    else if (kind == INT8 && !whole && from->scale_kind != FLOAT32) int8_row(from, n, k, to, WIDE, count);
+    else if (!whole && !PAIRS)
+        for (long i = 0, at = n * from->stride + k; i < count; i += 16)
+            store(to, WIDE, i, first(count - i), load(from->w, kind, at + i, first(count - i)));
     else if (kind == INT8 && !whole) {
         for (long i = 0, at = n * from->stride + k; i < count; i += 32) {
             long left = count - i;
@@ -551,44 +566,52 @@ static void transpose_tile(const char *from, char *to) {
     }
 }
 
-// M rows of x with the strips, added to `out` [M][BLOCK] unless these are the first.
+INLINE __m512i multiply_wide(__m512i sum, __m512i x, __m512i w) {
+    return PAIRS ? (__m512i)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)w)
+                 : (__m512i)_mm512_fmadd_ps((__m512)x, (__m512)w, (__m512)sum);
+}
+
+// M rows of x with W_ROWS strips, added to `out` [M][BLOCK] unless these are the first.
 INLINE void strips(int M, int whole, const char *x, long stride, const char *w, long steps, int begin,
                    int32_t *out) {
-    __m512i sum[6][4];
+    __m512i sum[X_ROWS][W_ROWS];
     UNROLL for (int m = 0; m < M; m++)
-        UNROLL for (int r = 0; r < 4; r++)
+        UNROLL for (int r = 0; r < W_ROWS; r++)
             sum[m][r] = begin ? _mm512_setzero_si512() : _mm512_load_si512(out + m * BLOCK + r * 16);
     for (long k = 0; k < steps; k++) {
-        __m512i v[4];
-        UNROLL for (int r = 0; r < 4; r++)
+        __m512i v[W_ROWS];
+        UNROLL for (int r = 0; r < W_ROWS; r++)
             v[r] = _mm512_load_si512(w + k * BLOCK * 4 + r * 64);
         UNROLL for (int m = 0; m < M; m++) {
             int32_t four;
             memcpy(&four, x + m * stride + k * 4, 4);
             __m512i u = _mm512_set1_epi32(four);
-            UNROLL for (int r = 0; r < 4; r++)
-                sum[m][r] = whole ? _mm512_dpbusd_epi32(sum[m][r], u, v[r])
-                                  : (__m512i)_mm512_dpbf16_ps((__m512)sum[m][r], (__m512bh)u, (__m512bh)v[r]);
+            UNROLL for (int r = 0; r < W_ROWS; r++)
+                sum[m][r] = whole ? multiply_bytes(sum[m][r], u, v[r]) : multiply_wide(sum[m][r], u, v[r]);
         }
     }
     UNROLL for (int m = 0; m < M; m++)
-        UNROLL for (int r = 0; r < 4; r++)
+        UNROLL for (int r = 0; r < W_ROWS; r++)
             _mm512_store_si512(out + m * BLOCK + r * 16, sum[m][r]);
 }
 
 static void whole_strips(int M, const char *x, long stride, const char *w, long steps, int begin,
                          int32_t *out) {
-    OF_CONSTANT(M, strips, 1, x, stride, w, steps, begin, out)
+    for (int r = 0; r < BLOCK / 16; r += W_ROWS)
+        OF_ROWS(M, strips, 1, x, stride, w + r * 64, steps, begin, out + r * 16)
 }
 
-static void pair_strips(int M, const char *x, long stride, const char *w, long steps, int begin,
-                        int32_t *out){OF_CONSTANT(M, strips, 0, x, stride, w, steps, begin, out)}
+static void wide_strips(int M, const char *x, long stride, const char *w, long steps, int begin,
+                        int32_t *out) {
+    for (int r = 0; r < BLOCK / 16; r += W_ROWS)
+        OF_ROWS(M, strips, 0, x, stride, w + r * 64, steps, begin, out + r * 16)
+}
 
-// x: rows of whole numbers with their scales (`whole`), or of bfloat16, `stride` bytes apart; what they have
-// behind the last input is a number.
+// x: rows of whole numbers with their scales (`whole`), or of WIDE numbers, `stride` bytes apart; what they
+// have behind the last input is a number.
 INLINE void many_rows(int whole, const char *x, long stride, const float *sx, const Layer *w, int kind,
                       long inputs, const Result *to, int threads) {
-    const int unit = whole ? 1 : 2;
+    const int unit = whole ? 1 : size_of(WIDE);
     const long part = NEAR * 4 / unit;
 #pragma omp parallel num_threads(threads)
     {
@@ -598,7 +621,7 @@ INLINE void many_rows(int whole, const char *x, long stride, const float *sx, co
         for (long n = 0; n < to->N; n += BLOCK) {
             int rows = to->N - n < BLOCK ? (int)(to->N - n) : BLOCK;
             int32_t sums[BLOCK] = {0};
-            for (int r = 0; r < rows && whole; r++)
+            for (int r = 0; r < rows && whole && MOVED; r++)
                 sums[r] = sum_of_row((const int8_t *)w->w + (n + r) * w->stride, inputs);
             for (long k = 0; k < inputs; k += part) {
                 long count = inputs - k < part ? inputs - k : part;
@@ -609,10 +632,10 @@ INLINE void many_rows(int whole, const char *x, long stride, const float *sx, co
                     for (long i = 0; r % 16 == 15 && i < count * unit; i += 64)
                         transpose_tile(own + i, near + i * BLOCK + r / 16 * 64);
                 }
-                for (long m = 0; m < to->M; m += 6)
-                    (whole ? whole_strips : pair_strips)(to->M - m < 6 ? to->M - m : 6,
-                                                         x + m * stride + k * unit, stride, near,
-                                                         (count * unit + 3) / 4, k == 0, out + m * BLOCK);
+                for (long m = 0; m < to->M; m += X_ROWS)
+                    (whole ? whole_strips : wide_strips)(next_rows(to->M - m), x + m * stride + k * unit,
+                                                         stride, near, (count * unit + 3) / 4, k == 0,
+                                                         out + m * BLOCK);
             }
             for (long m = 0; m < to->M; m++) {
                 if (whole) finish_whole(to, m, n, rows, sx[m], sums, out + m * BLOCK);
@@ -632,8 +655,8 @@ INLINE void many_rows(int whole, const char *x, long stride, const float *sx, co
 
 // ---- 8 bits -----------------------------------------------------------------------------------------------
 // y[m, n] = sx[m] sw[n] (whole x . whole w) + bias[n]. Each row of x has a scale of its own, so that no row
-// depends on another. The instruction multiplies unsigned by signed: x is moved up by 128, and 128 times the
-// sum of w's row taken off again.
+// depends on another. The instruction multiplies unsigned by signed: x is moved up by 128 (MOVED), and 128
+// times the sum of w's row taken off again.
 
 // The largest of |x|, NaN if one number is.
 INLINE float largest(const void *x, int kind, long start, long inputs) {
@@ -646,15 +669,15 @@ INLINE float largest(const void *x, int kind, long start, long inputs) {
     return none ? NAN : _mm512_reduce_max_ps(top);
 }
 
-// One row of x: its scale, its whole numbers as unsigned bytes. `K` is rounded up to 64.
+// One row of x: its scale, its whole numbers as bytes. `K` is rounded up to 64.
 static float whole_numbers(const void *x, int kind, long start, long inputs, long K, uint8_t *q) {
     float scale = largest(x, kind, start, inputs) / 127.f;
     __m512 one = _mm512_set1_ps(scale > 0 ? scale : 1.f);
-    memset(q + K - 64, 128, 64);
+    memset(q + K - 64, MOVED, 64);
     for (long k = 0; k < inputs; k += 16) {
         __m512i n = _mm512_cvtps_epi32(_mm512_div_ps(load(x, kind, start + k, first(inputs - k)), one));
         store_bytes(q + k, first(inputs - k),
-                    _mm512_cvtepi32_epi8(_mm512_add_epi32(n, _mm512_set1_epi32(128))));
+                    _mm512_cvtepi32_epi8(_mm512_add_epi32(n, _mm512_set1_epi32(MOVED))));
     }
     return scale;
 }
@@ -670,13 +693,13 @@ INLINE int32_t one_whole_row(const uint8_t *x, const int8_t *w, long inputs) {
     for (; k + 256 <= inputs; k += 256) UNROLL for (int u = 0; u < 4; u++) {
             __m512i v = _mm512_loadu_si512(w + k + u * 64);
             ASK(w + k + u * 64 + AHEAD);
-            sum[u] = _mm512_dpbusd_epi32(sum[u], _mm512_loadu_si512(x + k + u * 64), v);
-            own[u] = _mm512_dpbusd_epi32(own[u], ones, v);
+            sum[u] = multiply_bytes(sum[u], _mm512_loadu_si512(x + k + u * 64), v);
+            if (MOVED) own[u] = multiply_bytes(own[u], ones, v);
         }
     for (; k < inputs; k += 64) {
         __m512i v = signed_bytes(w + k, inputs - k);
-        sum[0] = _mm512_dpbusd_epi32(sum[0], _mm512_loadu_si512(x + k), v);
-        own[0] = _mm512_dpbusd_epi32(own[0], ones, v);
+        sum[0] = multiply_bytes(sum[0], _mm512_loadu_si512(x + k), v);
+        if (MOVED) own[0] = multiply_bytes(own[0], ones, v);
     }
     UNROLL for (int u = 0; u < 4; u++)
         sum[u] = _mm512_sub_epi32(sum[u], _mm512_slli_epi32(own[u], 7));
@@ -686,12 +709,12 @@ INLINE int32_t one_whole_row(const uint8_t *x, const int8_t *w, long inputs) {
 
 // R rows of w with M of x.
 INLINE void whole_rows(int M, int R, const uint8_t *x, long K, const int8_t *w, long inputs, int32_t *out) {
-    __m512i sum[6][4];
+    __m512i sum[X_ROWS][W_ROWS];
     UNROLL for (int m = 0; m < M; m++)
         UNROLL for (int r = 0; r < R; r++)
             sum[m][r] = _mm512_setzero_si512();
     for (long k = 0; k < inputs; k += 64) {
-        __m512i v[4];
+        __m512i v[W_ROWS];
         UNROLL for (int r = 0; r < R; r++) {
             v[r] = signed_bytes(w + r * inputs + k, inputs - k);
             ASK(w + (r + R) * inputs + k);
@@ -699,7 +722,7 @@ INLINE void whole_rows(int M, int R, const uint8_t *x, long K, const int8_t *w, 
         UNROLL for (int m = 0; m < M; m++) {
             __m512i u = _mm512_loadu_si512(x + m * K + k);
             UNROLL for (int r = 0; r < R; r++)
-                sum[m][r] = _mm512_dpbusd_epi32(sum[m][r], u, v[r]);
+                sum[m][r] = multiply_bytes(sum[m][r], u, v[r]);
         }
     }
     UNROLL for (int m = 0; m < M; m++)
@@ -711,12 +734,12 @@ INLINE void whole_rows(int M, int R, const uint8_t *x, long K, const int8_t *w, 
 static void some_whole_rows(const uint8_t *x, const float *sx, long K, const int8_t *w, long inputs,
                             const Result *to, long n) {
     int rows = to->N - n < BLOCK ? (int)(to->N - n) : BLOCK;
-    int32_t sums[BLOCK] = {0}, out[6 * BLOCK];
-    for (int r = 0; r < rows && to->M > 1; r++) sums[r] = sum_of_row(w + (n + r) * inputs, inputs);
-    for (long m = 0; m < to->M; m += 6) {
-        int few = to->M - m < 6 ? (int)(to->M - m) : 6, r = 0;
-        for (; r + 4 <= rows && to->M > 1; r += 4)
-            OF_CONSTANT(few, whole_rows, 4, x + m * K, K, w + (n + r) * inputs, inputs, out + r)
+    int32_t sums[BLOCK] = {0}, out[X_ROWS * BLOCK];
+    for (int r = 0; r < rows && to->M > 1 && MOVED; r++) sums[r] = sum_of_row(w + (n + r) * inputs, inputs);
+    for (long m = 0; m < to->M; m += X_ROWS) {
+        int few = next_rows(to->M - m), r = 0;
+        for (; r + W_ROWS <= rows && to->M > 1; r += W_ROWS)
+            OF_ROWS(few, whole_rows, W_ROWS, x + m * K, K, w + (n + r) * inputs, inputs, out + r)
         for (; r < rows; r++)
             for (int i = 0; i < few; i++)
                 out[i * BLOCK + r] =
@@ -755,7 +778,7 @@ void int8_product(const void *x, const Layer *layer, int count, int kind, long M
 
 // The same without rounding x to 8 bits: it becomes whole numbers of 24 bits in three digits of 8, [3][K]. So
 // the sums are exact, and no weight has to be made a float. The scale is a power of two, which costs x no
-// bit.
+// bit. Digits are unsigned: where that is not how bytes are multiplied (MOVED is 0), x and w become float32.
 static float digits(const void *x, int kind, long start, long inputs, long K, uint8_t *q) {
     const float top = largest(x, kind, start, inputs);
     int above;  // the power of two that is
@@ -792,18 +815,27 @@ INLINE double row_of_digits(const uint8_t *x, long K, const int8_t *w, long inpu
     return all[0] + 256 * all[1] + 65536 * all[2] - 8388608 * all[3];
 }
 
-// q: room for M rows of 3 K bytes, sx: for M numbers.
+// q: room for M rows of 4 K bytes, sx: for M numbers.
 static void int8_weights_part(const Team *team, const void *x, const Layer *layer, int count, int kind,
                               long M, long inputs, uint8_t *q, float *sx) {
     const long K = (inputs + 63) / 64 * 64;
-    SHARED(m, M, 1) sx[m] = digits(x, kind, m * inputs, inputs, K, q + 3 * m * K);
+    float *wide = (float *)q;
+    SHARED(m, M, 1) {
+        if (MOVED) sx[m] = digits(x, kind, m * inputs, inputs, K, q + 3 * m * K);
+        for (long k = 0; k < inputs && !MOVED; k += 16) {
+            const __mmask16 mask = first(inputs - k);
+            store(wide, FLOAT32, m * K + k, mask, load(x, kind, m * inputs + k, mask));
+        }
+    }
     meet(team);
     for (int i = 0; i < count; i++) {
         const Result to = {layer[i].scale, layer[i].bias, layer[i].y, kind, M, layer[i].N};
         SHARED(n, to.N, 1) {
             const int8_t *w = (const int8_t *)layer[i].w + n * inputs;
             for (long m = 0; m < M; m++)
-                finish(&to, m, n, row_of_digits(q + 3 * m * K, K, w, inputs) * sx[m]);
+                finish(&to, m, n,
+                       MOVED ? row_of_digits(q + 3 * m * K, K, w, inputs) * sx[m]
+                             : one_row(wide + m * K, w, INT8, 0, inputs));
         }
     }
 }
@@ -811,7 +843,7 @@ static void int8_weights_part(const Team *team, const void *x, const Layer *laye
 void int8_weights_product(const void *x, const Layer *layer, int count, int kind, long M, long inputs,
                           int threads) {
     const long K = (inputs + 63) / 64 * 64;
-    uint8_t *q = aligned_alloc(64, 3 * M * K);
+    uint8_t *q = aligned_alloc(64, 4 * M * K);
     float *sx = malloc(M * sizeof(float));
 #pragma omp parallel num_threads(threads)
     {
@@ -833,7 +865,7 @@ static void beside_bytes(const void *x, int kind, int pairs, long inputs, char *
             row[i] = load(x, kind, k + 16 * i, inputs - k > 16 * i ? first(inputs - k - 16 * i) : 0);
         for (int i = 0; i < 4; i += 2) *sums++ = _mm512_reduce_add_ps(_mm512_add_ps(row[i], row[i + 1]));
         for (int i = 0; i < 4 && !pairs; i++) _mm512_storeu_ps(to + 64 * i, row[i]);
-        for (int i = 0; i < 2 && pairs; i++) {
+        for (int i = 0; i < 2 && PAIRS && pairs; i++) {
             __m512i two = (__m512i)_mm512_cvtne2ps_pbh(row[2 * i + 1], row[2 * i]);
             _mm256_storeu_si256((__m256i *)(to + 32 * i), _mm512_cvtepi32_epi16(two));
             two = _mm512_srli_epi32(two, 16);
@@ -863,7 +895,7 @@ INLINE void bytes(int M, int pairs, const char *x, const float *sums, long input
                   long n, float *out) {
     const long K = (inputs + 63) / 64 * 64, size = K * (pairs ? 2 : 4), parts = inputs / 32;
     const int8_t *w = (const int8_t *)layer->w + n * inputs;
-    __m512 sum[6][2], scale, offset;
+    __m512 sum[X_ROWS][2], scale, offset;
     UNROLL for (int m = 0; m < M; m++)
         sum[m][0] = sum[m][1] = _mm512_setzero_ps();
     for (long g = 0; g < parts; g += 16) {
@@ -903,7 +935,7 @@ INLINE void bytes(int M, int pairs, const char *x, const float *sums, long input
 
 // Bytes that a row of x takes with its sums.
 INLINE long bytes_room(int kind, long inputs) {
-    return (inputs + 63) / 64 * (kind == BFLOAT16 ? 128 + 8 : 256 + 8);
+    return (inputs + 63) / 64 * (kind == BFLOAT16 && PAIRS ? 128 + 8 : 256 + 8);
 }
 
 INLINE void bytes_of(int pairs, const Team *team, const void *x, const Layer *layer, int count, int kind,
@@ -916,11 +948,10 @@ INLINE void bytes_of(int pairs, const Team *team, const void *x, const Layer *la
     for (int i = 0; i < count; i++) {
         const Result to = {0, layer[i].bias, layer[i].y, kind, M, layer[i].N};
         SHARED(n, to.N, 1) {
-            for (long m = 0; m < M; m += 6) {
-                int few = M - m < 6 ? (int)(M - m) : 6;
-                float out[6];
-                OF_CONSTANT(few, bytes, pairs, room + m * size, sums + m * (K / 32), inputs, layer + i, n,
-                            out)
+            for (long m = 0; m < M; m += X_ROWS) {
+                int few = next_rows(M - m);
+                float out[X_ROWS];
+                OF_ROWS(few, bytes, pairs, room + m * size, sums + m * (K / 32), inputs, layer + i, n, out)
                 for (int r = 0; r < few; r++) finish(&to, m + r, n, out[r]);
             }
         }
@@ -930,7 +961,7 @@ INLINE void bytes_of(int pairs, const Team *team, const void *x, const Layer *la
 // room: for M times `bytes_room`.
 static void int8_groups_part(const Team *team, const void *x, const Layer *layer, int count, int kind, long M,
                              long inputs, char *room) {
-    if (kind == BFLOAT16) bytes_of(1, team, x, layer, count, kind, M, inputs, room);
+    if (kind == BFLOAT16 && PAIRS) bytes_of(1, team, x, layer, count, kind, M, inputs, room);
     else bytes_of(0, team, x, layer, count, kind, M, inputs, room);
 }
 
@@ -963,7 +994,7 @@ static void in_lanes(const void *x, int kind, int pairs, long inputs, char *to, 
                 _mm512_add_ps(_mm512_loadu_ps(row + g * 32), _mm512_loadu_ps(row + g * 32 + 16)));
         for (int j = 0; j < 8 && !pairs; j++, to += 64)
             _mm512_storeu_ps(to, _mm512_i32gather_ps(every_eighth, row + j, 4));
-        for (int j = 0; j < 4 && pairs; j++)
+        for (int j = 0; j < 4 && PAIRS && pairs; j++)
             for (int i = 0; i < 128; i += 32, to += 16) {
                 __m512i fours =
                     (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(row + i + 16), _mm512_loadu_ps(row + i));
@@ -981,7 +1012,7 @@ INLINE void nibbles(int M, int pairs, const char *x, const float *sums, long blo
     const __m512i value_twice = (__m512i)_mm512_cvtne2ps_pbh(value, value);
     const long size = pairs ? 256 : 512;
     const uint8_t *w = (const uint8_t *)layer->w + n * blocks * 64;
-    __m512 sum[6], part[6], s, offset;
+    __m512 sum[X_ROWS], part[X_ROWS], s, offset;
     UNROLL for (int m = 0; m < M; m++)
         sum[m] = _mm512_setzero_ps();
     for (long b = 0; b < blocks; b += 4) {  // 16 groups
@@ -1003,7 +1034,7 @@ INLINE void nibbles(int M, int pairs, const char *x, const float *sums, long blo
                                          (__m512bh)_mm512_loadu_si512(x + (m * blocks + c) * size + j * 64));
             }
             UNROLL for (int j = 0; j < 8 && !pairs; j++) {
-                __m512 v = _mm512_permutexvar_ps(_mm512_srli_epi32(q, 4 * j), value);
+                __m512 v = floats_of_four_bits(_mm512_srli_epi32(q, 4 * j));
                 UNROLL for (int m = 0; m < M; m++)
                     part[m] =
                         _mm512_fmadd_ps(v, _mm512_loadu_ps(x + (m * blocks + c) * size + j * 64), part[m]);
@@ -1021,7 +1052,7 @@ INLINE void nibbles(int M, int pairs, const char *x, const float *sums, long blo
 INLINE long lanes_size(int pairs, long blocks) { return blocks * (pairs ? 256 : 512); }
 INLINE long lanes_room(int kind, long inputs) {
     const long blocks = (inputs + 127) / 128;
-    return lanes_size(kind == BFLOAT16, blocks) + blocks * 64;
+    return lanes_size(kind == BFLOAT16 && PAIRS, blocks) + blocks * 64;
 }
 
 INLINE void nibbles_of(int pairs, const Team *team, const void *x, const Layer *layer, int count, int kind,
@@ -1034,11 +1065,11 @@ INLINE void nibbles_of(int pairs, const Team *team, const void *x, const Layer *
     for (int i = 0; i < count; i++) {
         const Result to = {0, layer[i].bias, layer[i].y, kind, M, layer[i].N};
         SHARED(n, to.N, 1) {
-            for (long m = 0; m < M; m += 6) {
-                int few = M - m < 6 ? (int)(M - m) : 6;
-                float out[6];
-                OF_CONSTANT(few, nibbles, pairs, lanes + m * size, sums + m * blocks * 4, blocks, layer + i,
-                            n, out)
+            for (long m = 0; m < M; m += X_ROWS) {
+                int few = next_rows(M - m);
+                float out[X_ROWS];
+                OF_ROWS(few, nibbles, pairs, lanes + m * size, sums + m * blocks * 4, blocks, layer + i, n,
+                        out)
                 for (int r = 0; r < few; r++) finish(&to, m + r, n, out[r]);
             }
         }
@@ -1048,7 +1079,7 @@ INLINE void nibbles_of(int pairs, const Team *team, const void *x, const Layer *
 // lanes: room for M times `lanes_room`.
 static void int4_part(const Team *team, const void *x, const Layer *layer, int count, int kind, long M,
                       long inputs, char *lanes) {
-    if (kind == BFLOAT16) nibbles_of(1, team, x, layer, count, kind, M, inputs, lanes);
+    if (kind == BFLOAT16 && PAIRS) nibbles_of(1, team, x, layer, count, kind, M, inputs, lanes);
     else nibbles_of(0, team, x, layer, count, kind, M, inputs, lanes);
 }
 
@@ -1069,6 +1100,12 @@ void int4_product(const void *x, const Layer *layer, int count, int kind, long M
 void bfloat16_product(const uint16_t *x, const Layer *layer, int kind, long M, long inputs, int threads) {
     const int by_rows = kind == INT8 && layer->scale_kind == FLOAT32;
     Result to = {by_rows ? layer->scale : 0, layer->bias, layer->y, BFLOAT16, M, layer->N};
+    if (!PAIRS) {
+        float *wide = widened(x, BFLOAT16, M * inputs);
+        many_rows(0, (const char *)wide, inputs * 4, 0, layer, kind, inputs, &to, threads);
+        free(wide);
+        return;
+    }
     const long K = (inputs + 1) / 2 * 2;
     uint16_t *even = K == inputs ? 0 : calloc(M * K, 2);
     for (long m = 0; even && m < M; m++) memcpy(even + m * K, x + m * inputs, inputs * 2);
@@ -1261,12 +1298,13 @@ INLINE __m128 four_sums(__m512 a, __m512 b, __m512 c, __m512 d) {
     return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 
-// G heads that share S keys k and values v, of `kind`. q is float32, or bfloat16 where k is; y is of `out`.
+// G heads that share S keys k and values v, of `kind`. q is float32, or with PAIRS bfloat16 where k is; y is
+// of `out`.
 // `next`: the keys that are read after.
 INLINE void some_heads(const void *q, const char *k, const char *v, const char *next, const float *bias,
                        long bias_head, void *y, int out, int kind, float scale, long G, long S, long D,
                        long k_row, long v_row, float *scores, float *sum) {
-    const int pairs = kind == BFLOAT16, size = size_of(kind);
+    const int pairs = kind == BFLOAT16 && PAIRS, size = size_of(kind);
     const long step = pairs ? 32 : 16, bytes = D * size;
     for (long s = 0; s < S; s += 4) {
         const int some = S - s < 4 ? (int)(S - s) : 4;
@@ -1316,7 +1354,7 @@ INLINE void some_heads(const void *q, const char *k, const char *v, const char *
         for (long g = 0; g < G; g++)
             for (long d = 0; d < D; d += 96) {
                 int C = D - d < 96 ? (int)((D - d + 15) / 16) : 6;
-                OF_CONSTANT(C, weigh, scores + g * S + s, v + s * v_row * size, kind, some, v_row, d, D,
+                OF_CONSTANT(6, C, weigh, scores + g * S + s, v + s * v_row * size, kind, some, v_row, d, D,
                             sum + g * D)
             }
     }
@@ -1329,11 +1367,13 @@ INLINE void some_heads(const void *q, const char *k, const char *v, const char *
 static void heads_of(const void *q, const char *k, const char *v, const char *next, const float *bias,
                      long bias_head, void *y, int kind, int stored, float scale, long G, long S, long D,
                      long k_row, long v_row, float *scores, float *sum, float *wide) {
-    for (long i = 0; stored != BFLOAT16 && i < G * D; i += 16)
+    const int same = stored == BFLOAT16 && PAIRS;
+    for (long i = 0; !same && i < G * D; i += 16)
         store(wide, FLOAT32, i, first(G * D - i), load(q, kind, i, first(G * D - i)));
 #define HEADS(q, stored) \
     some_heads(q, k, v, next, bias, bias_head, y, kind, stored, scale, G, S, D, k_row, v_row, scores, sum)
-    if (stored == BFLOAT16) HEADS(q, BFLOAT16);
+    if (same) HEADS(q, BFLOAT16);
+    else if (stored == BFLOAT16) HEADS(wide, BFLOAT16);
     else if (stored == FLOAT16) HEADS(wide, FLOAT16);
     else if (stored == INT8) HEADS(wide, INT8);
     else HEADS(wide, FLOAT32);

@@ -110,7 +110,7 @@ static void multiply(const Team *team, const Plan *plan, const Op *op, long M, c
         return int8_groups_part(team, op->in, layers, op->count, kind, M, K, plan->scratch);
     if (op->which == INT4) return int4_part(team, op->in, layers, op->count, kind, M, K, plan->scratch);
     const char *x = op->in;
-    if (kind == FLOAT16 || (kind == BFLOAT16 && op->which == TRANSPOSED)) {
+    if (kind == FLOAT16 || (kind == BFLOAT16 && (op->which == TRANSPOSED || !PAIRS))) {
         SHARED(i, M * K, 16) {
             const __mmask16 m = first(M * K - i);
             store(numbers, FLOAT32, i, m, load(x, kind, i, m));

@@ -6,13 +6,13 @@
 // The weights become 8 bits again, 256 with a scale: their second rounding is a twelfth of the first, where
 // they are normally distributed. Each 256 inputs of a row of x have a scale of their own, so that one large
 // activation costs few others their bits, and no row depends on another. The instruction multiplies
-// unsigned by signed: x is moved up by 128, and 128 times the sum of w's numbers taken off again.
+// unsigned by signed: x is moved up by 128 (MOVED), and 128 times the sum of w's numbers taken off again.
 
 enum { GROUP = 256 };  // inputs that share a scale
 
 // The rows of x as whole numbers.
 typedef struct {
-    uint8_t *q;    // [M][K]
+    uint8_t *q;    // [M][K], signed without MOVED
     float *scale;  // [M][groups]
     long K, groups;  // K: inputs, rounded up to whole blocks of 128
 } Rounded;
@@ -34,7 +34,7 @@ static void round_activations(const char *x, int kind, long inputs, const Rounde
             const __m512 v = load(x, kind, i, i < inputs ? first(inputs - i) : 0);
             const __m512i n = _mm512_cvtps_epi32(_mm512_mul_ps(v, times));
             store_bytes(to->q + m * to->K + i, 0xFFFF,
-                        _mm512_cvtepi32_epi8(_mm512_add_epi32(n, _mm512_set1_epi32(128))));
+                        _mm512_cvtepi32_epi8(_mm512_add_epi32(n, _mm512_set1_epi32(MOVED))));
         }
     }
 }
@@ -94,17 +94,17 @@ static void lay_out(const Layer *layer, long n, int rows, long k, long count, ch
         for (int r = 0; r < BLOCK; r += 16) {
             const char *strip = to->strips + r * 4;
             __m512i sum = _mm512_setzero_si512();
-            for (long i = g * GROUP; i < (g + 1) * GROUP && i < count; i += 4)
-                sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), _mm512_load_si512(strip + i * BLOCK));
+            for (long i = g * GROUP; i < (g + 1) * GROUP && i < count && MOVED; i += 4)
+                sum = multiply_bytes(sum, _mm512_set1_epi8(1), _mm512_load_si512(strip + i * BLOCK));
             _mm512_store_si512(to->sum + g * BLOCK + r, _mm512_slli_epi32(sum, 7));
         }
 }
 
-// Up to 6 rows of x, from m on, with group g of the strips, which is number `at` in x, added to `out`
+// Up to X_ROWS rows of x, from m on, with group g of the strips, which is number `at` in x, added to `out`
 // [M][BLOCK].
 static void some_rows_with_group(int M, const Rounded *x, long m, long at, const Strips *w, long g,
                                  float *out) {
-    int32_t whole[6 * BLOCK] __attribute__((aligned(64)));
+    int32_t whole[X_ROWS * BLOCK] __attribute__((aligned(64)));
     const long left = x->K - at * GROUP, count = left < GROUP ? left : GROUP;
     const char *q = (const char *)x->q + m * x->K + at * GROUP;
     whole_strips(M, q, x->K, w->strips + g * GROUP * BLOCK, count / 4, 1, whole);
@@ -128,9 +128,8 @@ static void block_of_outputs(const Rounded *x, const Layer *layer, int kind, lon
         const long count = x->K - k < NEAR * 4 ? x->K - k : NEAR * 4;
         lay_out(layer, n, rows, k, count, own, w);
         for (long g = 0; g * GROUP < count; g++)
-            for (long m = 0; m < M; m += 6)
-                some_rows_with_group(M - m < 6 ? (int)(M - m) : 6, x, m, k / GROUP + g, w, g,
-                                     out + m * BLOCK);
+            for (long m = 0; m < M; m += X_ROWS)
+                some_rows_with_group(next_rows(M - m), x, m, k / GROUP + g, w, g, out + m * BLOCK);
     }
     for (long m = 0; m < M; m++)
         for (int r = 0; r < rows; r += 16) {

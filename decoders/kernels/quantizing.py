@@ -124,7 +124,7 @@ def mark_quantized(model: Any, kind: str) -> nn.Module:
     note_prefill(model)
     if native.library() is None and not native.is_pending():
         warnings.warn(
-            f"kernels.c is {native.status()} (it takes gcc and AVX-512 with bfloat16 and VNNI): "
+            f"kernels.c is {native.status()} (it takes Linux, gcc and AVX2 or AVX-512): "
             "weights of 8 and 4 bits save memory, but not time",
             stacklevel=3,
         )
