@@ -73,15 +73,14 @@ MODELS = {
 # ---- The process of a tree ---------------------------------------------------------------------------------
 
 
-def build(name: str) -> Any:
-    """One of MODELS, with the tree's own code."""
+def build(case: Case) -> Any:
+    """Its model, with the tree's own code."""
     import importlib
 
     import torch
 
     from decoders import kernels, weights
 
-    case = MODELS[name]
     model_class = getattr(importlib.import_module(f"decoders.{case.module}"), case.class_name)
     if isinstance(case.config, str):
         return weights.load(model_class, ROOT / case.config)
@@ -188,7 +187,7 @@ def inputs_of(layer: Any) -> int:
 def serve(name: str) -> None:
     """Does what each line of standard input says; a first time as well, before it is ready."""
     wait_for_the_compiler()
-    model = build(name)
+    model = build(MODELS[name])
     calls = measures(model)
     for what in MODELS[name].does:
         calls[what]()

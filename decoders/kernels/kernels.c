@@ -1367,13 +1367,11 @@ INLINE void some_heads(const void *q, const char *k, const char *v, const char *
 static void heads_of(const void *q, const char *k, const char *v, const char *next, const float *bias,
                      long bias_head, void *y, int kind, int stored, float scale, long G, long S, long D,
                      long k_row, long v_row, float *scores, float *sum, float *wide) {
-    const int same = stored == BFLOAT16 && PAIRS;
-    for (long i = 0; !same && i < G * D; i += 16)
+    for (long i = 0; !(stored == BFLOAT16 && PAIRS) && i < G * D; i += 16)
         store(wide, FLOAT32, i, first(G * D - i), load(q, kind, i, first(G * D - i)));
 #define HEADS(q, stored) \
     some_heads(q, k, v, next, bias, bias_head, y, kind, stored, scale, G, S, D, k_row, v_row, scores, sum)
-    if (same) HEADS(q, BFLOAT16);
-    else if (stored == BFLOAT16) HEADS(wide, BFLOAT16);
+    if (stored == BFLOAT16) HEADS(PAIRS ? q : wide, BFLOAT16);
     else if (stored == FLOAT16) HEADS(wide, FLOAT16);
     else if (stored == INT8) HEADS(wide, INT8);
     else HEADS(wide, FLOAT32);
