@@ -1009,7 +1009,7 @@ static void in_lanes(const void *x, int kind, int pairs, long inputs, char *to, 
 INLINE void nibbles(int M, int pairs, const char *x, const float *sums, long blocks, const Layer *layer,
                     long n, float *out) {
     const __m512 value = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    const __m512i value_twice = (__m512i)_mm512_cvtne2ps_pbh(value, value);
+    const __m512i value_twice = PAIRS ? (__m512i)_mm512_cvtne2ps_pbh(value, value) : (__m512i)value;
     const long size = pairs ? 256 : 512;
     const uint8_t *w = (const uint8_t *)layer->w + n * blocks * 64;
     __m512 sum[X_ROWS], part[X_ROWS], s, offset;
