@@ -1,8 +1,8 @@
 """The kernels for lesser processors, measured on a better one: `python -m bench.targets --write`.
 
-A step of one token with the instructions of a target beside one with PyTorch's operators, which are held to the
-same instructions. A process for each with the same random weights, one thread, in turns; processor seconds,
-medians.
+A step of one token with the instructions of a target beside one with PyTorch's operators, which are held to
+the same instructions. A process for each with the same random weights, one thread, in turns; processor
+seconds, medians.
 """
 
 import argparse

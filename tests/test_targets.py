@@ -43,9 +43,20 @@ def test_the_kernels_for_lesser_processors_pass_the_tests_of_the_best(name):
     """On this processor, which has their instructions as well."""
     environment = {**os.environ, "DECODERS_NATIVE": name}
     code = "from decoders.kernels import native; native.wait(); print(native.operators())"
-    said = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
+    said = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
     assert said.stdout == f"{name} kernels\n", said.stderr
     files = [f"tests/test_{part}.py" for part in OF_THE_KERNELS]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not ecosystem and not proof"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "not ecosystem and not proof",
+    ]
     done = subprocess.run([*command, *files], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:]
