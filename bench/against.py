@@ -122,10 +122,28 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def per_token(generate: Callable[..., object], new: int) -> float:
-    """Tokens a second after the first."""
-    prompt = seconds(partial(generate, max_new_tokens=1))
-    return (new - 1) / (seconds(partial(generate, max_new_tokens=new)) - prompt)
+class Clock:
+    """Tokens, or steps, a second between the first that is heard of and the last: as a streamer, or of beams,
+    which none can follow, as a stopping criterion."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[float, int]] = []  # when, and how many there were then
+
+    def put(self, new: Any) -> None:
+        count = self.heard[-1][1] + len(new) if self.heard else 0  # at first the prompt
+        self.heard.append((time.perf_counter(), count))
+
+    def end(self) -> None:
+        pass
+
+    def __call__(self, ids: Any, scores: Any) -> bool:
+        self.heard.append((time.perf_counter(), ids.shape[1]))
+        return False
+
+    def rate(self) -> float:
+        heard = self.heard if self.heard[0][1] else self.heard[1:]
+        (start, first), (end, last) = heard[0], heard[-1]
+        return (last - first) / (end - start)
 
 
 def measures(model: Any) -> dict[str, Callable[[], float]]:
@@ -143,17 +161,18 @@ def measures(model: Any) -> dict[str, Callable[[], float]]:
     quote = {"logits_processor": [scripted(quoting(long, vocab), LONG)], "prompt_lookup_num_tokens": 8}
     options = {"text": {}, "beams": {"num_beams": 4}, "lookup": quote}
 
-    def generate(what: str, max_new_tokens: int) -> None:
-        prompt = ids if what == "text" else long
-        call = partial(decoding.generate, model, prompt, max_new_tokens=max_new_tokens, **common)
-        call(**options[what])
+    def generate(what: str, prompt: Any, max_new_tokens: int) -> float:
+        clock = Clock()
+        told = {"stopping_criteria": [clock]} if what == "beams" else {"streamer": clock}
+        decoding.generate(model, prompt, max_new_tokens=max_new_tokens, **common, **told, **options[what])
+        return clock.rate()
 
     def prompt() -> float:
         with torch.inference_mode():
             return LONG / seconds(lambda: model(long, logits_to_keep=1, use_cache=True))
 
-    calls = {what: partial(per_token, partial(generate, what), NEW // 2) for what in ("beams", "lookup")}
-    calls["text"] = partial(per_token, partial(generate, "text"), NEW)
+    calls = {what: partial(generate, what, long, NEW // 2) for what in ("beams", "lookup")}
+    calls["text"] = partial(generate, "text", ids, NEW)
     return {**calls, "prompt": prompt, "step": partial(step, model, ids), "bare": partial(bare, model)}
 
 

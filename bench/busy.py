@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench import machine
-from bench.page import write_table
+from bench.page import digits, write_table
 from bench.peers.models import GPT_NEO, LAYERS, prepare
 from bench.peers.processes import Served, convert, python_of
 
@@ -136,7 +136,7 @@ def table(results: dict[int, Rates]) -> str:
         cells = [f"{SIZE[row.model]}: {row.engine}{row.label and ', '}{row.label}"]
         for what in ("decode", "prefill"):
             alone, beside = rates[what, "alone"], rates[what, "beside"]
-            cells += [f"{alone:.3g}", f"{beside:.3g}", f"{beside / alone:.2f}"]
+            cells += [digits(alone), digits(beside), f"{beside / alone:.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

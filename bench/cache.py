@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from bench.against import fill
-from bench.page import write_table
+from bench.page import digits, write_table
 from decoders import kernels, phi3
 from decoders.formats.config import cache_shape
 from decoders.kernels import native
@@ -64,7 +64,7 @@ def rows(layers: int, lengths: tuple[int, ...], rounds: int) -> list[str]:
             step_time(model, cache, length)  # the buffers grow once, and the plan is made
         times = [[step_time(model, cache, length) for cache in caches] for _ in range(rounds)]
         a, b = (statistics.median(column) for column in zip(*times, strict=True))
-        lines.append(f"| {length:,} | {1 / a:.3g} tok/s | {1 / b:.3g} tok/s | {a / b:.2f} |")
+        lines.append(f"| {length:,} | {digits(1 / a)} tok/s | {digits(1 / b)} tok/s | {a / b:.2f} |")
     return lines
 
 

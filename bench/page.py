@@ -5,6 +5,11 @@ from pathlib import Path
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 
 
+def digits(x: float) -> str:
+    """Three digits, with commas between thousands."""
+    return f"{float(f'{x:.3g}'):,g}"
+
+
 def write_table(name: str, text: str) -> None:
     """Put `text`, whole lines, between `<!-- name -->` and `<!-- end of name -->`."""
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"

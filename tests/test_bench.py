@@ -1,11 +1,15 @@
 """What the benchmarks decide by themselves: when a round begins, what is rounded, what a table says."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from bench import machine
+from bench import against, machine
+from bench.page import digits
 from bench.peers import folders, table
 from bench.peers.engines import ENGINES
+from decoders import decoding, gpt_neo, weights
 
 
 def readings(monkeypatch, *seen: tuple[float, float]) -> machine.QuietMachine:
@@ -85,3 +89,20 @@ def test_a_figure_that_only_some_rounds_have_is_the_median_of_these():
     assert table.speed_cell({"prefill": 2.0}, {"prefill": 1.0}, "decode 1900") == "-"
     assert table.ratio_cell({"prefill": 2.0}, [{"prefill": 4.0}, {}], "prefill") == "0.50"
     assert table.ratio_cell({"prefill": 2.0}, [{}], "prefill") == "-"
+
+
+@pytest.mark.parametrize(("options", "how"), [({}, "streamer"), ({"num_beams": 2}, "stopping_criteria")])
+def test_the_clock_counts_from_the_first_token_to_the_last(monkeypatch, options, how):
+    """A tick whenever it hears of a step."""
+    ticks = iter(range(1000))
+    monkeypatch.setattr(against, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    clock, ids = against.Clock(), torch.tensor([[5, 6, 7]])
+    heard = {how: clock if how == "streamer" else [clock]}
+    model = weights.load(gpt_neo.GPTNeoForCausalLM, "checkpoints/tiny-gpt-neo")
+    decoding.generate(model, ids, max_new_tokens=9, eos_token_id=None, pad_token_id=0, **heard, **options)
+    assert len(clock.heard) == 9 + (how == "streamer")
+    assert clock.rate() == 1.0
+
+
+def test_numbers_of_tables_have_three_digits_and_no_exponent():
+    assert [digits(x) for x in (0.12345, 8.3, 97.26, 1617.0)] == ["0.123", "8.3", "97.3", "1,620"]

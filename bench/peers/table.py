@@ -4,6 +4,7 @@ import re
 import statistics
 from typing import Any
 
+from bench.page import digits
 from bench.peers.engines import ENGINES
 
 Results = dict[str, dict[str, Any]]  # engine -> what it did, medians
@@ -51,7 +52,7 @@ def table(name: str, results: Results) -> list[str]:
 def speed_cell(one: dict[str, Any], ours: dict[str, Any], key: str) -> str:
     if key not in one or key not in ours:
         return "-"
-    return f"{one[key]:.3g} tok/s ({one[key] / ours[key]:.2f})"
+    return f"{digits(one[key])} tok/s ({one[key] / ours[key]:.2f})"
 
 
 def ratio_cell(own: dict[str, Any], peers: list[dict[str, Any]], key: str) -> str:
