@@ -574,8 +574,8 @@ def write_shards(state: Mapping[str, Tensor | Packed], folder: Path, max_shard_b
     names = names if len(parts) > 1 else ["model.safetensors"]
     for file, part in zip(names, parts, strict=True):
         content = {name: unpacked(tensor).cpu().contiguous() for name, tensor in part.items()}
-        places = Counter(tensor.data_ptr() for tensor in content.values())  # of a tied output layer: the same
-        content = {name: t.clone() if places[t.data_ptr()] > 1 else t for name, t in content.items()}
+        pointers = Counter(t.data_ptr() for t in content.values())  # of a tied output layer: the same
+        content = {name: t.clone() if pointers[t.data_ptr()] > 1 else t for name, t in content.items()}
         safetensors.torch.save_file(content, folder / file, metadata={"format": "pt"})
         shutil.copymode(folder / "config.json", folder / file)  # the library lets the owner only read it
     if len(parts) > 1:

@@ -38,19 +38,19 @@ class Batching:
         if stride is None or (n == len(a) and m == len(b or ())):
             cut = (lambda ids, n: ids[len(ids) - n :]) if left else (lambda ids, n: ids[:n])
             return [(cut(a, n), None if b is None else cut(b, m))]
-        whole, size = (b, m) if n == len(a) else (a, n)
+        sequence, size = (b, m) if n == len(a) else (a, n)
         if b is not None and n < len(a) and m < len(b):
             message = "needs truncation='only_first' or 'only_second'"
             raise ValueError(f"return_overflowing_tokens of pairs {message}")
         if stride >= size:
             raise ValueError(f"stride {stride} is not less than the {size} tokens that a row may have")
-        parts, end = [], len(whole) if left else 0
-        while not parts or (end > 0 if left else end < len(whole)):
+        parts, end = [], len(sequence) if left else 0
+        while not parts or (end > 0 if left else end < len(sequence)):
             start = max(0, end - size) if left else max(0, end - (stride if parts else 0))
-            stop = end if left else min(len(whole), start + size)
-            parts.append(whole[start:stop])
+            stop = end if left else min(len(sequence), start + size)
+            parts.append(sequence[start:stop])
             end = (start + stride if start else 0) if left else stop
-        return [(part, b) if whole is a else (a, part) for part in parts]
+        return [(part, b) if sequence is a else (a, part) for part in parts]
 
     def lengths(self, n: int, m: int | None, limit: int, way: Any) -> tuple[int, int]:
         """How many tokens stay of each: by default the longer one is cut, down to as many as the other."""
@@ -137,10 +137,10 @@ class Batching:
         if isinstance(encoded_inputs, list | tuple):
             encoded_inputs = {name: [one[name] for one in encoded_inputs] for name in encoded_inputs[0]}
         single = not isinstance(encoded_inputs["input_ids"][0], list | tuple | Tensor)
-        whole = {name: [rows] if single else rows for name, rows in encoded_inputs.items()}
+        batch = {name: [rows] if single else rows for name, rows in encoded_inputs.items()}
         found = {
             name: [[*map(int, row)] if hasattr(row, "__len__") else row for row in rows]
-            for name, rows in whole.items()
+            for name, rows in batch.items()
         }
         if return_attention_mask is not False:
             found.setdefault("attention_mask", [[1] * len(row) for row in found["input_ids"]])
