@@ -1,12 +1,15 @@
 """Products of many rows with 4-bit weights, whose activations are rounded to 8 bits as well (W4A8)."""
 
+import json
+
 import pytest
 import torch
 
 from decoders import kernels, phi, tokenize, weights
 from decoders.cli import main
 from decoders.kernels import int8_cache, native
-from tests.families import inputs
+from tests import packers
+from tests.families import PHI, inputs
 
 GROUP = 256  # numbers that share a scale
 TINY = "checkpoints/tiny-phi"
@@ -164,6 +167,26 @@ def test_saving_keeps_it(family, tmp_path):
         weights.save(kernels.prepare(again, prefill="exact"), tmp_path / f"{name} again")
         exact = weights.load(family.cls(), tmp_path / f"{name} again")
         assert {m.prefill for m in exact.modules() if isinstance(m, kernels.Quantized)} == {"exact"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("mlx-4bits", "exact"), ("gptq-actorder-32", "exact"), ("ct-int4-channel", "exact"), (None, "int8")],
+)
+def test_a_folder_that_does_not_say_it_is_read_by_what_it_holds(kind, expected, tmp_path):
+    """As those that were saved before it was written down: a packed file's bits are computed exactly."""
+    if kind is None:
+        model = kernels.quantize(PHI.model(), "int4")
+    else:
+        packers.write(tmp_path / "packed", kind, PHI)
+        model = weights.load(PHI.cls(), tmp_path / "packed", packed=True)
+    weights.save(model, tmp_path / "saved")
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert config["quantization_config"].pop("prefill") == expected
+    (tmp_path / "saved" / "config.json").write_text(json.dumps(config))
+    again = weights.load(PHI.cls(), tmp_path / "saved")
+    layers = [m for m in again.modules() if isinstance(m, kernels.Quantized) and m.kind == "int4"]
+    assert layers and {layer.prefill for layer in layers} == {expected}
 
 
 def test_none_leaves_cache_and_prefill_as_they_were(family):

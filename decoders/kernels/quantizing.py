@@ -11,7 +11,16 @@ from torch import Tensor
 
 from . import native
 from .int8_cache import new_cache
-from .quantized import INT8_GROUPS, KINDS, PREFILL, Quantized, QuantizedEmbedding, empty_as_stored, kind_of
+from .quantized import (
+    INT8_GROUPS,
+    KINDS,
+    PREFILL,
+    Quantized,
+    QuantizedEmbedding,
+    default_tensors,
+    empty_as_stored,
+    kind_of,
+)
 
 M = TypeVar("M", bound=nn.Module)
 VERSION = 1  # of the format in a folder: a change needs another reader
@@ -154,7 +163,18 @@ def expect_quantized(model: Any, stored: Callable[[str], Tensor | None]) -> None
             table = empty_as_stored(embedding, own, lambda end: stored(f"{name}.table.{end}"))  # noqa: B023
             replace_embedding(model, name, table)
     mark_quantized(model, kind)
-    set_prefill(model, entry.get("prefill"))
+    set_prefill(model, entry.get("prefill") or unsaid_prefill(model, kind))
+
+
+def unsaid_prefill(model: nn.Module, kind: str) -> str | None:
+    """Of a folder that was saved before `prefill` was. "exact" where the bits are a packed file's: of several
+    kinds, or other tensors than `quantize` makes. Those by groups of 32 with a zero may be of either, and are
+    taken for its own (None)."""
+    for layer in (m for m in model.modules() if isinstance(m, Quantized) and m.kind == "int4"):
+        tensors = {name: (t.dtype, tuple(t.shape)) for name, t in layer.named_buffers()}
+        if kind == MIXED or tensors != default_tensors("int4", layer.in_features, layer.out_features):
+            return "exact"
+    return None
 
 
 # ---- What it costs -----------------------------------------------------------------------------------------
