@@ -334,6 +334,12 @@ def test_what_cannot_be_traced(family):
         traces.trace(model, ids).patch({"layers.9.q": 0.0})
     with pytest.raises(ValueError, match="there is no stage 'queries'"):
         traces.trace(model, ids, only=["queries"])
+    for wrong, given in (("a text", "str"), (["a", "text"], "list"), ([[1, 2], [3]], "list"), ({"input_ids": ids}, "dict"),
+                         (ids.float(), "torch.float32 of"), ([], "torch.float32 of"), (ids[None], "torch.int64 of")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"trace reads token ids.*, not {given}.*: tokenizer.encode"):
+            traces.trace(model, wrong)
+    with pytest.raises(ValueError, match="token ids are 0 to 100 here, not 5 to 101"):
+        traces.trace(model, [5, 101])
     with pytest.raises(ValueError, match="trace needs one of the six language models, and Linear is none"):
         traces.trace(torch.nn.Linear(3, 3), ids)
     with pytest.raises(RuntimeError, match="broken"):

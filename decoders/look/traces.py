@@ -56,17 +56,16 @@ def trace(
     tokenizer: Any = None,
     **inputs: Any,
 ) -> "Trace":
-    """The values of one pass over ids (B, T), or a list of one sequence's.
+    """The values of one pass over token ids (B, T), or a list of one sequence's.
 
     `only`: names of stages, of a layer's without `layers.N.` ("out", "weights"); what is not asked for takes
     no memory. `changes`: stage -> a function from its value to the one with which to go on. `tokenizer`: with
     one, figures and the page write tokens instead of ids. `inputs` are other arguments of `forward`; cached
     keys in `past_key_values` stay as they are. ValueError for a model that is in training or no language
-    model of ours, and for a stage that it does not have.
+    model of ours, for what are no ids of it, and for a stage that it does not have.
     """
     model = checked(model)
-    ids = torch.as_tensor(ids, device=next(model.parameters()).device)
-    ids = ids[None] if ids.dim() == 1 else ids
+    ids = checked_ids(model, ids)
     f = Formula(model.config, {})
     wanted = None if only is None else set(only)
     check_names(f, changes, wanted or set())
@@ -105,6 +104,22 @@ def checked(model: nn.Module) -> nn.Module:
     if model.training:
         raise ValueError("the model is in training, where dropout hides values: call model.eval() first")
     return model
+
+
+def checked_ids(model: Any, ids: Any) -> Tensor:
+    """(B, T), where the model is. ValueError for what are no ids of it."""
+    try:
+        found = torch.as_tensor(ids, device=next(model.parameters()).device)
+    except (TypeError, ValueError, RuntimeError):  # texts, lists of several lengths, a dict
+        found = None
+    if found is None or found.is_floating_point() or found.dim() not in (1, 2) or not found.numel():
+        given = type(ids).__name__ if found is None else f"{found.dtype} of {tuple(found.shape)}"
+        message = "trace reads token ids, a tensor (B, T) or a list of one sequence's"
+        raise ValueError(f"{message}, not {given}: tokenizer.encode(text) gives such a list")
+    V = model.config.vocab_size
+    if found.min() < 0 or found.max() >= V:
+        raise ValueError(f"token ids are 0 to {V - 1} here, not {found.min()} to {found.max()}")
+    return found[None] if found.dim() == 1 else found
 
 
 def check_names(f: Formula, changes: Iterable[str], wanted: set[str]) -> None:
