@@ -16,10 +16,11 @@ import torch
 
 import decoders
 from decoders import cli, weights
+from decoders.cli.loading import context_length, note_context
 from decoders.kernels.int8_cache import Int8Cache
 from tests import folders
 from tests.conftest import ROOT
-from tests.families import GPT_NEO, PHI3, read
+from tests.families import GPT_NEO, OPENAI_GPT, PHI, PHI3, read
 
 TINY = "checkpoints/tiny-gpt-neo"
 FUYU, SHAPES = "checkpoints/tiny-fuyu", "checkpoints/tiny-fuyu/shapes.png"
@@ -130,7 +131,7 @@ def test_keys_and_values_of_8_bits(monkeypatch):
     lines = "Tell me a story about Nora and an owl.\nAnd another one?\n"
     assert exact.strip() in run("chat", "checkpoints/tiny-phi", "--cache", "int8", input=lines).stdout
     for option, message in (
-        ("--compile", "leave cache='int8' out"),
+        ("--compile", "--compile and --cache exclude each other"),
         ("--tensor-parallel", "exclude each other"),
     ):
         assert message in run(*asked, option).stderr
@@ -150,6 +151,10 @@ def test_keys_and_values_of_8_bits(monkeypatch):
     (["generate", TINY, "x", "--max-new-tokens", "-3"], "max_new_tokens must be a whole number from 0 on, not -3"),
     (["generate", TINY, "x", "--device", "cuda:77"], "--device cuda:77 is not usable here"),
     (["generate", TINY, "x", "--device", "abacus"], "--device abacus is not usable here"),
+    (["generate", "no/such/folder", "x", "--compile", "--cache", "int8"], "--compile and --cache exclude each other"),
+    (["look", TINY, "x", "-o", "LICENSE"], "LICENSE exists and is no page: give another file, or remove it"),
+    (["compare", "--make", "checkpoints", "phi"], "checkpoints is not empty and holds no kit: give another folder"),
+    (["convert", TINY, "tests"], "tests is not empty: give another OUT, remove it, or write over it with --force"),
     (["inspect", "tests"], "config.json is missing"),
 ])  # fmt: skip
 def test_unusable_input_is_one_line_and_exit_2(arguments, message):
@@ -162,9 +167,20 @@ def test_unusable_input_is_one_line_and_exit_2(arguments, message):
 @pytest.mark.parametrize(
     "arguments", [[], ["generate"], ["generate", TINY], ["dance"], ["generate", TINY, "x", "--top-k", "a"]]
 )
-def test_usage_is_exit_2(arguments):
+def test_a_wrong_command_line_is_one_line_that_says_where_help_is(arguments):
+    """The usage, 17 lines of it, hid the one that mattered."""
     found = run(*arguments)
-    assert found.returncode == 2 and "usage:" in found.stderr
+    assert found.returncode == 2 and found.stdout == "" and found.stderr.count("\n") == 1
+    command = "decoders generate" if arguments[:1] == ["generate"] else "decoders"
+    assert found.stderr.startswith("error: ") and found.stderr.endswith(f"{command} --help)\n")
+
+
+def test_a_page_replaces_a_page(tmp_path):
+    page = tmp_path / "page.html"
+    page.touch()
+    for prompt in ("Once upon a time", "One day"):
+        found = run("look", TINY, prompt, "-o", str(page), "--max-new-tokens", "2")
+        assert found.returncode == 0 and prompt in page.read_text(), found.stderr
 
 
 def test_more_tokens_than_positions_are_cut_with_a_note():
@@ -173,6 +189,37 @@ def test_more_tokens_than_positions_are_cut_with_a_note():
         found.returncode == 0
         and "note: 253 new tokens fit after a prompt of 4 (256 positions)" in found.stderr
     )
+
+
+def test_a_prompt_beyond_the_context_is_noted():
+    """A rotary model takes it, and its text makes no sense; only learned positions were mentioned."""
+    note = "note: 300 tokens are more than the 256 of this model's context"
+    long, tiny = "a" * 300, "checkpoints/tiny-phi"
+    found = run("generate", tiny, long, "--max-new-tokens", "2")
+    assert found.returncode == 0 and note in found.stderr, found.stderr
+    grown = run("generate", tiny, "a" * 255, "--max-new-tokens", "9")
+    assert "are more than the 256 of this model's context" in grown.stderr, grown.stderr
+    assert "context" not in run("generate", tiny, "Once upon a time", "--max-new-tokens", "2").stderr
+    found = run("chat", tiny, "--max-new-tokens", "2", input=f"{long}\n/reset\nHi\n")
+    assert found.stderr.count("of this model's context") == 1, found.stderr
+
+
+def test_every_family_has_a_context(family, capsys):
+    model = family.model()
+    limit = context_length(model)
+    assert (
+        limit == model.config.to_dict()["n_positions" if family is OPENAI_GPT else "max_position_embeddings"]
+    )
+    is_learned = family in (GPT_NEO, OPENAI_GPT)  # whose decoding takes no more
+    for tokens, noted, says in ((limit, 0, False), (limit + 1, 0, True), (limit + 2, limit + 1, False)):
+        note_context(model, tokens, noted)
+        assert ("context" in capsys.readouterr().err) == (says and not is_learned)
+
+
+def test_scaled_positions_have_a_longer_context():
+    scaled = {kind: PHI.model(rope_scaling={"type": kind, "factor": 4.0}) for kind in ("linear", "dynamic")}
+    for model in scaled.values():
+        assert context_length(model) == 4 * model.config.max_position_embeddings
 
 
 def test_a_closed_pipe_is_no_error():
@@ -383,7 +430,7 @@ def test_the_version_and_what_was_meant(capsys):
     found = run("generate", TINY, "x", "--temprature", "0.5")
     assert found.returncode == 2 and "--temprature (did you mean --temperature?)" in found.stderr
     found = run("inspect", TINY, "--zzzz")
-    assert found.returncode == 2 and found.stderr.endswith("unrecognized arguments: --zzzz\n")
+    assert found.returncode == 2 and "unrecognized arguments: --zzzz (see " in found.stderr
 
 
 @pytest.mark.parametrize(
@@ -472,7 +519,7 @@ def test_places_are_told_in_pixels_and_drawn(tmp_path):
     (["--draw", "x.png"], "--draw needs a picture: --image FILE"), (["--image", SHAPES, "--chat"], "--image has no --chat"),
     (["--image", SHAPES, "--draw", "answer.xyz"], "give a name that ends in .png or .jpg"), (["--image", "tests"], "tests"),
     (["--image", SHAPES, "--draw", "no/such/place.png"], "--draw 'no/such/place.png': no file can be written there"),
-    (["--image", SHAPES, "--draw", ""], "give a name that ends in"),
+    (["--image", SHAPES, "--draw", ""], "give a name that ends in"), (["--image", SHAPES, "--draw", f"./{SHAPES}"], "would replace the picture"),
     (["--image", ""], "the picture '' is no regular file"), (["--image", "/dev/zero"], "'/dev/zero' is no regular file"),
 ])  # fmt: skip
 def test_pictures_that_cannot_be_used_are_said(arguments, message):

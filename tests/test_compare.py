@@ -989,6 +989,21 @@ def test_make_says_what_to_read(tmp_path, capsys):
     assert list(kit.Kit(tmp_path / "k").expected) == ["plain", "cached"]
 
 
+def test_a_kit_replaces_a_kit_and_a_page_a_page_and_nothing_else(kits, port, tmp_path, capsys):
+    """`--make` wrote its config and weights over a checkpoint's."""
+    checkpoint = shutil.copytree(ROOT / "checkpoints" / "tiny-phi", tmp_path / "mine")
+    before = {file.name: file.read_bytes() for file in checkpoint.iterdir()}
+    status, _, err = run_main(capsys, "--make", checkpoint, "phi")
+    assert status == 2 and "mine is not empty and holds no kit: give another folder" in err
+    assert before == {file.name: file.read_bytes() for file in checkpoint.iterdir()}
+    for _ in range(2):
+        assert run_main(capsys, "--make", tmp_path / "k", "phi", "--cases", "plain", "--layers", "1")[0] == 0
+    status, _, err = run_main(capsys, kits["phi"].folder, f"{port}:build", "--html", port)
+    assert status == 2 and "port.py exists and is no page: give another file" in err
+    for _ in range(2):
+        assert run_main(capsys, kits["phi"].folder, f"{port}:build", "--html", tmp_path / "page.html")[0] == 0
+
+
 def test_broken_kits(kits, tmp_path):
     def changed(name, **values):
         folder = shutil.copytree(kits["phi"].folder, tmp_path / name)

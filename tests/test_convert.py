@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ TEXTS = [
 
 def converted(model, output, **options):
     """`decoders convert MODEL OUTPUT` with these options; what is refused is raised."""
-    given = {"dtype": None, "packaging": "safetensors", "type": None, **options}
+    given = {"dtype": None, "packaging": None, "type": None, "force": False, **options}
     assert convert.run(argparse.Namespace(model=str(model), output=str(output), **given)) == 0
     return output
 
@@ -219,9 +220,53 @@ def test_the_command_line(tmp_path, capsys):
     plain = capsys.readouterr().out
     assert main(["generate", file, "Once upon", "--max-new-tokens", "5", "--dtype", "bfloat16"]) == 0
     assert plain and capsys.readouterr().out == plain
-    assert main(["convert", file, folder, "--type", "Q8_0"]) == 2
-    assert main(["convert", str(TINY / "tiny-gpt-neo"), file, "--packaging", "gguf"]) == 2
+    assert main(["convert", file, f"{folder}2", "--type", "Q8_0"]) == 2
+    assert main(["convert", str(TINY / "tiny-gpt-neo"), f"{file}2", "--packaging", "gguf"]) == 2
     assert "GGUF has no gpt_neo" in capsys.readouterr().err
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["m.gguf", "plain"]
+
+
+def test_what_is_there_is_not_written_over_but_by_force(tmp_path, capsys):
+    file, folder, model = tmp_path / "m.gguf", tmp_path / "mine", str(TINY / "tiny-phi")
+    file.write_text("mine")
+    folder.mkdir()
+    (folder / "config.json").write_text("mine")
+    for output, why in ((file, "exists"), (folder, "is not empty")):
+        assert main(["convert", model, str(output)]) == 2
+        said = f"error: {output} {why}: give another OUT, remove it, or write over it with --force\n"
+        assert capsys.readouterr().err == said
+    assert file.read_text() == (folder / "config.json").read_text() == "mine"
+    for output in (file, folder):
+        assert main(["convert", model, str(output), "--force"]) == 0
+        assert weights.tensors(output).keys() == weights.tensors(model).keys()
+    (tmp_path / "empty" / ".saving-killed").mkdir(parents=True)
+    assert main(["convert", model, str(tmp_path / "empty")]) == 0
+
+
+@pytest.mark.parametrize("output", ["a/b/plain", "a/b/m.gguf"])
+def test_a_conversion_that_fails_leaves_nothing(tmp_path, monkeypatch, output):
+    """It left empty folders."""
+
+    def broken(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weights, "write_shards", broken)
+    monkeypatch.setattr(formats, "write_gguf", broken)
+    with pytest.raises(OSError, match="cannot be written: No space left on device"):
+        converted(TINY / "tiny-phi", tmp_path / output)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_with_gguf_is_a_file_and_never_a_folder(tmp_path, capsys):
+    model, file = str(TINY / "tiny-phi"), tmp_path / "m.gguf"
+    assert main(["convert", model, str(file), "--packaging", "safetensors"]) == 2 and not file.exists()
+    assert "whose name does not end in .gguf" in capsys.readouterr().err
+    assert main(["convert", model, str(file)]) == 0 and file.is_file()
+    folder = shutil.copytree(model, tmp_path / "folder.gguf")
+    for command in ("generate", "inspect", "chat"):
+        capsys.readouterr()
+        assert main([command, str(folder), *(["Once"] if command == "generate" else [])]) == 2
+        assert "is a folder with the name of a GGUF file: rename it" in capsys.readouterr().err
 
 
 def test_an_old_layout_becomes_a_plain_one(tmp_path):
@@ -242,8 +287,10 @@ def test_an_old_layout_becomes_a_plain_one(tmp_path):
 def test_the_checkpoint_itself_is_never_written_over(tmp_path):
     file = converted(TINY / "tiny-phi", tmp_path / "model.gguf", packaging="gguf", type="Q8_0")
     before = file.read_bytes()
-    with pytest.raises(ValueError, match="holds the checkpoint itself: give another folder"):
-        converted(file, tmp_path)
+    with pytest.raises(ValueError, match="holds the checkpoint itself: give another OUT"):
+        converted(file, tmp_path, force=True)
+    with pytest.raises(ValueError, match="holds the checkpoint itself: give another OUT"):
+        converted(file, file, force=True)
     with pytest.raises(ValueError, match="--type is for --packaging gguf"):
         converted(file, tmp_path / "plain", type="Q8_0")
     assert file.read_bytes() == before and [f.name for f in tmp_path.iterdir()] == ["model.gguf"]

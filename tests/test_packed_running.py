@@ -3,11 +3,13 @@
 import contextlib
 import copy
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
 
-from decoders import kernels, weights
+from decoders import kernels, model_class, read_config, weights
 from decoders.cli import main
 from decoders.kernels import native, step, texts
 from tests import packers
@@ -144,6 +146,36 @@ def test_inspect_says_of_what_is_dequantised_that_it_is(tmp_path, kind, capsys):
     assert bool(json.loads(capsys.readouterr().out)["runs packed"]) == bool(layers)
     assert main(["inspect", str(tmp_path / "folder")]) == 0
     assert (", runs packed" in capsys.readouterr().out) == bool(layers)
+
+
+SAMPLES = Path(os.environ.get("DECODERS_TEST_DATA", "/nowhere")) / "packed"
+
+
+def sizes_of_inspect(folder, capsys) -> list[int]:
+    """Bytes of the weights: dequantised, and as they run packed."""
+    assert main(["inspect", str(folder), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    return [facts["memory"], facts.get("memory packed", facts["memory"])]
+
+
+def bytes_held(folder, packed: bool) -> int:
+    """Of all tensors of the loaded model, each counted once."""
+    model = weights.load(model_class(read_config(folder)), folder, packed=packed)
+    return sum({t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}.values())
+
+
+@pytest.mark.parametrize("name", [p.name for p in sorted(SAMPLES.glob("*")) if p.name[:4] != "peft"])
+def test_inspect_says_the_bytes_that_loading_takes(name, capsys):
+    """It counted what runs packed as if it were dequantised: eight times too much of 4 bits."""
+    folder = SAMPLES / name
+    assert sizes_of_inspect(folder, capsys) == [bytes_held(folder, packed) for packed in (False, True)]
+
+
+@pytest.mark.parametrize("kind", [*HELD, *DEQUANTISED])
+def test_inspect_says_the_bytes_of_every_packaging(tmp_path, kind, capsys):
+    packers.write(tmp_path / "folder", kind, PHI3 if PHI3 in packers.KINDS[kind].families else PHI)
+    folder = tmp_path / "folder"
+    assert sizes_of_inspect(folder, capsys) == [bytes_held(folder, packed) for packed in (False, True)]
 
 
 def test_split_gate_and_up_become_one_layer(tmp_path):

@@ -99,6 +99,26 @@ def test_a_save_that_fails_leaves_the_old_checkpoint_and_nothing_else(tmp_path, 
     assert saves.kind_of(folder) == 1 and sorted(file.name for file in folder.iterdir()) == before
 
 
+@pytest.mark.parametrize("place", ["write_text", "mkdtemp", "fsync", "rename"])
+def test_a_save_that_fails_leaves_no_folder_that_was_not_there(tmp_path, monkeypatch, place):
+    """It left empty ones. What somebody else puts there meanwhile stays."""
+
+    def fail(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    module = {"mkdtemp": switch.tempfile, "fsync": switch.os}.get(place, switch.Path)
+    monkeypatch.setattr(module, place, fail)
+    for folder in (tmp_path / "a" / "b" / "c", tmp_path / "d"):
+        with pytest.raises(OSError, match="No space left on device"):
+            weights.save(saves.model_of(1), folder)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    with pytest.raises(Killed), switch.switched(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "mine").write_bytes(b"mine")
+        raise Killed
+    assert [file.name for file in (tmp_path / "a").iterdir()] == ["mine"]
+
+
 def test_what_belongs_to_the_old_model_goes_with_it(tmp_path):
     weights.save(saves.model_of(1), tmp_path, max_shard_bytes=2_000)
     (tmp_path / "README.md").write_text("stays")

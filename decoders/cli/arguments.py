@@ -15,7 +15,12 @@ def program_name() -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """An unknown option is an error that names the nearest known one."""
+    """Its errors are one line: not the usage of all options before it. One of an unknown option names the
+    nearest known one."""
+
+    def error(self, message: str) -> NoReturn:
+        """To standard error. Exit status 2."""
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         known, rest = super().parse_known_args(args, namespace)
@@ -24,7 +29,7 @@ class Parser(argparse.ArgumentParser):
         return known, rest
 
     def refuse(self, unknown: Sequence[str]) -> NoReturn:
-        """Usage and one line that names the unknown options. Exit status 2."""
+        """The error that names the unknown options."""
         hints = []
         for word in unknown:
             name = word.partition("=")[0]

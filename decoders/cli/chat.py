@@ -10,7 +10,7 @@ import torch
 
 from decoders import decoding, kernels
 
-from .loading import load_model, open_checkpoint, settings
+from .loading import load_model, note_context, open_checkpoint, settings
 from .output import Progress, escaped, print_note, print_result
 
 COMMANDS = (
@@ -121,6 +121,7 @@ class Conversation:
             )
         print_result("\n")
         self.cached_ids = result[0].tolist()
+        note_context(self.model, len(self.cached_ids), len(ids))
         self.turns = [*turns, {"role": "assistant", "content": "".join(pieces).rstrip()}]
         print_note(f"({progress.report(len(ids))}; {reused} of the prompt were in the cache)")
 

@@ -147,14 +147,13 @@ def add_convert(commands: Any) -> None:
     )
     option = convert.add_argument
     option("model", help="checkpoint folder, .gguf file or hub id")
-    option("output", metavar="OUT", help="a folder; with --packaging gguf also a .gguf file")
-    option(
-        "--packaging", choices=("safetensors", "gguf"), default="safetensors", help="(default: safetensors)"
-    )
+    option("output", metavar="OUT", help="a folder, or a .gguf file")
+    option("--packaging", choices=("safetensors", "gguf"), help="(default: gguf for a .gguf file)")
     option(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of plain tensors (default: as stored)"
     )
     option("--type", choices=GGUF_TYPES, help="of a GGUF file's matrices (default: the dtype's)")
+    option("--force", action="store_true", help="write over what OUT holds")
 
 
 def add_look(commands: Any) -> None:

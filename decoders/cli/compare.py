@@ -14,6 +14,7 @@ from .loading import open_checkpoint
 from .output import (
     EXIT_DIFFERENT,
     EXIT_UNUSABLE,
+    check_page,
     escaped,
     output_to_stderr,
     print_note,
@@ -28,6 +29,8 @@ def run(args: argparse.Namespace) -> int:
         return make(args, cases)
     if args.first is None or args.second is None:
         raise ValueError(f"compare needs a kit and a port: {program_name()} compare --help")
+    if args.html is not None:
+        check_page(args.html)
     try:
         report = report_of(args, cases)
     except compare.PortError as error:
@@ -46,9 +49,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make(args: argparse.Namespace, cases: list[str] | None) -> int:
-    """Write a kit."""
+    """Write a kit; over an older one, and over nothing else."""
     if args.first is None or args.second is not None:
         raise ValueError("--make KIT needs one family or checkpoint")
+    folder = Path(args.make)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "kit.json").exists():
+        raise FileExistsError(f"{folder} is not empty and holds no kit: give another folder")
     folder = compare.make(
         args.make,
         args.first,

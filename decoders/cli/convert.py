@@ -8,41 +8,53 @@ import torch
 
 from decoders import find, formats, model_class, read_config, tokenize, weights
 
-from .output import human_bytes, print_note
+from .output import check_new, human_bytes, print_note
 
 OF_DTYPE = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 SHARD = 2_000_000_000  # bytes of a safetensors file, which is what memory must hold
 
 
 def run(args: argparse.Namespace) -> int:
-    source = find(args.model)
+    source, output = find(args.model), Path(args.output)
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    if args.packaging == "gguf":
-        file = to_gguf(source, Path(args.output), args.type, dtype)
+    is_gguf = output.suffix == ".gguf"
+    if args.packaging == "safetensors" and is_gguf:
+        raise ValueError(f"{output}: a plain checkpoint is a folder, whose name does not end in .gguf")
+    if args.packaging == "gguf" or is_gguf:
+        file = output if is_gguf else output / f"{source.resolve().stem}.gguf"
+        check_output(source, file, args.force)
+        to_gguf(source, file, args.type, dtype)
         print_note(f"{file}: {human_bytes(file.stat().st_size)}")
         return 0
     if args.type is not None:
         raise ValueError("--type is for --packaging gguf: plain tensors have a --dtype")
-    to_plain(source, Path(args.output), dtype)
-    print_note(f"{args.output} holds the plain checkpoint")
+    check_output(source, output, args.force)
+    to_plain(source, output, dtype)
+    print_note(f"{output} holds the plain checkpoint")
     return 0
 
 
-def whole(source: Path) -> tuple[Any, weights.Tensors]:
+def check_output(source: Path, output: Path, force: bool) -> None:
+    """ValueError or FileExistsError, before anything is read, where something would be lost."""
+    own = source.resolve()
+    if output.resolve() in (own, own.parent):
+        raise ValueError(f"{output} holds the checkpoint itself: give another OUT")
+    check_new(output, force)
+
+
+def read_checkpoint(source: Path) -> tuple[Any, weights.Tensors]:
     """The model, without its weights, and these. ValueError where some are missing."""
     cls = model_class(read_config(source))
-    model, found = weights.fitting(cls, source)
-    if problems := weights.match(model, found).problems:
+    model, tensors = weights.fitting(cls, source)
+    if problems := weights.match(model, tensors).problems:
         raise ValueError(f"{source} does not fit {cls.__name__}: {'; '.join(problems)}")
-    return model, found
+    return model, tensors
 
 
 def to_plain(source: Path, folder: Path, dtype: torch.dtype | None) -> None:
     """All tensors under the hub's names, dequantised a shard at a time, with config and tokenizer."""
-    if folder.resolve() in (source.resolve(), source.resolve().parent):
-        raise ValueError(f"{folder} holds the checkpoint itself: give another folder")
-    model, found = whole(source)
-    state = dict(found.stored)
+    model, tensors = read_checkpoint(source)
+    state = dict(tensors.stored)
     if dtype is not None:
         state = {name: formats.as_dtype(tensor, dtype) for name, tensor in state.items()}
     try:
@@ -54,22 +66,21 @@ def to_plain(source: Path, folder: Path, dtype: torch.dtype | None) -> None:
     weights.write_checkpoint(model, stored, state, folder, tokenizer, SHARD)
 
 
-def to_gguf(source: Path, output: Path, kind: str | None, dtype: torch.dtype | None) -> Path:
-    """The GGUF file; `output` is it, or the folder for it."""
-    file = output if output.suffix == ".gguf" else output / f"{source.resolve().stem}.gguf"
-    model, found = whole(source)
+def to_gguf(source: Path, file: Path, kind: str | None, dtype: torch.dtype | None) -> None:
+    """The GGUF file, as a whole or not at all."""
+    model, tensors = read_checkpoint(source)
     if kind is None:
-        kind = OF_DTYPE[dtype or weights.stored_dtype(source, found.stored.values())]
-    shapes = {name: tensor.shape for name, tensor in found.stored.items()}
+        kind = OF_DTYPE[dtype or weights.stored_dtype(source, tensors.stored.values())]
+    shapes = {name: tensor.shape for name, tensor in tensors.stored.items()}
     config = {"model_type": model.config.model_type, **model.config.to_dict()}
     try:
         metadata = formats.gguf_metadata(config, **vocabulary(source), name=source.resolve().stem, kind=kind)
-        entries = formats.gguf_entries(config, shapes, kind, found.__getitem__)
+        entries = formats.gguf_entries(config, shapes, kind, tensors.__getitem__)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
-    file.parent.mkdir(parents=True, exist_ok=True)
-    formats.write_file(file, lambda out: formats.write_gguf(out, metadata, entries))
-    return file
+    with formats.without_remains(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        formats.write_file(file, lambda out: formats.write_gguf(out, metadata, entries))
 
 
 def vocabulary(source: Path) -> dict[str, Any]:

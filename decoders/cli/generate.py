@@ -14,11 +14,13 @@ from decoders import decoding, kernels, parallel
 from decoders.formats import read_text
 
 from .images import ImageInput
-from .loading import load_model, open_checkpoint, prompt_ids, settings
+from .loading import load_model, note_context, open_checkpoint, prompt_ids, settings
 from .output import Progress, human_bytes, one_line, peak_memory, print_note, print_result, standard_input
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.compile and args.cache:
+        raise ValueError("--compile and --cache exclude each other: its steps keep the model's dtype")
     if not args.tensor_parallel:
         return generate(args)
     for name in ("quantize", "cache", "prefill"):
@@ -102,6 +104,7 @@ def generate_one(request: Request) -> int:
     progress = Progress("" if request.is_answer else request.prompt, show, image or stream)
     result = request.generate(streamer=progress, stopping_criteria=[lambda ids, logits: stream.stopped])
     ids = request.ids
+    note_context(request.model, result.sequences.shape[1], len(ids))
     answer = {
         "prompt": request.prompt,
         "text": "".join(pieces[1:]),
@@ -129,6 +132,7 @@ def generate_several(request: Request) -> int:
     start = time.perf_counter()
     result = request.generate()
     seconds = time.perf_counter() - start
+    note_context(request.model, result.sequences.shape[1], len(ids))
     rows = [
         until_stop(row, request.settings["eos_token_id"]) for row in result.sequences[:, len(ids) :].tolist()
     ]

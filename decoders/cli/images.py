@@ -32,6 +32,8 @@ class ImageInput:
             raise ValueError("--image has no --chat: Fuyu was not trained on conversations")
         check_places(prompt)
         check_picture_name(self.draw_to)
+        if self.draw_to is not None and Path(self.draw_to).resolve() == Path(args.image).resolve():
+            raise ValueError("--draw would replace the picture that it draws on: give another file")
         self.picture = open_picture(args.image)
         image_processor = fuyu.FuyuImageProcessor(**preprocessor(folder, config))
         self.tokenizer, self.processor = tokenizer, fuyu.FuyuProcessor(image_processor, tokenizer)

@@ -13,7 +13,10 @@ import torch
 from decoders import family, find, kernels, model_class, read_config, weights
 from decoders.formats import Packed, cache_shape, grouped, no_number, packaging_name
 
+from .loading import context_length
 from .output import EXIT_DIFFERENT, escaped, human_bytes, print_result
+
+Sort = tuple[str, torch.Size]  # kind and shape of a packed matrix
 
 
 def run(args: argparse.Namespace) -> int:
@@ -22,8 +25,12 @@ def run(args: argparse.Namespace) -> int:
     model, tensors = weights.fitting(model_class(config), folder)
     matched = weights.match(model, tensors)
     facts = {"folder": str(folder), "family": family(config), **facts_of(model, matched, folder)}
-    facts["context"] = getattr(model, "max_positions", None) or config.get("max_position_embeddings")
-    facts |= packing_facts(folder, config, tensors)
+    facts["context"] = context_length(model)
+    kept_bytes = run_packed(tensors)
+    if kept_bytes:
+        facts |= packing_facts(folder, config, tensors, kept_bytes)
+        dtype = getattr(torch, facts["dtype"])
+        facts["memory packed"] = facts["memory"] - saved_by_packing(matched, kept_bytes, dtype)
     facts |= {"new": matched.new, "unused": matched.unused, "problems": matched.problems}
     if args.json:
         facts["tensors"] = [
@@ -37,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         ]
         print_result(json.dumps(facts, ensure_ascii=False) + "\n")
     else:
-        print_result(escaped(as_table(facts, tensors)))
+        print_result(escaped(as_table(facts, tensors, kept_bytes)))
     return EXIT_DIFFERENT if matched.problems else 0
 
 
@@ -45,13 +52,13 @@ def facts_of(model: Any, matched: Any, folder: Any) -> dict[str, Any]:
     """Class, sizes, dtype, memory; the quantization where there is one."""
     quantized = [module for module in model.modules() if isinstance(module, kernels.Quantized)]
     others = sum(p.numel() for p in model.parameters())
-    packed = dict(model.named_buffers())  # only quantised layers have buffers
-    dtype = weights.stored_dtype(folder, (t for name, t in matched.tensors.items() if name not in packed))
+    buffers = dict(model.named_buffers())  # only quantised layers have some
+    dtype = weights.stored_dtype(folder, (t for name, t in matched.tensors.items() if name not in buffers))
     facts = {
         "model": type(model).__name__,
         "parameters": others + sum(layer.in_features * layer.out_features for layer in quantized),
         "dtype": str(dtype).removeprefix("torch."),
-        "memory": others * dtype.itemsize + sum(t.nbytes for t in packed.values()),
+        "memory": others * dtype.itemsize + sum(t.nbytes for t in buffers.values()),
         "cache per token": 2 * math.prod(cache_shape(model.config)) * dtype.itemsize,
         "CPU kernels": kernels.status(),
     }
@@ -60,12 +67,11 @@ def facts_of(model: Any, matched: Any, folder: Any) -> dict[str, Any]:
     return facts
 
 
-def packing_facts(folder: Path, config: dict[str, Any], tensors: weights.Tensors) -> dict[str, Any]:
+def packing_facts(
+    folder: Path, config: dict[str, Any], tensors: weights.Tensors, kept_bytes: dict[Sort, int]
+) -> dict[str, Any]:
     """Of packed weights: by what, types by their share of the weights, bits per weight with scales."""
     stored = tensors.stored.values()
-    if not any(isinstance(tensor, Packed) for tensor in stored):
-        return {}
-    answers = run_packed(tensors)
     total, sizes = sum(tensor.shape.numel() for tensor in stored), Counter[str]()
     for tensor in stored:
         kind = tensor.kind if isinstance(tensor, Packed) else str(tensor.dtype).removeprefix("torch.")
@@ -73,7 +79,7 @@ def packing_facts(folder: Path, config: dict[str, Any], tensors: weights.Tensors
     types = {kind: round(size / total, 4) for kind, size in sizes.most_common()}
     bits = 8 * sum(tensor.nbytes for tensor in stored) / total
     packed = [tensor for tensor in stored if isinstance(tensor, Packed)]
-    kept = sum(tensor.shape.numel() for tensor in packed if answers[sort_of(tensor)])
+    kept = sum(tensor.shape.numel() for tensor in packed if kept_bytes[sort_of(tensor)])
     return {
         "packaging": packaging_name(folder, config),
         "types": types,
@@ -82,28 +88,42 @@ def packing_facts(folder: Path, config: dict[str, Any], tensors: weights.Tensors
     }
 
 
-def sort_of(tensor: Packed) -> tuple[str, torch.Size]:
+def sort_of(tensor: Packed) -> Sort:
     return tensor.kind, tensor.shape
 
 
-def run_packed(tensors: weights.Tensors) -> dict[tuple[str, torch.Size], bool]:
-    """Kind and shape -> whether a layer can hold what is stored, or `load(packed=True)` dequantises it. One
-    matrix of each is read and asked for all."""
+def run_packed(tensors: weights.Tensors) -> dict[Sort, int]:
+    """Kind and shape -> bytes of the layer that holds what is stored; 0 where none can, and
+    `load(packed=True)` dequantises it. One matrix of each is read and asked for all."""
     packed = {sort_of(t): t for t in tensors.stored.values() if isinstance(t, Packed)}
-    return {sort: weights.layer_bits(tensor) is not None for sort, tensor in packed.items()}
+    return {sort: sum(t.nbytes for t in bits_of(tensor)) for sort, tensor in packed.items()}
 
 
-def as_table(facts: dict[str, Any], tensors: Any) -> str:
+def bits_of(tensor: Packed) -> list[torch.Tensor]:
+    return list((weights.layer_bits(tensor) or {}).values())
+
+
+def saved_by_packing(matched: weights.Match, kept_bytes: dict[Sort, int], dtype: torch.dtype) -> int:
+    """Bytes by which `load(packed=True)` is smaller than a model whose weights are all in `dtype`."""
+    packed = [tensor for tensor in matched.tensors.values() if isinstance(tensor, Packed)]
+    sizes = [(tensor.shape.numel() * dtype.itemsize, kept_bytes[sort_of(tensor)]) for tensor in packed]
+    return sum(plain - kept for plain, kept in sizes if kept)
+
+
+def as_table(facts: dict[str, Any], tensors: weights.Tensors, kept_bytes: dict[Sort, int]) -> str:
     shown = {key: value for key, value in facts.items() if not isinstance(value, list)}
     shown["parameters"] = f"{facts['parameters']:,}"
     shown["memory"] = f"{human_bytes(facts['memory'])} for the weights"
+    if "memory packed" in facts:
+        packed = human_bytes(shown.pop("memory packed"))
+        shown["memory"] = f"{packed} for the weights, {human_bytes(facts['memory'])} with --no-packed"
     shown["cache per token"] = human_bytes(facts["cache per token"])
     shown["context"] = f"{facts['context']} tokens" if facts["context"] else "-"
     if "types" in facts:
         shown["types"] = ", ".join(f"{kind} {share:.1%}" for kind, share in facts["types"].items())
         shown["runs packed"] = f"{facts['runs packed']:.1%} of the weights, the others dequantised"
     lines = [f"{key:<16} {value}" for key, value in shown.items()]
-    lines += ["", "tensors (as stored -> parameter; layers grouped)", *tensor_lines(tensors)]
+    lines += ["", "tensors (as stored -> parameter; layers grouped)", *tensor_lines(tensors, kept_bytes)]
     lines += [f"  not in the checkpoint, would be drawn anew: {name}" for name in facts["new"]]
     lines += [f"  not used by {facts['model']}: {name}" for name in facts["unused"]]
     if facts["problems"]:
@@ -111,15 +131,14 @@ def as_table(facts: dict[str, Any], tensors: Any) -> str:
     return "\n".join(lines) + "\n"
 
 
-def tensor_lines(tensors: Any) -> list[str]:
+def tensor_lines(tensors: weights.Tensors, kept_bytes: dict[Sort, int]) -> list[str]:
     """A line for all tensors that differ in the layer's number only."""
-    answers = run_packed(tensors)
     groups: dict[tuple, list[tuple[str, str]]] = {}
     for name, tensor in tensors.stored.items():
         stored = tensors.origin[name][1]
         dtype = str(tensor.dtype).removeprefix("torch.")
         if isinstance(tensor, Packed):
-            dtype = f"{tensor.kind}, {'runs packed' if answers[sort_of(tensor)] else 'dequantised'}"
+            dtype = f"{tensor.kind}, {'runs packed' if kept_bytes[sort_of(tensor)] else 'dequantised'}"
         key = (no_number(stored), no_number(name), tuple(tensor.shape), dtype)
         groups.setdefault(key, []).append((stored, name))
     lines = []

@@ -88,6 +88,7 @@ def settings(
     args: argparse.Namespace, model: Any, tokenizer: Any, prompt_tokens: int, is_chat: bool
 ) -> dict[str, Any]:
     """The arguments of `decoding.generate` that the options ask for, after a prompt of so many tokens."""
+    note_context(model, prompt_tokens)
     filters = (args.temperature, args.top_k, args.top_p, getattr(args, "min_p", None))
     samples = any(option is not None for option in filters)
     return {
@@ -111,6 +112,28 @@ def new_tokens(asked: int, model: Any, prompt_tokens: int) -> int:
         return asked
     print_note(f"note: {fitting} new tokens fit after a prompt of {prompt_tokens} ({limit} positions)")
     return fitting
+
+
+def context_length(model: Any) -> int:
+    """Tokens of the longest text that the model was made for: as many as it has learned positions, which is
+    all that it takes; or as it was trained with, which rotary positions can exceed."""
+    config = model.config
+    if config.model_type == "openai-gpt":
+        return config.n_positions
+    scaling = getattr(config, "rope_scaling", None) or {}
+    factor = scaling["factor"] if scaling.get("type") in ("linear", "dynamic") else 1  # longrope's is in it
+    return round(config.max_position_embeddings * factor)
+
+
+def note_context(model: Any, tokens: int, noted: int = 0) -> None:
+    """A note where a text of so many tokens is longer than what the model was made for, if one of `noted`
+    tokens was not. Learned positions are another matter: there is an error where a prompt has too many."""
+    limit = context_length(model)
+    if noted <= limit < tokens and getattr(model, "max_positions", None) is None:
+        print_note(
+            f"note: {tokens:,} tokens are more than the {limit:,} of this model's context: "
+            "what it writes beyond them may make no sense"
+        )
 
 
 def stop_ids(model: Any, tokenizer: Any, is_chat: bool = False) -> list[int] | None:

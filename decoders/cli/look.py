@@ -12,11 +12,12 @@ from decoders.formats import check_writable
 
 from .images import ImageInput
 from .loading import load_model, prompt_ids, settings
-from .output import human_bytes, one_line, print_note, standard_input
+from .output import check_page, human_bytes, one_line, print_note, standard_input
 
 
 def run(args: argparse.Namespace) -> int:
     check_writable(args.output)
+    check_page(args.output)
     if args.other is not None and (args.with_model is not None or args.image is not None):
         raise ValueError("--with takes neither --with-model nor --image: a page shows two runs at most")
     prompt = standard_input() if args.prompt == "-" else args.prompt

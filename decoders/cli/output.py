@@ -122,6 +122,31 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+# ---- What is there already ---------------------------------------------------------------------------------
+
+
+def check_new(path: Path, force: bool = False) -> None:
+    """FileExistsError where a checkpoint would be written over something, unless `force`. What a writer that
+    was killed has left (`.saving-...`) is nothing."""
+    is_filled = path.is_dir() and any(not file.name.startswith(".saving-") for file in path.iterdir())
+    if force or not (is_filled or path.is_file()):
+        return
+    what = "is not empty" if is_filled else "exists"
+    raise FileExistsError(f"{path} {what}: give another OUT, remove it, or write over it with --force")
+
+
+def check_page(path: str | Path) -> None:
+    """FileExistsError where a page would replace something else than a page, as a wrong name would."""
+    path = Path(path)
+    if path.is_file() and path.stat().st_size:
+        with open(path, "rb") as file:
+            if not file.read(100).lstrip().lower().startswith((b"<!doctype html", b"<html")):
+                raise FileExistsError(f"{path} exists and is no page: give another file, or remove it")
+
+
+# ---- Progress ----------------------------------------------------------------------------------------------
+
+
 class Progress:
     """A streamer that shows the prompt, then passes everything on, and notes when it came."""
 

@@ -48,7 +48,7 @@ from .packagings import packaging, packaging_name, stored_tensors
 from .packed import Packed, as_dtype, named_parts, unpacked
 from .pictures import preprocessor
 from .pieces import Cutter, merge
-from .switch import switched
+from .switch import switched, without_remains
 from .vocab import (
     BYTE_PIECE,
     END_OF_WORD,
@@ -138,6 +138,7 @@ __all__ = [
     "read_text",
     "stored_tensors",
     "switched",
+    "without_remains",
     "token_content",
     "unpacked",
     "use_compiled",

@@ -43,7 +43,10 @@ def find(
     folder = Path(path_or_id) / subfolder
     if folder.is_dir():
         finish(folder)
-        return resolved(folder, gguf_file)
+        found = resolved(folder, gguf_file)
+        if found.is_dir() and found.suffix == ".gguf":
+            raise NotADirectoryError(f"{found} is a folder with the name of a GGUF file: rename it")
+        return found
     if folder.is_file() and folder.suffix == ".gguf":  # which is a whole checkpoint by itself
         return folder
     if folder.exists():

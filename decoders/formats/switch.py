@@ -58,49 +58,71 @@ def sync(path: Path) -> None:
 @contextmanager
 def switched(folder: Path, stale: Callable[[], set[str]] = set) -> Iterator[Path]:
     """A folder to write into. On leaving, its files are those of `folder`, and those that `stale` names and
-    that were not written are gone. An OSError, as of a full disk, names the folder, and leaves all as it was.
+    that were not written are gone. An OSError, as of a full disk, names the folder. An error of any kind
+    leaves all as it was: a folder that was not there is not there.
 
     Files get the permissions of the umask. A link among the old files is replaced, what it leads to stays:
     it may be the hub's cache. Pipes and devices in a file's place are refused.
     """
     aside = None
+    with without_remains(folder), errors_named(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with ExitStack() as locks:
+                with locked(folder):
+                    move(folder)
+                    clean(folder)
+                    aside = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+                    locks.enter_context(locked(aside))
+                yield aside
+                names = {file.name for file in aside.iterdir()}
+                check_regular(folder, names)
+                for name in names:
+                    sync(aside / name)
+                with locked(folder):
+                    move(folder)  # what another writer, killed meanwhile, has decided
+                    (aside / STALE).write_text(json.dumps(sorted(stale() - names)))
+                    for name in names:  # safetensors lets the owner alone read what it writes
+                        shutil.copymode(aside / STALE, aside / name)
+                    sync(aside / STALE)
+                    sync(aside)
+                    aside = aside.rename(folder / aside.name.replace(".saving-", ".saved-"))
+                    sync(folder)
+                    move(folder)
+        finally:
+            if aside is not None and aside.name.startswith(".saving-"):
+                shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def without_remains(folder: Path) -> Iterator[None]:
+    """Of an error no empty folder stays: neither `folder` nor those above it, where they were missing."""
+    missing = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as locks:
-            with locked(folder):
-                move(folder)
-                clean(folder)
-                aside = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
-                locks.enter_context(locked(aside))
-            yield aside
-            names = {file.name for file in aside.iterdir()}
-            check_regular(folder, names)
-            for name in names:
-                sync(aside / name)
-            with locked(folder):
-                move(folder)  # what another writer, killed meanwhile, has decided
-                (aside / STALE).write_text(json.dumps(sorted(stale() - names)))
-                for name in names:  # safetensors lets the owner alone read what it writes
-                    shutil.copymode(aside / STALE, aside / name)
-                sync(aside / STALE)
-                sync(aside)
-                aside = aside.rename(folder / aside.name.replace(".saving-", ".saved-"))
-                sync(folder)
-                move(folder)
+        yield
+    except BaseException:  # Ctrl-C too
+        for each in missing:  # the innermost first
+            with suppress(OSError):  # somebody else has put something there
+                each.rmdir()
+        raise
+
+
+@contextmanager
+def errors_named(folder: Path) -> Iterator[None]:
+    """The system's errors, with the folder's name, whatever library they come through."""
+    try:
+        yield
     except OSError as error:
         if str(folder) in str(error):
             raise
         cause = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
         raise OSError(error.errno, f"{folder} cannot be written: {cause}") from error
-    except Exception as error:  # the system's errors come through safetensors as its own kind
+    except Exception as error:  # they come through safetensors as its own kind
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number is None:
             raise
         cause = os.strerror(int(number[1]))
         raise OSError(int(number[1]), f"{folder} cannot be written: {cause}") from error
-    finally:
-        if aside is not None and aside.name.startswith(".saving-"):
-            shutil.rmtree(aside, ignore_errors=True)
 
 
 def check_regular(folder: Path, names: Iterable[str]) -> None:
