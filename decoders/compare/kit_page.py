@@ -78,7 +78,7 @@ def own_formula(f: Formula, name: str, general: str) -> str:
         ("openai-gpt", "mlp_in"): "ln_1 of attn_sum",
         ("openai-gpt", "out"): "ln_2 of (mlp_in + mlp_out)",
         ("openai-gpt", "norm"): "the last layer's out: there is no final norm",
-        ("phi", "mlp_in"): "the same as attn_in: attention and MLP stand side by side",
+        ("phi", "mlp_in"): "the layer's norm of what enters it, as for attention: the two stand side by side",
         ("phi", "out"): "layer input + attn_out + mlp_out",
     }
     usual = {
