@@ -93,7 +93,7 @@ assert counts["MLP"] > 1.9 * counts["attention"]
 # expect them, then look.
 
 # %%
-show(phi.PhiBlock)
+show(phi.PhiBlock, phi.PhiMLP)
 
 # %% [markdown]
 # One norm `n`, read by both; and three summands. The MLP of a layer does not see what the attention of the
@@ -371,7 +371,7 @@ print("one token read, the same logits; the cache holds", len(step.past_key_valu
 # Watch the room of the cache: **when does it grow, and by how much?**
 
 # %%
-show(phi.KVCache.append)
+show(phi.KVCache.update, phi.KVCache.append)
 
 # %%
 sequence, cache = ids, phi.KVCache()

@@ -1,5 +1,7 @@
 """The site that `make docs` builds: no warning, every link leads somewhere, nothing comes from elsewhere."""
 
+import json
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -74,6 +76,26 @@ def test_every_link_leads_to_a_page_and_a_place_in_it(pages):
 
 def is_place(name: str, page: Page) -> bool:
     return name in page.places or name in ("", "top") or name.isdigit()  # digits: a slide
+
+
+def test_the_notebooks_are_pages_with_their_outputs(site, pages):
+    """In the list of pages; they were shown as JSON."""
+    first = Page(site / "index.html")
+    for file in (ROOT / "notebooks").glob("*.ipynb"):
+        assert f"site/notebooks/{file.stem}.html" in first.links
+        text = (site / "site" / "notebooks" / f"{file.stem}.html").read_text("utf-8")
+        outputs = [
+            one for cell in json.loads(file.read_text("utf-8"))["cells"] for one in cell.get("outputs", ())
+        ]
+        assert text.count("what the cell draws") == sum("image/png" in one.get("data", {}) for one in outputs)
+        assert "&quot;cell_type&quot;" not in text
+
+
+def test_what_a_command_prints_is_not_coloured_as_python(site):
+    text = (site / "porting.html").read_text("utf-8")
+    output = re.search(r"<pre>[^\n]*First difference.*?</pre>", text.replace("<span></span>", ""), re.S)
+    assert output and "<span" not in output[0]
+    assert re.search(r'class="highlight-python[^>]*>.*?<span class="k', text, re.S)
 
 
 def test_a_link_to_a_line_leads_to_that_line(site):

@@ -66,6 +66,10 @@ def test_every_slide_fits_and_can_be_read(shown):
     assert min(scales) >= 0.7  # of 26 pixels for text, 19 for code
 
 
+def test_it_opens_on_the_first(shown):
+    assert shown.evaluate("history.replaceState(null, '', location.pathname); go(); now") == 0
+
+
 def test_keys_walk_through_all_slides(shown):
     shown.keyboard.press("Home")
     count = shown.evaluate("slides.length")

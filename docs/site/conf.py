@@ -18,6 +18,9 @@ myst_heading_anchors = 4
 myst_enable_extensions = ["html_image"]
 myst_url_schemes = {"http": None, "https": None, "source": None}
 
+# Code without a language is what a command prints: it has no colours
+highlight_language = "none"
+
 # The reference
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

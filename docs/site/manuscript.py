@@ -1,7 +1,8 @@
 """A Sphinx extension: what GitHub shows of the repository is shown by the site too.
 
-Links to files of the repository lead to pages of the site, with the line; README, CONTRIBUTING and CHANGELOG
-are pages without being copied (`<!-- page: FILE -->`); docstrings, which are Markdown, are read as such.
+Links to files of the repository lead to pages of the site, with the line; README, CONTRIBUTING, CHANGELOG
+and the notebooks are pages without being copied (`<!-- page: FILE -->`); docstrings, which are Markdown, are
+read as such.
 """
 
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from lessons import as_markdown
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import TextLexer, get_lexer_for_filename
@@ -20,10 +22,12 @@ from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+LESSONS = ("README.md", *(f"{file.stem}.ipynb" for file in sorted((ROOT / "notebooks").glob("*.ipynb"))))
 PAGES = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "site/contributing.md",
     "CHANGELOG.md": "site/changelog.md",
+    **{f"notebooks/{name}": f"site/notebooks/{name.split('.')[0]}.md" for name in LESSONS},
 }
 PAGE = re.compile(r"<!-- page: (\S+) -->")
 LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
@@ -44,7 +48,8 @@ def read_page(app: Sphinx, name: str, source: list[str]) -> None:
     def included(match: re.Match) -> str:
         other = (file.parent / match[1]).resolve()
         app.env.note_dependency(str(other))
-        return relinked(other.read_text("utf-8"), other, file)
+        text = as_markdown(other) if other.suffix == ".ipynb" else other.read_text("utf-8")
+        return relinked(text, other, file)
 
     text = PAGE.sub(included, text)
     text = PICTURE.sub(r'<img src="\2" class="only-light"\3>\n<img src="\1" class="only-dark"\3>', text)
@@ -56,7 +61,7 @@ def relinked(text: str, own: Path, shown_in: Path) -> str:
 
     def link(match: re.Match) -> str:
         before, target, after = match.groups()
-        if "://" in target or target.startswith("mailto:"):
+        if "://" in target or target.startswith(("mailto:", "data:")):
             return match[0]
         return before + new_target(own.parent / target, target, shown_in) + after
 
@@ -64,7 +69,8 @@ def relinked(text: str, own: Path, shown_in: Path) -> str:
 
 
 def new_target(file: Path, written: str, shown_in: Path) -> str:
-    """Of a page its path, of another file `source:PATH`; what does not exist stays, and fails the build."""
+    """Of a page its path, of another file `source:PATH`; what does not exist stays, and fails the build. A
+    notebook that is no page is read as the `.py` that it is made of."""
     path = os.path.normpath(file)
     inside = os.path.relpath(path, ROOT)
     page = DOCS / PAGES[inside] if inside in PAGES else Path(path)
@@ -72,7 +78,7 @@ def new_target(file: Path, written: str, shown_in: Path) -> str:
         return written
     if page.is_relative_to(DOCS) and page.is_file():
         return os.path.relpath(page, shown_in.parent)
-    return f"source:{inside}"
+    return f"source:{inside.replace('.ipynb', '.py')}"
 
 
 # ---- Files of the repository -------------------------------------------------------------------------------
@@ -144,7 +150,7 @@ def docstring(app: Sphinx, kind: str, name: str, what: Any, options: Any, lines:
     for line in lines:
         indented = line.startswith("    ")
         if indented and not in_block:
-            result += ["", "::", ""]
+            result += ["", ".. code-block:: default", ""]  # Python where it is Python
         if in_block and line and not indented:
             result.append("")
         in_block = indented or (in_block and not line)
