@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from decoders import formats
+
 
 def draw(losses: Sequence[float], held_out: float, file: Path) -> None:
     """The loss curve as a picture; without matplotlib there is none."""
@@ -19,4 +21,5 @@ def draw(losses: Sequence[float], held_out: float, file: Path) -> None:
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(file, dpi=110)
+    formats.write_file(file, lambda out: figure.savefig(out, format="png", dpi=110))
+    plt.close(figure)  # of a long training there are many

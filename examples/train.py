@@ -7,16 +7,17 @@
 
 OUT is a folder in the hub's layout, which `python -m decoders generate` and Transformers read, with a loss
 curve and `training.pt`, from which the same command goes on after Ctrl-C or kill -9. Needs `.[train]`.
+One core takes some 40 steps a minute at the default size; first try --width 96 --layers 4 --context 128.
 """
 
 import argparse
-import csv
 import itertools
 import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,20 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch import Tensor
 
-from decoders import FAMILIES, find, model_class, read_config, tokenize, weights
+from decoders import FAMILIES, family, find, formats, model_class, read_config, tokenize, weights
 from examples.curve import draw
 from examples.lora import add_lora, merged
 from examples.loss import Loss
+from examples.resume import (
+    check_arguments,
+    interrupts,
+    prompt_ids,
+    save_training,
+    saved_training,
+    settings_of,
+)
+from examples.texts import Batch, crops, read_texts, split
 from examples.vocabularies import byte_level_bpe
-
-Batch = tuple[Tensor, Tensor, dict]  # ids, labels (B, T), -100 where nothing is learnt; other inputs
 
 # ---- A step ----
 
@@ -71,27 +79,10 @@ def train_step(
     return total
 
 
-# ---- Text and model ----
+# ---- The model ----
 
 
-def read_texts(path: Path) -> list[str]:
-    """The file, or every .txt and .md file below the folder. ValueError where there is no text."""
-    files = sorted(f for f in path.rglob("*") if f.suffix in (".txt", ".md")) if path.is_dir() else [path]
-    texts = [file.read_text("utf-8", errors="replace") for file in files]
-    if not any(text.strip() for text in texts):
-        raise ValueError(f"{path} holds no text: name a text file, or a folder with .txt or .md files")
-    return texts
-
-
-def crops(ids: Tensor, B: int, T: int, generator: torch.Generator) -> Iterator[Batch]:
-    """(B, T) ids from anywhere in the text, without end."""
-    while True:
-        starts = torch.randint(len(ids) - T + 1, (B,), generator=generator).tolist()
-        rows = torch.stack([ids[start : start + T] for start in starts])
-        yield rows, rows, {}
-
-
-def new_model(family: str, tokenizer: Any, a: argparse.Namespace) -> nn.Module:
+def new_model(kind: str, tokenizer: Any, a: argparse.Namespace) -> nn.Module:
     """Of the asked width, layers and heads; all other fields are the documented defaults."""
     kinds = [[["global", "local"], a.layers // 2], [["global"], a.layers % 2]]  # GPT-Neo's, in turn
     end, no_dropout = tokenizer.eos_token_id, dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
@@ -100,14 +91,16 @@ def new_model(family: str, tokenizer: Any, a: argparse.Namespace) -> nn.Module:
     sizes |= dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer"), a.layers)
     sizes |= dict.fromkeys(("num_attention_heads", "num_heads", "n_head"), a.heads)
     sizes |= dict.fromkeys(("max_position_embeddings", "n_positions"), a.context) | {"n_embd": a.width}
-    cls = model_class({"model_type": family})
+    cls = model_class({"model_type": kind})
     return cls(cls.config_class.from_dict({**sizes, **no_dropout, "text_config": sizes}))
 
 
 def begin(a: argparse.Namespace, texts: list[str]) -> tuple[Any, nn.Module]:
     """Tokenizer and model: of --start, or new ones for this text. The first process writes the tokenizer."""
     torch.manual_seed(a.seed)
-    if not a.start and not (a.out / "config.json").exists() and a.rank == 0:
+    if a.start and (kind := family(read_config(find(a.start)))) != a.family:
+        raise ValueError(f"--start {a.start} is a model of {kind}, not of {a.family}")
+    if not a.start and a.rank == 0 and not (a.out / "training.pt").exists():
         byte_level_bpe(texts, a.out, a.vocab)
         (a.out / "config.json").write_text(f'{{"model_type": "{a.family}"}}')  # until `save`
     if a.world > 1:
@@ -129,20 +122,17 @@ def begin(a: argparse.Namespace, texts: list[str]) -> tuple[Any, nn.Module]:
 
 def main() -> None:
     a = arguments()
+    check_arguments(a)
     if a.world > 1:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    texts, state = read_texts(a.text), saved_training(a)
     a.out.mkdir(parents=True, exist_ok=True)
-    texts, state_file = read_texts(a.text), a.out / "training.pt"
     tokenizer, model = begin(a, texts)
-    ids = torch.tensor([id for text in texts for id in [*tokenizer.encode(text), tokenizer.eos_token_id]])
-    cut = max(a.context, len(ids) // 20)  # the last twentieth is held out
-    if len(ids) < 2 * cut:
-        raise ValueError(f"{a.text} has {len(ids)} tokens, too few for --context {a.context}")
-    learnt, held_out = ids[:-cut], ids[-cut:][: 8 * a.context]
+    prompt_ids(a, tokenizer)
+    learnt, held_out = split(texts, tokenizer, a.context)
     module = Loss(model.to("cuda" if torch.cuda.is_available() else "cpu")).train()
     optimizer, losses = optimizer_of(model), []  # (step, seconds, loss)
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
+    if state:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         losses = state["losses"]
@@ -150,21 +140,55 @@ def main() -> None:
     loss_of = torch.compile(loss_of) if a.compile else loss_of
     seed = a.seed + a.rank + 1000 * len(losses)  # a training that goes on sees other crops
     batches = crops(learnt, a.batch_size, a.context, torch.Generator().manual_seed(seed))
-    start = saved = time.monotonic() - (losses[-1][1] if losses else 0)
+    size = f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(learnt):,} tokens"
+    say(a, f"{size}, from step {len(losses)}: a report each minute, and at the end or Ctrl-C")
+    save = partial(report, a, module, tokenizer, optimizer, losses, held_out)
+    with interrupts(lambda: setattr(a, "interrupted", True)):
+        train(a, loss_of, batches, optimizer, losses, save)
+    if a.interrupted:
+        raise KeyboardInterrupt
+    say(a, f"{a.out} is a checkpoint: python -m decoders generate {a.out} {a.prompt!r} --temperature 0.8")
+
+
+def train(
+    a: argparse.Namespace,
+    loss_of: nn.Module,
+    batches: Iterator[Batch],
+    optimizer: torch.optim.Optimizer,
+    losses: list,
+    save: Callable[[], None],
+) -> None:
+    """Until the steps or minutes are over; `losses` grows, and is saved each minute. ValueError where the
+    loss is no number any more."""
+    first, saved = len(losses), time.monotonic()
+    start = saved - (losses[-1][1] if losses else 0)
     while (share := progress(a, len(losses), time.monotonic() - start)) < 1:
         group = itertools.islice(batches, a.accumulate)
         loss = train_step(loss_of, group, optimizer, a.learning_rate, share, autocast=a.autocast)
+        if not math.isfinite(loss):
+            raise ValueError(f"the loss of step {len(losses) + 1} is {loss}: try a smaller --learning-rate")
         losses.append((len(losses) + 1, time.monotonic() - start, loss))
-        if a.rank == 0 and time.monotonic() - max(saved, start) > 60:
-            report(a, module, tokenizer, optimizer, losses, held_out)
+        if len(losses) == first + 5:
+            say(a, f"{(losses[-1][1] - losses[-5][1]) / 4:.2f} seconds a step")
+        if a.rank == 0 and time.monotonic() - saved > 60:
+            save()
             saved = time.monotonic()
+    if len(losses) == first and not a.interrupted:
+        say(a, "that is all that was asked for: to go on, give more --minutes or --steps")
+    elif a.rank == 0 and losses:
+        save()
+
+
+def say(a: argparse.Namespace, message: str) -> None:
+    """To standard error, once."""
     if a.rank == 0:
-        report(a, module, tokenizer, optimizer, losses, held_out)
+        print(message, file=sys.stderr)
 
 
 def progress(a: argparse.Namespace, steps: int, seconds: float) -> float:
     """From 0 to 1; the first process decides, so that all stop together."""
     share = torch.tensor(steps / a.steps if a.steps else seconds / 60 / a.minutes)
+    share = torch.ones(()) if a.interrupted else share
     if a.world > 1:
         dist.broadcast(share, 0)
     return share.item()
@@ -178,16 +202,16 @@ def report(
     rows = held_out.to(device).unfold(0, a.context, a.context)
     with torch.no_grad():
         held = sum(module(row[None], row[None]).item() for row in rows) / len(rows)
-    ids = torch.tensor([tokenizer.encode(a.prompt)], device=device)
-    new = model.generate(ids, max_new_tokens=min(60, a.context - ids.shape[1]), do_sample=True)
+    ids = torch.tensor([prompt_ids(a, tokenizer)], device=device)
+    new_tokens = min(60, a.context - ids.shape[1])
+    new = model.generate(ids, max_new_tokens=new_tokens, do_sample=True, temperature=0.8, top_k=50)
     text = tokenizer.decode(new[0].tolist())
     print(f"step {len(losses)}: loss {losses[-1][2]:.3f}, held out {held:.3f}: {text!r}", file=sys.stderr)
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "losses": losses}
-    torch.save(state, a.out / "training.pt.new")
-    os.replace(a.out / "training.pt.new", a.out / "training.pt")
+    save_training(a.out / "training.pt", {**state, "settings": settings_of(a)})
     weights.save(merged(model), a.out, tokenizer)
-    with open(a.out / "loss.csv", "w", newline="") as file:
-        csv.writer(file).writerows([("step", "seconds", "loss"), *losses])
+    lines = [",".join(map(str, row)) for row in [("step", "seconds", "loss"), *losses]]
+    formats.write_file(a.out / "loss.csv", "\n".join(lines) + "\n")
     draw([loss for _, _, loss in losses], held, a.out / "loss.png")
     module.train()
 
@@ -211,6 +235,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--autocast", action="store_true", help="products in bfloat16")
     a = parser.parse_args()
     a.out = a.out or Path("out") / a.family
+    a.interrupted = False
     a.rank, a.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     return a
 
@@ -220,3 +245,5 @@ if __name__ == "__main__":
         main()
     except (ValueError, OSError) as error:
         sys.exit(print(f"error: {error}", file=sys.stderr) or 2)
+    except KeyboardInterrupt:
+        sys.exit(print("interrupted: the same command goes on from the last report", file=sys.stderr) or 130)

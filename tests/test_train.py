@@ -1,17 +1,24 @@
 """examples/train.py: what it writes is a checkpoint, what it computes is the plain loss, and a kill loses nothing."""
 
 import csv
+import os
+import runpy
 import signal
 import subprocess
 import sys
+import tempfile
+import traceback
 from itertools import islice
+from typing import NamedTuple
 
 import pytest
 import torch
 
 from decoders import model_class, read_config, tokenize, weights
+from examples import train as script
 from examples.lora import LoRA, add_lora, merged
 from examples.loss import Loss
+from examples.resume import save_training
 from examples.stories import stories
 from tests.conftest import ROOT
 from tests.families import FAMILIES, PHI, inputs
@@ -30,8 +37,33 @@ def command(family, text, out, *more):
     return [sys.executable, "-m", "examples.train", family, "--text", text, "--out", out, *SMALL, *more]
 
 
-def train(*arguments):
-    return subprocess.run(command(*arguments), capture_output=True, text=True, cwd=ROOT)
+class Finished(NamedTuple):
+    returncode: int
+    stderr: str
+
+
+def train(*arguments) -> Finished:
+    """The command in a process of its own: a fork of this one, which has imported PyTorch already."""
+    with tempfile.TemporaryFile() as err:
+        if (process := os.fork()) == 0:
+            os.dup2(err.fileno(), 2)
+            os._exit(status_of([str(each) for each in command(*arguments)[2:]]))
+        _, status = os.waitpid(process, 0)
+        return Finished(os.waitstatus_to_exitcode(status), os.pread(err.fileno(), 2**24, 0).decode())
+
+
+def status_of(arguments: list[str]) -> int:
+    """In the fork: what `python -m examples.train` would exit with."""
+    sys.stderr, sys.argv = open(2, "w", buffering=1), arguments  # noqa: SIM115
+    os.chdir(ROOT)
+    try:
+        runpy.run_module("examples.train", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        return end.code
+    except BaseException:
+        traceback.print_exc()
+        return 70
+    return 0
 
 
 def losses_of(out):
@@ -72,6 +104,101 @@ def test_a_killed_training_goes_on_where_it_was(text, tmp_path):
     done = train("gpt_neo", text, tmp_path / "out", "--steps", "9")
     assert done.returncode == 0, done.stderr
     assert len(losses_of(tmp_path / "out")) == 9 and losses_of(tmp_path / "out")[:5] == first
+
+
+def test_a_folder_of_another_training_is_refused_and_left_alone(text, tmp_path):
+    out = tmp_path / "out"
+    train("gpt_neo", text, out, "--steps", "2")
+    files = {file: file.read_bytes() for file in out.iterdir()}
+    other = tmp_path / "other.txt"
+    other.write_text(text.read_text("utf-8")[::-1], "utf-8")
+    for family, file, more in (
+        ("gpt_neo", other, ()),
+        ("phi", text, ()),
+        ("gpt_neo", text, ("--width", "64")),
+        ("gpt_neo", text, ("--lora", "2")),
+    ):
+        done = train(family, file, out, "--steps", "4", *more)
+        assert done.returncode == 2 and "give another --out" in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr
+    assert files == {file: file.read_bytes() for file in out.iterdir()}
+    (out / "training.pt").write_bytes(b"of something else")
+    done = train("gpt_neo", text, out, "--steps", "4")
+    assert done.returncode == 2 and "training.pt is no training" in done.stderr, done.stderr
+    for name in ("training.pt", "model.safetensors"):
+        (out / name).unlink()
+        done = train("gpt_neo", text, out, "--steps", "4")
+        assert done.returncode == 2 and "holds a model" in done.stderr, done.stderr
+
+
+def test_what_a_failed_try_leaves_is_not_used(text, tmp_path):
+    out = tmp_path / "out"
+    short = tmp_path / "short.txt"
+    short.write_text("aaaa bbbb " * 20, "utf-8")
+    assert train("phi", short, out, "--steps", "1").returncode == 2
+    assert train("phi", text, out, "--steps", "1").returncode == 0
+    assert read_config(out)["vocab_size"] == 600
+
+
+def test_ctrl_c_ends_a_step_and_saves(text, tmp_path, monkeypatch):
+    """In the third step; it goes on from there. Pressed again it would end at once."""
+    own, before, steps = script.train_step, signal.getsignal(signal.SIGINT), []
+
+    def pressed(*args, **options):
+        steps.append(args)
+        if len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return own(*args, **options)
+
+    monkeypatch.setattr(script, "train_step", pressed)
+    for total in (3, 5):
+        arguments = command("phi", text, tmp_path / "out", "--steps", "5")[2:]
+        monkeypatch.setattr(sys, "argv", [str(one) for one in arguments])
+        if total == 3:
+            with pytest.raises(KeyboardInterrupt):
+                script.main()
+        else:
+            script.main()
+        assert len(losses_of(tmp_path / "out")) == len(steps) == total
+        assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_is_status_130_and_a_sentence(text, tmp_path):
+    arguments = command("phi", text, tmp_path / "out", "--steps", "100000")
+    running = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert "parameters" in running.stderr.readline()  # it trains from here on, or is about to
+    running.send_signal(signal.SIGINT)
+    said = running.communicate()[1]
+    assert running.returncode == 130 and "interrupted" in said and "Traceback" not in said, said
+    done = train("phi", text, tmp_path / "out", "--steps", "3")
+    assert done.returncode == 0 and len(losses_of(tmp_path / "out")) >= 3, done.stderr
+
+
+@pytest.mark.parametrize(("more", "says"), [
+    ("--prompt=", "--prompt has 0 tokens"), ("--prompt=" + "many words " * 64, "fewer than --context"),
+    ("--minutes=0", "--minutes must be above 0"), ("--steps=-1", "--steps must be 0 or more"),
+    ("--batch-size=0", "--batch-size must be 1 or more"), ("--heads=5", "--heads 5 do not fit --width 48"),
+    ("--start=checkpoints/tiny-phi", "is a model of phi, not of gpt_neo"),
+    ("--learning-rate=1e30", "try a smaller --learning-rate"),
+])  # fmt: skip
+def test_what_cannot_be_trained_is_one_sentence_before_anything_is_lost(text, tmp_path, more, says):
+    done = train("gpt_neo", text, tmp_path / "out", "--steps", "9", more)
+    assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_training_that_cannot_be_saved_leaves_the_one_before(tmp_path, monkeypatch):
+    file = tmp_path / "training.pt"
+    save_training(file, {"losses": [1.0]})
+
+    def full(state, out):
+        out.write(b"half")
+        raise RuntimeError("unexpected pos")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="training.pt cannot be written"):
+        save_training(file, {"losses": []})
+    assert torch.load(file) == {"losses": [1.0]} and list(tmp_path.iterdir()) == [file]
 
 
 def test_lora_begins_as_the_base_and_merges_to_what_it_computes(family):

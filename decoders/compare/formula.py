@@ -33,9 +33,15 @@ class Stage(NamedTuple):
 STAGES = (
     Stage("embeddings", "(B, T, C)", "what enters the first layer"),
     Stage("attn_in", "(B, T, C)", "what q, k and v are made of"),
-    Stage("q", "(B, H, T, D)", "attn_in times the matrix of q, and its bias where there is one, cut into heads"),
-    Stage("k", "(B, K, T, D)", "attn_in times the matrix of k, and its bias where there is one, cut into heads"),
-    Stage("v", "(B, K, T, D)", "attn_in times the matrix of v, and its bias where there is one, cut into heads"),
+    Stage(
+        "q", "(B, H, T, D)", "attn_in times the matrix of q, and its bias where there is one, cut into heads"
+    ),
+    Stage(
+        "k", "(B, K, T, D)", "attn_in times the matrix of k, and its bias where there is one, cut into heads"
+    ),
+    Stage(
+        "v", "(B, K, T, D)", "attn_in times the matrix of v, and its bias where there is one, cut into heads"
+    ),
     Stage("q_normed", "(B, H, T, D)", "q after the norm of heads"),
     Stage("k_normed", "(B, K, T, D)", "k after the norm of heads"),
     Stage("q_rotated", "(B, H, T, D)", "q after the rotary embedding"),
