@@ -52,7 +52,19 @@ AVX2 = Target(  # see `avx2.h`
     frozenset({"avx2", "fma", "f16c", "bmi1", "bmi2", "popcnt"}),
     ("-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mpopcnt", "-ffp-contract=off"),
 )
-TARGETS = (AVX512, AVX2)  # the best first
+NEON = Target(  # see `neon.h`
+    "NEON",
+    "aarch64",
+    frozenset({"asimd", "asimddp", "atomics"}),
+    ("-march=armv8.2-a+dotprod", "-ffp-contract=off"),
+)
+NEON_BF16 = Target(
+    "NEON-BF16",
+    "aarch64",
+    NEON.needed | {"bf16"},
+    ("-march=armv8.2-a+dotprod+bf16", "-ffp-contract=off"),
+)
+TARGETS = (AVX512, AVX2, NEON_BF16, NEON)  # the best first of each kind of machine
 
 
 def targets_here() -> list[Target]:

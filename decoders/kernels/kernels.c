@@ -31,6 +31,8 @@
 #include "avx512.h"
 #elif defined __AVX2__
 #include "avx2.h"
+#elif defined __aarch64__
+#include "neon.h"
 #endif
 #include <limits.h>
 #include <linux/futex.h>
