@@ -133,7 +133,7 @@ def mark_quantized(model: Any, kind: str) -> nn.Module:
     note_prefill(model)
     if native.library() is None and not native.is_pending():
         warnings.warn(
-            f"kernels.c is {native.status()} (it takes Linux, gcc and AVX2 or AVX-512): "
+            f"kernels.c is {native.status()} (it takes Linux, gcc, and AVX2 or Arm's dot products): "
             "weights of 8 and 4 bits save memory, but not time",
             stacklevel=3,
         )
