@@ -177,7 +177,8 @@ def greedy_or_sampled(run: Generation) -> Iterator[Tensor]:
         if run.criteria:
             unfinished = unfinished & ~run.stopped(sequences.ids, scores)
         yield new
-        if not unfinished.any():
+        going = int(unfinished.sum())
+        if going == 0:
             return
-        if may_drop_finished:
+        if may_drop_finished and going < len(unfinished):
             sequences.drop_finished(unfinished)

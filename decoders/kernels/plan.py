@@ -115,7 +115,8 @@ class Guards:
         self.hooks = [d[name] for d in self.modules for name in ("_forward_hooks", "_forward_pre_hooks")]
         self.sizes = list(map(len, self.modules))  # who puts a method on a module makes it larger
         self.own = [(d, name, d[name]) for d in self.modules for name in self.OWN if name in d]
-        self.holders = [d[name] for d in self.modules for name in self.HOLDERS]
+        holders = [d[name] for d in self.modules for name in self.HOLDERS]
+        self.empty, self.holders = [h for h in holders if not h], [h for h in holders if h]
         self.held = list(self.all_held())
         self.tensors = [t for t in self.held if isinstance(t, Tensor)]
         self.places = [t.data_ptr() for t in self.tensors]
@@ -137,7 +138,8 @@ class Guards:
     def are_valid(self) -> bool:
         """Whether tensors, modules, methods and config are those that the plan was made of."""
         return (
-            all(map(is_, self.all_held(), self.held))
+            not any(self.empty)
+            and all(map(is_, self.all_held(), self.held))
             and [t.data_ptr() for t in self.tensors] == self.places
             and list(map(len, self.modules)) == self.sizes
             and all(d.get(name) is value for d, name, value in self.own)
