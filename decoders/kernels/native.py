@@ -5,11 +5,10 @@
 
 Where it has not been compiled yet, that starts at the first need, in a process of its own (see `build.py`);
 PyTorch's operators serve meanwhile. It comes into use with the beginning of a text (`begin_text`), never in
-the middle of one. What computes products, norms, rotations and attention must give the
-right numbers before it is believed (`selftest.py`); a plan is verified by each model's first step, and what
-rounds weights or reads GGUF's blocks by the tests. `DECODERS_NATIVE=0` does
-without, `DECODERS_NATIVE=NAME` takes the instructions of that name in `build.TARGETS`. Its threads
-are PyTorch's, `torch.get_num_threads()` of them.
+the middle of one. What it computes must be right in small cases before it is believed (`selftest.py`); a
+plan is verified by each model's first step, and GGUF's rarer blocks by the tests. `DECODERS_NATIVE=0` does
+without, `DECODERS_NATIVE=NAME` takes the instructions of that name in `build.TARGETS`. Its threads are
+PyTorch's, `torch.get_num_threads()` of them.
 """
 
 import atexit

@@ -18,12 +18,12 @@ CASES = ((1, torch.bfloat16), (7, torch.float16), (40, torch.bfloat16), (50, tor
 
 @torch.no_grad()
 def gives_the_right_numbers(lib: calls.Library) -> bool:
-    """On a few small tensors of each dtype: all but plans, what rounds weights, and GGUF's rarer blocks."""
+    """On a few small tensors of each dtype: all but plans and GGUF's rarer blocks."""
     w = (torch.arange(N * K).view(N, K) * 7 % 11 - 5).float()
     for rows, dtype in CASES:
         x = (torch.arange(rows * K).view(rows, K) * 5 % 7 - 3).float()
         x[:, 0] = 127  # so that a scale of 8 bits is 1
-        for check in (products, rounded, dequantized, of_blocks, norms, rotations, attentions):
+        for check in CHECKS:
             if not all(torch.equal(computed, right) for computed, right in check(lib, x, w, dtype)):
                 return False
     return True
@@ -34,7 +34,12 @@ def int4(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     q = torch.zeros(N, 256, dtype=torch.uint8)
     q[:, :K] = (w + 5).to(torch.uint8)
     zero = torch.full((N, 8), 5, dtype=torch.uint8)
-    return q[:, ::2] | q[:, 1::2] << 4, torch.ones(N, 8).half(), zero
+    return pairs(q), torch.ones(N, 8).half(), zero
+
+
+def pairs(q: Tensor) -> Tensor:
+    """Numbers of 4 bits (n, m) in bytes (n, m / 2): number 2 i in the lower half of byte i."""
+    return q[:, ::2] | q[:, 1::2] << 4
 
 
 def with_a_minimum(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,6 +91,22 @@ def dequantized(lib: calls.Library, x: Tensor, w: Tensor, dtype: torch.dtype) ->
     yield calls.dequantize(lib, int8_groups(whole), whole.shape[1], dtype), whole.to(dtype)
 
 
+def quantized(lib: calls.Library, x: Tensor, w: Tensor, dtype: torch.dtype) -> Pairs:
+    """Rows whose largest is 127, groups of 32 from -5 to 10: their scales are 1, and nothing is rounded."""
+    q, scale = calls.to_int8(lib, x.to(dtype))
+    yield q, x.to(torch.int8)
+    yield scale, torch.ones(len(x))
+    groups, numbers = -(-K // 32), w.clone()
+    numbers[:, ::32], numbers[:, 1::32] = -5, 10
+    whole, used = F.pad(numbers, (0, 256 - K)), torch.zeros(N, 8)
+    used[:, :groups] = 1  # a group of padding has scale and zero 0
+    right = (whole + 5) * used.repeat_interleave(32, 1)
+    q, scale, zero = calls.to_int4(lib, numbers.to(dtype))
+    yield q, pairs(right.to(torch.uint8))
+    yield scale, used.half()
+    yield zero, (5 * used).to(torch.uint8)
+
+
 def of_blocks(lib: calls.Library, x: Tensor, w: Tensor, dtype: torch.dtype) -> Pairs:
     """w in blocks of 32 numbers: 8 bits, and 4 bits with a scale of 1 and a minimum."""
     whole = w.flatten()[: N * K // 32 * 32].view(-1, 32)
@@ -97,6 +118,10 @@ def of_blocks(lib: calls.Library, x: Tensor, w: Tensor, dtype: torch.dtype) -> P
         numbers = torch.empty(whole.shape, dtype=dtype)
         calls.dequantize_blocks(lib, blocks, kind, numbers)
         yield numbers, whole.to(dtype)
+    for kind, blocks, right in (("Q8_0", eight, eight[:, 2:]), ("Q4_1", four, pairs(q))):
+        taken = torch.empty(right.shape, dtype=torch.uint8)
+        calls.whole_numbers(lib, blocks, kind, taken)
+        yield taken, right
 
 
 def norms(lib: calls.Library, x: Tensor, w: Tensor, dtype: torch.dtype) -> Pairs:
@@ -134,3 +159,6 @@ def int8_attention(lib: calls.Library, q: Tensor, S: int, visible: int) -> tuple
     right = 2 * v[:, :, visible, None, :K].to(q.dtype).repeat_interleave(2, 1)
     v[..., K:] = scales[..., 1:].contiguous().view(torch.int8)
     return calls.one_query(lib, q, k, v, None, 1.0), right
+
+
+CHECKS = (products, rounded, dequantized, quantized, of_blocks, norms, rotations, attentions)
