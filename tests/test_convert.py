@@ -269,6 +269,16 @@ def test_a_name_with_gguf_is_a_file_and_never_a_folder(tmp_path, capsys):
         assert "is a folder with the name of a GGUF file: rename it" in capsys.readouterr().err
 
 
+def test_a_name_with_a_dot_is_the_files_name(tmp_path):
+    """phi-1.5 became phi-1.gguf, and was called phi-1 in it."""
+    folder = shutil.copytree(TINY / "tiny-phi", tmp_path / "phi-1.5")
+    converted(folder, tmp_path / "out", packaging="gguf")
+    file = tmp_path / "out" / "phi-1.5.gguf"
+    assert file.is_file() and b"phi-1.5" in file.read_bytes()
+    converted(file, tmp_path / "again", packaging="gguf")
+    assert (tmp_path / "again" / "phi-1.5.gguf").is_file()
+
+
 def test_an_old_layout_becomes_a_plain_one(tmp_path):
     folder = tmp_path / "old"
     family = FAMILIES[0]

@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     if args.packaging == "safetensors" and is_gguf:
         raise ValueError(f"{output}: a plain checkpoint is a folder, whose name does not end in .gguf")
     if args.packaging == "gguf" or is_gguf:
-        file = output if is_gguf else output / f"{source.resolve().stem}.gguf"
+        file = output if is_gguf else output / f"{name_of(source)}.gguf"
         check_output(source, file, args.force)
         to_gguf(source, file, args.type, dtype)
         print_note(f"{file}: {human_bytes(file.stat().st_size)}")
@@ -32,6 +32,11 @@ def run(args: argparse.Namespace) -> int:
     to_plain(source, output, dtype)
     print_note(f"{output} holds the plain checkpoint")
     return 0
+
+
+def name_of(source: Path) -> str:
+    """Of the folder, which may have a dot in its name (phi-1.5); of a file without .gguf."""
+    return source.resolve().name.removesuffix(".gguf")
 
 
 def check_output(source: Path, output: Path, force: bool) -> None:
@@ -74,7 +79,7 @@ def to_gguf(source: Path, file: Path, kind: str | None, dtype: torch.dtype | Non
     shapes = {name: tensor.shape for name, tensor in tensors.stored.items()}
     config = {"model_type": model.config.model_type, **model.config.to_dict()}
     try:
-        metadata = formats.gguf_metadata(config, **vocabulary(source), name=source.resolve().stem, kind=kind)
+        metadata = formats.gguf_metadata(config, **vocabulary(source), name=name_of(source), kind=kind)
         entries = formats.gguf_entries(config, shapes, kind, tensors.__getitem__)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
