@@ -56,10 +56,11 @@ def saved_training(a: argparse.Namespace) -> dict[str, Any] | None:
             raise ValueError(f"{a.out} holds a model, and no training.pt to go on from: give another --out")
         return None
     try:
-        state = torch.load(file, weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError):
+        state = torch.load(file, map_location="cpu", weights_only=True)  # also one that a GPU has begun
+        before = state.get("settings", {})
+    except (RuntimeError, pickle.UnpicklingError, EOFError, AttributeError):
         raise ValueError(f"{file} is no training to go on from: give another --out") from None
-    before, now = state.get("settings", {}), settings_of(a)
+    now = settings_of(a)
     if other := [name for name in SETTINGS if before.get(name) != now[name]]:
         what = ", ".join(f"{name} {before.get(name)}, not {now[name]}" for name in other)
         raise ValueError(

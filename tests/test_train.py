@@ -122,9 +122,11 @@ def test_a_folder_of_another_training_is_refused_and_left_alone(text, tmp_path):
         assert done.returncode == 2 and "give another --out" in done.stderr, done.stderr
         assert "Traceback" not in done.stderr
     assert files == {file: file.read_bytes() for file in out.iterdir()}
-    (out / "training.pt").write_bytes(b"of something else")
-    done = train("gpt_neo", text, out, "--steps", "4")
-    assert done.returncode == 2 and "training.pt is no training" in done.stderr, done.stderr
+    torch.save(["of something else"], tmp_path / "list.pt")
+    for content in (b"of something else", (tmp_path / "list.pt").read_bytes()):
+        (out / "training.pt").write_bytes(content)
+        done = train("gpt_neo", text, out, "--steps", "4")
+        assert done.returncode == 2 and "training.pt is no training" in done.stderr, done.stderr
     for name in ("training.pt", "model.safetensors"):
         (out / name).unlink()
         done = train("gpt_neo", text, out, "--steps", "4")
