@@ -124,7 +124,7 @@ def test_the_numbers_are_believed(arm):
 
 
 def computed(lib: calls.Library, dtype: torch.dtype, rows: int) -> Iterator[Tensor]:
-    """What every function gives for numbers that no sum of them is exact of."""
+    """What every function but `run_plan` gives for random numbers, whose sums are rounded."""
     torch.manual_seed(rows)
     N, K = 70, 150
     w, bias = torch.randn(N, K, dtype=dtype), torch.randn(N, dtype=dtype)
@@ -149,6 +149,14 @@ def computed(lib: calls.Library, dtype: torch.dtype, rows: int) -> Iterator[Tens
     yield calls.rotate(lib, heads, table[0], table[1])
     k, v = torch.randn(2, 2, 2, 75, 50, dtype=dtype)
     yield calls.one_query(lib, torch.randn(2, 4, 1, 50, dtype=dtype), k, v, None, 0.2)
+    if dtype is torch.bfloat16:
+        yield calls.bfloat16_product(lib, x, (q, scale, None, bias))
+        yield calls.bfloat16_product(lib, x, layer)
+    for kind, size, room in (("Q8_0", 34, 32), ("Q4_0", 18, 16), ("Q4_1", 20, 16)):
+        blocks = torch.randint(0, 256, (64, size)).byte()
+        numbers = torch.empty(64, room, dtype=torch.uint8)
+        calls.whole_numbers(lib, blocks, kind, numbers)
+        yield numbers
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
