@@ -163,8 +163,8 @@ def measures(model: Any) -> dict[str, Callable[[], float]]:
 
     def generate(what: str, prompt: Any, max_new_tokens: int) -> float:
         clock = Clock()
-        told = {"stopping_criteria": [clock]} if what == "beams" else {"streamer": clock}
-        decoding.generate(model, prompt, max_new_tokens=max_new_tokens, **common, **told, **options[what])
+        listener = {"stopping_criteria": [clock]} if what == "beams" else {"streamer": clock}
+        decoding.generate(model, prompt, max_new_tokens=max_new_tokens, **common, **listener, **options[what])
         return clock.rate()
 
     def prompt() -> float:

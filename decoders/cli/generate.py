@@ -20,7 +20,8 @@ from .output import Progress, human_bytes, one_line, peak_memory, print_note, pr
 
 def run(args: argparse.Namespace) -> int:
     if args.compile and args.cache:
-        raise ValueError("--compile and --cache exclude each other: its steps keep the model's dtype")
+        message = "a compiled step keeps keys and values in the model's dtype"
+        raise ValueError(f"--compile and --cache exclude each other: {message}")
     if not args.tensor_parallel:
         return generate(args)
     for name in ("quantize", "cache", "prefill"):
