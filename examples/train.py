@@ -7,7 +7,9 @@
 
 OUT is a folder in the hub's layout, which `python -m decoders generate` and Transformers read, with a loss
 curve and `training.pt`, from which the same command goes on after Ctrl-C or kill -9. Needs `.[train]`.
-One core takes some 40 steps a minute at the default size; first try --width 96 --layers 4 --context 128.
+The default size is for a first try: of a million letters of prose, five minutes on two cores make a model
+that writes words and phrases of the text, and no sense; GPT-1 takes longer. With more time and text:
+--width 384 --layers 6 --heads 6 --context 256 --vocab 8000 --learning-rate 1e-3.
 """
 
 import argparse
@@ -27,17 +29,10 @@ import torch.nn as nn
 from torch import Tensor
 
 from decoders import FAMILIES, family, find, formats, model_class, read_config, tokenize, weights
+from examples import resume
 from examples.curve import draw
 from examples.lora import add_lora, merged
 from examples.loss import Loss
-from examples.resume import (
-    check_arguments,
-    interrupts,
-    prompt_ids,
-    save_training,
-    saved_training,
-    settings_of,
-)
 from examples.texts import Batch, crops, read_texts, split
 from examples.vocabularies import byte_level_bpe
 
@@ -122,13 +117,13 @@ def begin(a: argparse.Namespace, texts: list[str]) -> tuple[Any, nn.Module]:
 
 def main() -> None:
     a = arguments()
-    check_arguments(a)
+    resume.check_arguments(a)
     if a.world > 1:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    texts, state = read_texts(a.text), saved_training(a)
+    texts, state = read_texts(a.text), resume.saved_training(a)
     a.out.mkdir(parents=True, exist_ok=True)
     tokenizer, model = begin(a, texts)
-    prompt_ids(a, tokenizer)
+    resume.prompt_ids(a, tokenizer)
     learnt, held_out = split(texts, tokenizer, a.context)
     module = Loss(model.to("cuda" if torch.cuda.is_available() else "cpu")).train()
     optimizer, losses = optimizer_of(model), []  # (step, seconds, loss)
@@ -143,7 +138,7 @@ def main() -> None:
     size = f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(learnt):,} tokens"
     say(a, f"{size}, from step {len(losses)}: a report each minute, and at the end or Ctrl-C")
     save = partial(report, a, module, tokenizer, optimizer, losses, held_out)
-    with interrupts(lambda: setattr(a, "interrupted", True)):
+    with resume.interrupts(lambda: setattr(a, "interrupted", True)):
         train(a, loss_of, batches, optimizer, losses, save)
     if a.interrupted:
         raise KeyboardInterrupt
@@ -202,13 +197,13 @@ def report(
     rows = held_out.to(device).unfold(0, a.context, a.context)
     with torch.no_grad():
         held = sum(module(row[None], row[None]).item() for row in rows) / len(rows)
-    ids = torch.tensor([prompt_ids(a, tokenizer)], device=device)
+    ids = torch.tensor([resume.prompt_ids(a, tokenizer)], device=device)
     new_tokens = min(60, a.context - ids.shape[1])
     new = model.generate(ids, max_new_tokens=new_tokens, do_sample=True, temperature=0.8, top_k=50)
     text = tokenizer.decode(new[0].tolist())
     print(f"step {len(losses)}: loss {losses[-1][2]:.3f}, held out {held:.3f}: {text!r}", file=sys.stderr)
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "losses": losses}
-    save_training(a.out / "training.pt", {**state, "settings": settings_of(a)})
+    resume.save_training(a.out / "training.pt", {**state, "settings": resume.settings_of(a)})
     weights.save(merged(model), a.out, tokenizer)
     lines = [",".join(map(str, row)) for row in [("step", "seconds", "loss"), *losses]]
     formats.write_file(a.out / "loss.csv", "\n".join(lines) + "\n")
@@ -225,16 +220,18 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="default: out/FAMILY")
     parser.add_argument("--start", type=Path, help="a checkpoint folder to begin with, and its tokenizer")
     parser.add_argument("--minutes", type=float, default=5.0)
-    numbers = {"steps": 0, "lora": 0, "width": 192, "layers": 6, "heads": 6, "context": 256, "vocab": 4000}
+    numbers = {"steps": 0, "lora": 0, "width": 128, "layers": 4, "heads": 4, "context": 128, "vocab": 2000}
     numbers |= {"batch-size": 16, "accumulate": 1, "seed": 0}
     for name, default in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, help="default: 0.003, of GPT-1 and --start 0.001")
     parser.add_argument("--prompt", default="The", help="of the samples")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--autocast", action="store_true", help="products in bfloat16")
     a = parser.parse_args()
     a.out = a.out or Path("out") / a.family
+    if a.learning_rate is None:  # post-norm stays at the frequencies of single tokens at more
+        a.learning_rate = 1e-3 if a.start or a.family == "openai-gpt" else 3e-3
     a.interrupted = False
     a.rank, a.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     return a

@@ -203,6 +203,17 @@ def test_a_training_that_cannot_be_saved_leaves_the_one_before(tmp_path, monkeyp
     assert torch.load(file) == {"losses": [1.0]} and list(tmp_path.iterdir()) == [file]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "rate"),
+    [(["phi"], 3e-3), (["openai_gpt"], 1e-3), (["phi", "--start", "checkpoints/tiny-phi"], 1e-3),
+     (["openai_gpt", "--learning-rate", "0.5"], 0.5)],
+)  # fmt: skip
+def test_the_learning_rate_is_one_at_which_the_family_learns(arguments, rate, monkeypatch):
+    """Post-norm, as GPT-1 is, stays at the frequencies of single tokens at 0.003."""
+    monkeypatch.setattr(sys, "argv", ["train", "--text", "mine.txt", *arguments])
+    assert script.arguments().learning_rate == rate
+
+
 def test_lora_begins_as_the_base_and_merges_to_what_it_computes(family):
     model = family.model()
     ids, _ = inputs(101)
