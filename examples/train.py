@@ -142,7 +142,8 @@ def main() -> None:
         train(a, loss_of, batches, optimizer, losses, save)
     if a.interrupted:
         raise KeyboardInterrupt
-    say(a, f"{a.out} is a checkpoint: python -m decoders generate {a.out} {a.prompt!r} --temperature 0.8")
+    command = f"python -m decoders generate {a.out} {a.prompt!r} --temperature 0.8 --top-k 50"
+    say(a, f"{a.out} is a checkpoint: {command}")
 
 
 def train(
@@ -213,7 +214,9 @@ def report(
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        usage="python -m examples.train FAMILY --text FILE [options; --help lists them]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("family", choices=FAMILIES, type=lambda s: {"openai_gpt": "openai-gpt"}.get(s, s))
     parser.add_argument("--text", type=Path, required=True, help="a file, or a folder of .txt and .md files")
