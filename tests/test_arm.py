@@ -150,8 +150,7 @@ def computed(lib: calls.Library, dtype: torch.dtype, rows: int) -> Iterator[Tens
     k, v = torch.randn(2, 2, 2, 75, 50, dtype=dtype)
     yield calls.one_query(lib, torch.randn(2, 4, 1, 50, dtype=dtype), k, v, None, 0.2)
     if dtype is torch.bfloat16:
-        yield calls.bfloat16_product(lib, x, (q, scale, None, bias))
-        yield calls.bfloat16_product(lib, x, layer)
+        yield calls.bfloat16_product(lib, x, (q, scale, None, bias))  # 4 bits are rounded where PAIRS is 1
     for kind, size, room in (("Q8_0", 34, 32), ("Q4_0", 18, 16), ("Q4_1", 20, 16)):
         blocks = torch.randint(0, 256, (64, size)).byte()
         numbers = torch.empty(64, room, dtype=torch.uint8)
@@ -168,6 +167,18 @@ def test_the_numbers_are_those_of_x86(arm, dtype, rows, monkeypatch):
     noise = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}[dtype]
     for ours, right in zip(found, computed(library, dtype, rows), strict=True):
         torch.testing.assert_close(ours, right, atol=8 * noise, rtol=noise)
+
+
+def test_pairs_are_added_in_the_order_of_x86(arm, command, monkeypatch):
+    """To a sum of 2^24 first -2^24, of the second of the pair, then 1: in the other order 1 would be lost."""
+    if PROCESSORS["NEON-BF16"] not in command:
+        pytest.skip("it multiplies float32")
+    x, w = torch.zeros(1, 64).bfloat16(), torch.ones(1, 64).bfloat16()
+    x[0, 0], x[0, 32], x[0, 33] = 2.0**24, 1.0, -(2.0**24)
+    assert calls.product(arm, x, (w, None, None, None))[0].item() == 1.0
+    monkeypatch.undo()
+    if native.operators() == "AVX-512 kernels":
+        assert calls.product(native.library(), x, (w, None, None, None))[0].item() == 1.0
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS.values() if kind.block > 1], ids=lambda k: k.name)

@@ -1,14 +1,14 @@
-// For processors with AVX-512's bfloat16 and VNNI instructions: their own names, and what other processors do
-// in another way (`avx2.h`).
+// For processors with AVX-512's bfloat16 and VNNI instructions. The kernels call those by their own names; here
+// is what the other headers, for other processors, define differently.
 
 #include <immintrin.h>
 
 enum {
     PAIRS = 1,    // bfloat16 is multiplied as it is, two products and a sum in one instruction; 0: as float32
     MOVED = 128,  // what bytes of x are moved up by, since they are multiplied unsigned; 0: signed
-    X_ROWS = 6,   // so many rows of x
-    W_ROWS = 4,   // with so many of w have their sums in registers
-    SUMS = 8,     // and one with one so many
+    X_ROWS = 6,   // rows of x, whose products with
+    W_ROWS = 4,   // rows of w are summed in registers at once
+    SUMS = 8,     // partial sums of one row of x with one of w
 };
 
 // sum += four bytes of x times four of w, in each lane.

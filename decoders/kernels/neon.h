@@ -4,8 +4,9 @@
 // 512 bits are a struct of four registers: GCC keeps them apart, in registers, once all of this is inlined.
 // What their bits mean is a matter of the instruction, so one type stands for all three of AVX-512, and casts
 // between them cost nothing. Results are x86's to the bit, with a NaN as an operand too, but for subnormal
-// numbers on their way to bfloat16. It is compiled with -ffp-contract=off: a product and a sum are one
-// operation only where the kernels say so.
+// numbers that were or become bfloat16, which x86 makes 0, and for the largest and the least of all lanes
+// where one is NaN. It is compiled with -ffp-contract=off: a product and a sum are one operation only where
+// the kernels say so.
 
 #include <arm_neon.h>
 #include <limits.h>
@@ -423,16 +424,16 @@ OP __m512bh _mm512_cvtne2ps_pbh(__m512 high, __m512 low) {
 }
 #define _mm_cvtneps_pbh(x) to_bfloat16((Lanes)(x), (Lanes)(x))
 
-// sum += two of x times two of y, one after the other: each product is exact, and rounded once with its sum.
-// BFDOT, which does both at once, rounds in a way of its own.
+// sum += two of x times two of y, the upper one first, as on x86: each product is exact, and rounded once with
+// its sum. BFDOT, which does both at once, rounds in a way of its own.
 OP Lanes pairs_added(Lanes sum, Lanes x, Lanes y) {
 #ifdef __ARM_FEATURE_BF16_VECTOR_ARITHMETIC
     const bfloat16x8_t a = (bfloat16x8_t)x, b = (bfloat16x8_t)y;
-    return (Lanes)vbfmlaltq_f32(vbfmlalbq_f32((float32x4_t)sum, a, b), a, b);
+    return (Lanes)vbfmlalbq_f32(vbfmlaltq_f32((float32x4_t)sum, a, b), a, b);
 #else
     const Lanes upper = vdupq_n_u32(0xFFFF0000);
-    const float32x4_t even = fused((float32x4_t)(x << 16), (float32x4_t)(y << 16), (float32x4_t)sum);
-    return (Lanes)fused((float32x4_t)(x & upper), (float32x4_t)(y & upper), even);
+    const float32x4_t odd = fused((float32x4_t)(x & upper), (float32x4_t)(y & upper), (float32x4_t)sum);
+    return (Lanes)fused((float32x4_t)(x << 16), (float32x4_t)(y << 16), odd);
 #endif
 }
 THREE(_mm512_dpbf16_ps, Lanes, pairs_added)
