@@ -910,9 +910,9 @@ def test_exit_status_and_streams(kits, port, capsys, tmp_path):
     assert status == 1 and "Two runs of the same case differ" in out and (tmp_path / "page.html").exists()
     for what, shown in ((f"{port}:nothing", "no logits with 67 columns"), (f"{port}:answer", "is no function"),
                        (f"{port}:absent", "has no absent"), ("nonsense", "no module:function"), ("absent.npz", "missing"),
-                       ("absent.module:build", "cannot be imported")):  # fmt: skip
+                       ("absent.module:build", "cannot be imported"), ("absent.py:build", "absent.py is missing")):  # fmt: skip
         status, out, err = run_main(capsys, folder, what)
-        assert status == 2 and shown in err and not out, what
+        assert status == 2 and shown in err and not out and len(err.splitlines()) == 1, what
     status, out, err = run_main(capsys, tmp_path, "transformers")
     assert status == 2 and "is no kit" in err
     assert run_main(capsys, folder)[0] == 2 and run_main(capsys, "--make", tmp_path / "k")[0] == 2

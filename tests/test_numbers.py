@@ -3,7 +3,10 @@
 import itertools
 import math
 import random
+import re
+import statistics
 import zlib
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -12,8 +15,14 @@ from decoders import compare
 from decoders.compare import kit, mistakes
 from decoders.compare import search as search_module
 from decoders.compare.arithmetic import Arithmetic
+from decoders.compare.draw import SMALL
+from decoders.compare.fit import Fit
 from decoders.compare.formula import Formula, stages
 from decoders.compare.mistakes import Quantity
+from decoders.compare.mistakes.numbers import with_error
+from decoders.compare.search import Search
+from decoders.compare.stagewise import off
+from tests.conftest import ROOT
 
 RESULTS = ("logits", "loss")
 CLOSE = 0.01  # of the number
@@ -61,14 +70,14 @@ def drawn(quantity: Quantity, f: Formula, rng: random.Random) -> float | None:
             return value
 
 
-def computed(own: kit.Kit, mistake: mistakes.Mistake, only=None, dtype: str = "float32") -> dict:
-    """`CASE/STAGE` of a port with this mistake, its sums in another order."""
+def computed(own: kit.Kit, *wrong: mistakes.Mistake, only=None, dtype: str = "float32", seed=11) -> dict:
+    """`CASE/STAGE` of a port with these mistakes, its sums in another order."""
     lowered = {name: w.to(getattr(torch, dtype)) for name, w in own.weights.items()}
     return {
         f"{case}/{name}": value
         for case, given in own.inputs.items()
-        for name, value in stages(own.config, lowered, given, mistakes=(mistake,), do=Arithmetic(11)).items()
-        if only is None or name in only
+        for name, value in stages(own.config, lowered, given, mistakes=wrong, do=Arithmetic(seed)).items()
+        if (only is None or name in only) and name in own.expected[case]
     }
 
 
@@ -77,14 +86,14 @@ def is_named(report: compare.Report, quantity: Quantity, value: float) -> bool:
     shown = [m for finding in report.findings for m in finding.mistakes]
     return (
         len(shown) == 1
-        and shown[0].name.startswith(quantity.name)
+        and shown[0].quantity is quantity
         and abs(shown[0].number - value) <= CLOSE * abs(value)
     )
 
 
 def shows(own: kit.Kit, mistake: mistakes.Mistake) -> bool:
     """A label shift of 1 or a window as long as the text is no mistake here."""
-    return not compare.run(own, computed(own, mistake, RESULTS), names=False).equal
+    return not compare.run(own, computed(own, mistake, only=RESULTS), names=False).equal
 
 
 @pytest.mark.parametrize(
@@ -104,7 +113,7 @@ def test_a_number_drawn_at_random_is_told(kits, family, only, share, every, draw
         value = drawn(quantity, f, random.Random(f"{quantity.name} {draw} {family.name}"))
         if value is None or not shows(own, mistake := quantity.mistake(f, value)):
             continue
-        report, count = compare.run(own, computed(own, mistake, only)), count + 1
+        report, count = compare.run(own, computed(own, mistake, only=only)), count + 1
         if not is_named(report, quantity, value):
             wrong.append((quantity.name, value, report.findings))
     assert count and len(wrong) <= (1 - share) * count, wrong
@@ -117,9 +126,8 @@ def test_a_number_is_told_of_a_port_in_half_precision(kits, dtype):
     f, base = Formula(own.config, {}), next(q for q in mistakes.QUANTITIES if q.name == "rotary: base")
     report = compare.run(own, computed(own, base.mistake(f, 39811.0), dtype=dtype), dtype=dtype)
     shown = report.findings[0].mistakes[0]
-    assert shown.name.startswith("rotary: base") and abs(shown.number - 39811) < max(3 * shown.error, 400), (
-        report
-    )
+    assert shown.name.startswith("rotary: base"), report
+    assert abs(shown.number - 39811) <= shown.error < 4000, report
 
 
 def test_a_number_is_told_of_a_module(kits):
@@ -132,7 +140,7 @@ def test_a_number_is_told_of_a_module(kits):
     assert [m.name.partition(" +-")[0][:17] for m in report.findings[0].mistakes] == ["rotary: base 39,8"]
     assert "where this model has 10,000" in str(report) and "take 10,000" in str(report)
     shown = report.as_json()["mistakes"][0]["numbers"][0]
-    assert abs(shown["value"] - 39811) <= 5 * shown["error"] < 40
+    assert abs(shown["value"] - 39811) <= shown["error"] < 1
 
 
 def test_at_least_fifteen_numbers_are_known_of_every_family(family):
@@ -183,8 +191,164 @@ def test_the_work_of_a_search_is_bounded(kits, monkeypatch):
 
     monkeypatch.setattr(search_module, "stages", counted)
     f, base = Formula(own.config, {}), next(q for q in mistakes.QUANTITIES if q.name == "rotary: base")
-    report = compare.run(own, computed(own, base.mistake(f, 39811.0), RESULTS))
+    report = compare.run(own, computed(own, base.mistake(f, 39811.0), only=RESULTS))
     assert report.findings and next(count) < 5000
+
+
+# ---- How far a number may be off ---------------------------------------------------------------------------
+
+
+def search_of(own: kit.Kit, values: dict, dtype: str = "float32") -> Search:
+    """As `compare.run` begins it."""
+    rows = compare.run(own, values, dtype=dtype, names=False).rows
+    cases: dict[str, dict] = {}
+    for name, value in values.items():
+        case, _, stage = name.partition("/")
+        cases.setdefault(case, {})[stage] = value.double()
+    return Search(own, cases, rows, dtype)
+
+
+class Interval(NamedTuple):
+    name: str
+    true: float
+    printed: float
+    error: float  # as it is printed
+    independent: float  # what it would be if every number had noise of its own
+
+    @property
+    def off(self) -> float:
+        return abs(self.printed - self.true)
+
+
+def interval(
+    own: kit.Kit, quantity: Quantity, value: float, seed: int, dtype: str, only: tuple | None
+) -> Interval | None:
+    """What is printed of a port that has this value; None if it has no such mistake, or it changes nothing."""
+    mistake = quantity.mistake(Formula(own.config, {}), value)
+    search = search_of(own, computed(own, mistake, only=only, dtype=dtype, seed=seed), dtype)
+    fit = Fit(search, (mistake,), search.given_stages())
+    fit.improve()
+    given = fit.with_errors()
+    if given is None or not any(row.mark == "x" for row in search.rows):
+        return None
+    shown, error = re.findall(r"([-\d.,e+]+) \+- ([\d.,e+-]+) ", given[0].name)[0]
+    deviations = fit.deviations()[:, 0]
+    independent = given[0].error * (deviations[0] / deviations.max()).item()
+    return Interval(
+        quantity.name, value, float(shown.replace(",", "")), float(error.replace(",", "")), independent
+    )
+
+
+def intervals(own: kit.Kit, every: int, draws: int, dtype: str, only: tuple | None) -> list[Interval]:
+    found = []
+    f = Formula(own.config, {})
+    known = [q for q in mistakes.quantities_of(own.family) if q.moves and not q.name.startswith("loss")]
+    for draw, quantity in itertools.product(
+        range(draws), known[zlib.crc32(own.family.encode()) % every :: every]
+    ):
+        value = drawn(quantity, f, random.Random(f"{quantity.name} {draw} {own.family} {dtype} {only}"))
+        if value is not None:
+            found.append(interval(own, quantity, value, 20 + draw, dtype, only))
+    return [one for one in found if one is not None]
+
+
+@pytest.mark.parametrize(
+    ("every", "draws"),
+    [pytest.param(6, 1, id="some"), pytest.param(1, 1, id="all", marks=pytest.mark.proof)],
+)
+@pytest.mark.parametrize("compact", [False, True], ids=["full", "compact"])
+def test_the_true_number_lies_within_what_is_printed(kits, every, draws, compact):
+    """In 90 of 100 ports of all kinds at least, where independent noise would be wrong about one in three."""
+    found = []
+    for name in SMALL:
+        own = kit.Kit(ROOT / "kits" / name) if compact else kits(name)
+        for dtype, only in itertools.product(("float32", "bfloat16"), (None, RESULTS)):
+            found += intervals(own, every, draws, dtype, only)
+    assert len(found) > 30 * draws and len({one.name for one in found}) >= 10
+    held = [one.off <= one.error for one in found]
+    assert statistics.mean(held) >= 0.9, [one for one in found if one.off > one.error]
+    assert statistics.median(one.off / one.error for one in found) > 0.1  # of a normal distribution 0.34
+    assert statistics.mean(one.off <= one.independent for one in found) < 0.9
+
+
+@pytest.mark.parametrize(("value", "error", "shown"), [
+    (39811.04, 60, "39,810 +- 70"), (39811.004, 0.0349, "39,811.00 +- 0.04"), (0.9, 0, "0.90000000 +- 9e-08"),
+    (3.0204e-6, 1.23e-8, "3.020e-06 +- 1.3e-08"), (0, 0.002, "0.0000 +- 0.0020"), (4.5e7, 3200, "4.5000e+07 +- 4,000"),
+])  # fmt: skip
+def test_what_is_printed_holds_what_is_meant(value, error, shown):
+    written = with_error(value, error)
+    assert written == shown
+    a, _, b = written.replace(",", "").partition(" +- ")
+    assert float(a) - float(b) <= value - error and value + error <= float(a) + float(b), written
+    assert float(b) <= 1.5 * max(error, 1e-7 * value), written
+
+
+# ---- Beside another mistake --------------------------------------------------------------------------------
+
+
+def two_mistakes(own: kit.Kit, rng: random.Random) -> tuple[mistakes.Mistake, mistakes.Mistake] | None:
+    """A number and another, or one of the table, that show in stages of two kinds, whatever the other is."""
+    f = Formula(own.config, {})
+    chosen = []
+    for source in rng.choice([("numbers", "numbers"), ("numbers", "table")]):
+        if source == "table":
+            chosen.append(rng.choice([m for m in mistakes.of(own.family) if not m.half and not m.rounds]))
+        else:
+            quantity = rng.choice(mistakes.quantities_of(own.family))
+            value = drawn(quantity, f, rng)
+            if value is None:
+                return None
+            chosen.append(quantity.mistake(f, value))
+    a, b = chosen
+    if a.quantity is b.quantity:
+        return None
+    try:
+        search = search_of(own, computed(own, a, b))
+        wrong = [{stage.rpartition(".")[2] for _, stage in off(search, (m,))} for m in chosen]
+    except IndexError:  # a wrong position behind the table's end
+        return None
+    return (a, b) if all(wrong) and not wrong[0] & wrong[1] else None
+
+
+def are_named(report: compare.Report, *wrong: mistakes.Mistake) -> bool:
+    """All of them and no other, with numbers to 1 %."""
+    shown = [m for finding in report.findings for m in finding.mistakes]
+
+    def same(a: mistakes.Mistake, b: mistakes.Mistake) -> bool:
+        if b.number is None:
+            return a.name == b.name
+        return a.quantity is b.quantity and abs(a.number - b.number) <= CLOSE * abs(b.number)
+
+    return len(shown) == len(wrong) and all(any(same(a, b) for a in shown) for b in wrong)
+
+
+@pytest.mark.parametrize(
+    "draws", [pytest.param(1, id="some"), pytest.param(12, id="many", marks=pytest.mark.proof)]
+)
+def test_a_number_is_told_beside_another_mistake(kits, draws):
+    """With inner values, where each shows in stages of its own: both in 90 of 100."""
+    wrong, count = [], 0
+    for name in SMALL:
+        rng = random.Random(f"pairs {name}")
+        pairs = itertools.islice(filter(None, (two_mistakes(kits(name), rng) for _ in range(1000))), draws)
+        for pair in pairs:
+            report, count = compare.run(kits(name), computed(kits(name), *pair)), count + 1
+            if not are_named(report, *pair):
+                wrong.append((name, [m.name for m in pair], str(report.findings)))
+    assert count == draws * len(SMALL) and len(wrong) <= 0.1 * count, wrong
+
+
+def test_mistakes_are_told_in_the_order_of_their_stages(kits):
+    own = kits("phi")
+    f = Formula(own.config, {})
+    base, eps = (
+        next(q for q in mistakes.QUANTITIES if q.name == name) for name in ("rotary: base", "norm: epsilon")
+    )
+    biasless = next(m for m in mistakes.of("phi") if m.name == "bias of the logits missing")
+    values = computed(own, biasless, base.mistake(f, 23456.0), eps.mistake(f, 3e-4))
+    report = compare.run(own, values)
+    names = [m.name.partition(" ")[0] for m in report.findings[0].mistakes]
+    assert names == ["norm:", "rotary:", "bias"], report
 
 
 # ---- Dropout -----------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def active_dropout(search: Search) -> Mistake | None:
 def stages_off(search: Search, case: str) -> dict[str, tuple[Tensor, Tensor]]:
     """Stage -> (our value out of what the port had before it, what may be dropped of it), for each stage that
     does not follow from that."""
-    theirs, exact = search.values[case], search.kit.expected[case]
+    theirs = search.values[case]
     latest: dict[str, Tensor] = {}
     off: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -64,8 +64,7 @@ def stages_off(search: Search, case: str) -> dict[str, tuple[Tensor, Tensor]]:
             return value
         if search.far(case, name, compared(name, value, search.kit.inputs[case])) > BEYOND:
             off[name] = value, latest.get(WHERE.get(kind, ""), value)
-        keep = exact[name].isnan() | theirs[name].isnan()
-        latest[kind] = torch.where(keep, value, theirs[name].to(value.dtype))
+        latest[kind] = search.theirs(case, name, value)
         return latest[kind]
 
     search.stages(case, (), note=note)

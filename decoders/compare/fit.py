@@ -1,88 +1,149 @@
 """Which number of a port is another than this model's, and what it is there.
 
 A quantity (`mistakes/numbers.py`) is put into the formula with one value after another, until what comes out
-is what the port gave: first on a grid, by the first stage that differs, then by Gauss-Newton steps, in the
-end by all that was given. How far the answer may be off follows from the noise and from how much the stages
-change with the value.
+is what the port gave: first on a grid, by one stage, then by Gauss-Newton steps, in the end by all that was
+given. Several numbers of a port move together.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from .arithmetic import Arithmetic
 from .formula import Formula, stage_order
 from .mistakes import Mistake, Quantity, quantities_of
-from .noise import compared
+from .noise import WAYS
 from .search import Search
 
-STEP = 1e-5  # of a value, or of its logarithm, for a derivative
-SURE = 2.0  # standard deviations
+STEP = 1e-5  # of a coordinate, for a derivative
+BEST = 6  # of the numbers that explain a stage, so many are tried with all that was given
+Where = Mapping[str, Sequence[str]]  # case -> stages
+Place = tuple[str, str]  # case, stage
+
+# ---- One number --------------------------------------------------------------------------------------------
 
 
-class Reached(Exception):
-    """All stages that are needed are computed."""
-
-
-class Fitted(NamedTuple):
-    mistake: Mistake
-    units: float  # root mean square of what is left, in units of noise
-
-
-def candidates(search: Search) -> list[tuple[Mistake]]:
-    """Mistakes with a fitted number that may explain what a port gave, the likeliest first."""
-    f = Formula(search.kit.config, {})
-    first = first_difference(search)
-    if first is None:
+def candidates(search: Search) -> list[tuple[Mistake, ...]]:
+    """A mistake with a number in it that may explain what a port gave, the likeliest first."""
+    place = first_difference(search)
+    if place is None:
         return []
-    fitted = []
-    for quantity in quantities_of(search.kit.family):
-        if quantity.grid == "whole":
-            fitted += whole_numbers(search, quantity, f, first)
-        elif (one := Fit(search, quantity, f).run(first)) is not None:
-            fitted.append(one)
-    fitted = [one for one in fitted if one.units <= search.coarse]
-    return [(one.mistake,) for one in sorted(fitted, key=lambda one: one.units)[:6]]
+    fits = []
+    for m in fits_at(search, (), place):
+        fit = Fit(search, (m,), search.given_stages())
+        fit.improve(steps=4)
+        fits.append(fit)
+    fits = sorted((fit for fit in fits if fit.size <= search.coarse), key=lambda fit: fit.size)
+    return [given for fit in fits[:BEST] if (given := fit.with_errors()) is not None]
 
 
-def first_difference(search: Search) -> tuple[str, str] | None:
+def first_difference(search: Search) -> Place | None:
     """Case and stage by which values are tried first: the first that is wrong, no gradient."""
-    rows = [
-        row
+    stages = [
+        row.stage
         for row in search.rows
-        if row.mark == "x" and row.stage in search.values.get(row.case, {}) and row.case == search.focus
+        if row.mark == "x" and row.case == search.focus and row.stage in search.values.get(row.case, {})
     ]
-    stages = [row.stage for row in rows if not row.stage.startswith("grad.")]
+    stages = [stage for stage in stages if not stage.startswith("grad.")]
     return (search.focus, min(stages, key=stage_order)) if stages else None
 
 
-def residual(
-    search: Search, mistakes: tuple[Mistake, ...], case: str, last: str | None = None
-) -> Tensor | None:
-    """What the formula with mistakes gives, less what the port gave, in units of typical noise: of one stage,
-    or of all that were given. None where it cannot be computed, or is not finite."""
-    theirs, parts = search.values[case], []
-    wanted = {last} if last else {name for name in theirs if not name.startswith("grad.")}
+def fits_at(
+    search: Search, given: tuple[Mistake, ...], place: Place, own_inputs: bool = False
+) -> list[Mistake]:
+    """Mistakes with a number that, beside those `given`, bring a stage near to what the port gave there."""
+    f = Formula(search.kit.config, {})
+    taken = {m.quantity for m in given}
+    found: list[Mistake] = []
+    for quantity in quantities_of(search.kit.family):
+        if quantity not in taken and quantity.fits(f):
+            found += values_at(search, given, place, own_inputs, quantity, f)
+    return found
 
-    def note(name: str, value: Tensor) -> None:
-        if name in wanted:
-            exact = search.kit.expected[case][name]
-            seen = ~exact.isnan()
-            ours = compared(name, value, search.kit.inputs[case])
-            unit = search.kit.unit(case, name, search.dtype)[1]
-            parts.append(((ours.double() - theirs[name])[seen] / max(unit, 1e-300)).flatten())
-        if name == last:
-            raise Reached
 
+def values_at(
+    search: Search,
+    given: tuple[Mistake, ...],
+    place: Place,
+    own_inputs: bool,
+    quantity: Quantity,
+    f: Formula,
+) -> list[Mistake]:
+    """The best value of a quantity at one stage, of whole numbers the best two; none if all are far off."""
+    where = {place[0]: [place[1]]}
+    tries = [quantity.mistake(f, value) for value in quantity.guesses(f)]
+    fits = [Fit(search, (*given, m), where, [m], own_inputs) for m in tries]
+    some = {fit.size for fit in (fits[0], fits[len(fits) // 2], fits[-1])} if fits else {0.0}
+    if len(some) == 1:  # it changes nothing there
+        return []
+    fits = sorted(fits, key=lambda fit: fit.size)[: 2 if quantity.grid == "whole" else 1]
+    for fit in fits:
+        fit.improve()
+    return [fit.given[-1] for fit in fits if fit.size <= search.coarse]
+
+
+# ---- One beside other mistakes -----------------------------------------------------------------------------
+
+
+def at_stage(
+    search: Search, given: tuple[Mistake, ...], place: Place, wrong: Iterable[Place]
+) -> list[Mistake]:
+    """Mistakes with a number that explain a stage out of what the port itself had before it; fitted by all of
+    the `wrong` stages that they bring near."""
+    found = []
+    for m in fits_at(search, given, place, own_inputs=True):
+        where = near(search, (*given, m), wrong) or {place[0]: [place[1]]}
+        fit = Fit(search, (*given, m), where, [m], own_inputs=True)
+        fit.improve(steps=4)
+        found.append(fit.given[-1])
+    return found
+
+
+def near(search: Search, given: tuple[Mistake, ...], wrong: Iterable[Place]) -> dict[str, list[str]]:
+    """Those of the `wrong` stages that these mistakes may explain."""
+    where: dict[str, list[str]] = {}
+    for case, stage in sorted(wrong):
+        where.setdefault(case, []).append(stage)
+    found: dict[str, list[str]] = {}
+    for case, stages in where.items():
+        off = differences(search, given, {case: stages}, own_inputs=True) or {}
+        for place, difference in off.items():
+            if size(difference) <= search.coarse:
+                found.setdefault(case, []).append(place[1])
+    return found
+
+
+def together(search: Search, given: tuple[Mistake, ...]) -> tuple[Mistake, ...] | None:
+    """The numbers in several mistakes once more, by all that was given; None if one of them is right."""
+    fit = Fit(search, given, search.given_stages())
+    fit.improve(steps=4)
+    return fit.with_errors()
+
+
+# ---- The fit -----------------------------------------------------------------------------------------------
+
+
+def differences(
+    search: Search,
+    given: tuple[Mistake, ...],
+    where: Where,
+    own_inputs: bool = False,
+    do: Arithmetic | None = None,
+) -> dict[Place, Tensor] | None:
+    """What the formula with mistakes gives, less what the port gave, in units of typical noise: of each stage
+    the numbers that count. None where it cannot be computed, or is not finite."""
+    found: dict[Place, Tensor] = {}
     try:
-        search.stages(case, mistakes, note=note)
-    except Reached:
-        pass
+        for case, names in where.items():
+            for name, value in search.some_stages(case, given, names, own_inputs, do).items():
+                seen = ~search.kit.expected[case][name].isnan()
+                unit = max(search.kit.unit(case, name, search.dtype)[1], 1e-300)
+                found[case, name] = (value.double() - search.values[case][name])[seen] / unit
     except (IndexError, RuntimeError):  # a mistake that finds nothing to read, or another shape
         return None
-    found = torch.cat(parts) if parts else None
-    return found if found is not None and bool(found.isfinite().all()) else None
+    return found if found and all(bool(d.isfinite().all()) for d in found.values()) else None
 
 
 def size(difference: Tensor | None) -> float:
@@ -90,79 +151,157 @@ def size(difference: Tensor | None) -> float:
     return math.inf if difference is None else difference.square().mean().sqrt().item()
 
 
-def whole_numbers(search: Search, quantity: Quantity, f: Formula, first: tuple[str, str]) -> list[Fitted]:
-    """Every value is tried: there are few."""
-    if quantity.right(f) is None:
-        return []
-    fitted = []
-    for value in quantity.guesses(f):
-        mistake = quantity.mistake(f, value)
-        fitted.append(Fitted(mistake, size(residual(search, (mistake,), *first))))
-    return fitted
-
-
 class Fit:
-    """A search of one quantity's value. It is moved in `t`, its logarithm where the grid is one of them."""
+    """Numbers in mistakes, moved until the formula gives what a port gave.
 
-    def __init__(self, search: Search, quantity: Quantity, f: Formula):
-        self.search, self.quantity, self.f = search, quantity, f
-        self.log = quantity.grid == "log"
+    `given` are all mistakes in the formula, `moved` those of them whose numbers are sought, by default each
+    that has one which is not whole. They are moved in their coordinates `t`, (P,). N are the numbers of the
+    stages by which they are judged, `where`; with `own_inputs` each stage out of what the port had before it.
+    """
 
-    def value(self, t: float) -> float:
-        return math.exp(t) if self.log else t
+    def __init__(
+        self,
+        search: Search,
+        given: tuple[Mistake, ...],
+        where: Where,
+        moved: Sequence[Mistake] | None = None,
+        own_inputs: bool = False,
+    ):
+        self.search, self.given, self.where, self.own_inputs = search, given, where, own_inputs
+        self.f = Formula(search.kit.config, {})
+        sought = given if moved is None else moved
+        self.moved = [i for i, m in enumerate(given) if m in sought and m.quantity and m.quantity.moves]
+        self.quantities = [given[i].quantity for i in self.moved]
+        self.spacing = torch.tensor([q.spacing for q in self.quantities], dtype=torch.float64)
+        start = [given[i].quantity.coordinate(given[i].number) for i in self.moved]
+        self.t = torch.tensor(start, dtype=torch.float64)
+        self._size: float | None = None
 
-    def run(self, first: tuple[str, str]) -> Fitted | None:
-        """None for a quantity that this model does not have, or that changes nothing here."""
-        right = self.quantity.right(self.f)
-        if right is None and self.quantity.name.startswith(("activation", "longrope")):
-            return None
-        guesses = self.quantity.guesses(self.f)
-        points = [math.log(v) if self.log else v for v in guesses]
-        sizes = [size(self.residual(t, [first])) for t in points]
-        t = points[sizes.index(min(sizes))]
-        if not math.isfinite(min(sizes)) or max(x for x in sizes if math.isfinite(x)) == min(sizes):
-            return None
-        limit = abs(points[1] - points[0])
-        t = self.improved(t, [first], limit)
-        if size(self.residual(t, [first])) > self.search.coarse:
-            return Fitted(self.quantity.mistake(self.f, self.value(t)), math.inf)
-        every: list[tuple[str, str | None]] = [(case, None) for case in self.search.cases]
-        t = self.improved(t, every, limit, steps=4)
-        error = self.error(t, every)
-        if not math.isfinite(error) or (right is not None and abs(self.value(t) - right) <= 2 * error):
-            return None  # it changes nothing, or it is right
-        mistake = self.quantity.mistake(self.f, self.value(t), error)
-        return Fitted(mistake, size(self.residual(t, every)))
+    @property
+    def size(self) -> float:
+        """Root mean square of what is left, in units of noise."""
+        if self._size is None:
+            self._size = size(self.residual(self.t))
+        return self._size
 
-    def residual(self, t: float, where: list) -> Tensor | None:
-        mistake = self.quantity.mistake(self.f, self.value(t))
-        parts = [residual(self.search, (mistake,), case, last) for case, last in where]
-        return None if any(part is None for part in parts) else torch.cat(parts)
+    def mistakes(self, t: Tensor, errors: Sequence[float] | None = None) -> tuple[Mistake, ...]:
+        """All that are given, with these numbers."""
+        found = list(self.given)
+        for n, (i, quantity) in enumerate(zip(self.moved, self.quantities, strict=True)):
+            error = 0.0 if errors is None else errors[n]
+            found[i] = quantity.mistake(self.f, quantity.value(t[n].item()), error)
+        return tuple(found)
 
-    def slope(self, t: float, where: list) -> Tensor | None:
-        ahead, behind = self.residual(t + STEP, where), self.residual(t - STEP, where)
-        return None if ahead is None or behind is None else (ahead - behind) / (2 * STEP)
+    def residual(self, t: Tensor, do: Arithmetic | None = None) -> Tensor | None:
+        """(N,); None where it cannot be computed."""
+        found = differences(self.search, self.mistakes(t), self.where, self.own_inputs, do)
+        return None if found is None else torch.cat(list(found.values()))
 
-    def improved(self, t: float, where: list, limit: float, steps: int = 12) -> float:
-        """Gauss-Newton steps, halved where they lead away; none is longer than `limit`."""
-        now = self.residual(t, where)
-        for _ in range(steps):
-            slope = self.slope(t, where)
-            if now is None or slope is None or not slope.square().sum():
+    def slope(self, t: Tensor) -> Tensor | None:
+        """(N, P), how the residual changes with each coordinate; None if one of them changes nothing."""
+        columns = []
+        for step in STEP * torch.eye(len(t), dtype=torch.float64):
+            ahead, behind = self.residual(t + step), self.residual(t - step)
+            if ahead is None or behind is None or torch.equal(ahead, behind):
+                return None
+            columns.append((ahead - behind) / (2 * STEP))
+        return torch.stack(columns, dim=1)
+
+    def improve(self, steps: int = 12) -> None:
+        """Gauss-Newton steps, until one changes nothing that rounding would not hide."""
+        for _ in range(steps if self.moved else 0):
+            if not self.step():
                 break
-            move = -((slope @ now) / (slope @ slope)).item()
-            move = max(-limit, min(limit, move))
-            while abs(move) > 1e-12 and size(self.residual(t + move, where)) >= size(now):
-                move /= 4
-            if abs(move) <= 1e-12:
-                break
-            t, now = t + move, self.residual(t + move, where)
-        return t
+        self.given = self.mistakes(self.t)
 
-    def error(self, t: float, where: list) -> float:
-        """How far the value may be off, from the noise of all numbers that depend on it."""
-        slope = self.slope(t, where)
-        if slope is None or not slope.square().sum():
-            return math.inf
-        deviation = SURE * max(1.0, size(self.residual(t, where))) / slope.square().sum().sqrt().item()
-        return deviation * self.value(t) if self.log else deviation
+    def step(self) -> bool:
+        """One step, shortened where it leads away, never longer than from guess to guess. False if there is
+        none."""
+        now, slope = self.residual(self.t), self.slope(self.t)
+        if now is None or slope is None:
+            return False
+        move = -torch.linalg.lstsq(slope, now[:, None]).solution[:, 0]
+        move = move * (self.spacing / move.abs().clamp(min=1e-300)).min().clamp(max=1.0)
+        least = 0.01 * max(1.0, size(now))  # a hundredth of what independent noise makes uncertain
+        while (slope @ move).norm() > least:
+            after = size(self.residual(self.t + move))
+            if after < size(now):
+                self.t, self._size = self.t + move, after
+                return True
+            move = move / 4
+        return False
+
+    # How far a number may be off
+
+    def with_errors(self) -> tuple[Mistake, ...] | None:
+        """The mistakes, each number with what it may be off; None if one is right, or changes nothing."""
+        if not self.moved:
+            return self.given
+        deviations = self.deviations()
+        if deviations is None:
+            return None
+        errors = []
+        for t, error, quantity in zip(self.t, deviations.amax(0), self.quantities, strict=True):
+            value, right = quantity.value(t.item()), quantity.right(self.f)
+            errors.append(error.item() * (value if quantity.grid == "log" else 1.0))
+            if right is not None and abs(value - right) <= errors[-1]:
+                return None
+        return self.mistakes(self.t, errors)
+
+    def deviations(self) -> Tensor | None:
+        """(4, P): half of a 95 % interval around each coordinate, in four ways; the largest is the error.
+
+        Independent noise is not enough. Rounding is alike in all numbers of a token, which goes through every
+        layer, and in tokens of a sequence, which read each other: so what is left is also added up by tokens
+        and by sequences before it is squared (a clustered "sandwich" estimate). What moves all of them alike,
+        as a rounded table of cos and sin does, leaves nothing behind: so the formula is also computed as the
+        port's precision does it, in several orders, to see how far that moves the numbers.
+        """
+        found, slope = differences(self.search, self.given, self.where, self.own_inputs), self.slope(self.t)
+        if found is None or slope is None:
+            return None
+        left, influence = torch.cat(list(found.values())), torch.linalg.pinv(slope)  # (N,), (P, N)
+        tokens, sequences = groups(self.search, found)
+        return torch.stack(
+            [
+                2.0 * max(1.0, size(left)) * influence.square().sum(1).sqrt(),
+                2.0 * in_groups(influence * left, tokens),
+                2.3 * in_groups(influence * left, sequences),  # there are about ten
+                2.6 * self.by_rounding(left, influence),  # there are five or six
+            ]
+        )
+
+    def by_rounding(self, left: Tensor, influence: Tensor) -> Tensor:
+        """(P,) standard deviation of the numbers, where the formula itself is computed as the port does."""
+        rounded = [self.residual(self.t, do) for do in WAYS[self.search.dtype]]
+        moved = [influence @ (one - left) for one in rounded if one is not None]
+        return torch.stack(moved).square().mean(0).sqrt() if moved else torch.zeros_like(self.t)
+
+
+def groups(search: Search, places: Iterable[Place]) -> tuple[Tensor, Tensor]:
+    """Of each number of stages its token and its sequence, counted through all cases, (N,) each. A loss is a
+    token for itself."""
+    tokens, sequences, first = [], [], {}
+    count = 0
+    for case, name in places:
+        B, T = search.kit.inputs[case]["input_ids"].shape
+        if case not in first:
+            first[case], count = count, count + B * T + 1
+        expected = search.kit.expected[case][name]
+        if expected.dim() == 0:
+            of_token = of_sequence = torch.tensor(B * T)
+        else:  # (B, ..., T, features)
+            row = torch.arange(B).view(B, *[1] * (expected.dim() - 1)) * T
+            of_sequence = row.expand(expected.shape)
+            of_token = of_sequence + torch.arange(T)[:, None]
+        seen = ~expected.isnan()
+        tokens.append(first[case] + of_token[seen])
+        sequences.append(first[case] + of_sequence[seen])
+    return torch.cat(tokens), torch.cat(sequences)
+
+
+def in_groups(parts: Tensor, group: Tensor) -> Tensor:
+    """(P,) standard deviation of the sum of `parts`, (P, N), where those of a group go together."""
+    sums = parts.new_zeros(len(parts), int(group.max()) + 1).index_add_(1, group, parts)
+    count = len(group.unique())
+    return (sums.square().sum(1) * count / max(1, count - 1)).sqrt()

@@ -1,7 +1,7 @@
 """What a difference is called: a known mistake, several that their stages tell apart, one with a number in
 it, active dropout, two mistakes at once."""
 
-from . import dropout, fit, mistakes
+from . import dropout, fit, mistakes, stagewise
 from .kit import Kit
 from .mistakes import Mistake
 from .noise import BEYOND
@@ -10,8 +10,9 @@ from .search import Search, Values
 
 
 def named(kit: Kit, values: Values, rows: list[Row], dtype: str) -> list[Finding]:
-    """The mistakes that bring the difference back to the noise: one, else two, else as many as their own
-    stages tell apart; nothing if no combination explains what was given.
+    """The mistakes that bring the difference back to the noise: one, as many as their own stages tell apart,
+    one with a number in it, several of both kinds by their own stages, two; nothing if none of them explains
+    what was given.
 
     Inner values that hooks have caught may stand under a wrong name, as where a port takes the product with
     our q for its k. So what the port itself calls by name decides, where all together give no answer.
@@ -33,13 +34,15 @@ def named(kit: Kit, values: Values, rows: list[Row], dtype: str) -> list[Finding
     for search in [every] if named_only is every else [every, named_only]:
         if found := search.explaining(ones):
             return [finding(kit, rows, search, found)]
-    if found := every.explaining(every.step_by_step(known)):
+    if found := every.explaining(stagewise.told_apart(every, known)):
         return [finding(kit, rows, every, found)]
     for search in [every] if named_only is every else [every, named_only]:
         if found := search.explaining(fit.candidates(search), fall=10):
             return [finding(kit, rows, search, found)]
     if (active := dropout.active_dropout(every)) is not None:
         return [finding(kit, rows, every, [(0.0, (active,))])]
+    if found := every.explaining(stagewise.told_apart(every, known, numbers=True), fall=10):
+        return [finding(kit, rows, every, found)]
     pairs = list(named_only.pairs(known))
     if found := named_only.explaining(pairs):
         return [finding(kit, rows, named_only, found)]

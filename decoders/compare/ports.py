@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -137,20 +138,33 @@ def imported(name: str) -> Callable:
             f"{name} is no file of values (.safetensors, .npz), no folder, not transformers, "
             "and no module:function"
         )
-    with theirs_to_blame(f"{where} cannot be imported"):
-        if where.endswith(".py"):
-            file = check_file(Path(where))
-            spec = importlib.util.spec_from_file_location(file.stem, file)
-            module = importlib.util.module_from_spec(spec)
-            sys.path.insert(0, str(file.parent))
-            sys.modules.setdefault(file.stem, module)
-            spec.loader.exec_module(module)
-        else:
-            sys.path.insert(0, "")
-            module = importlib.import_module(where)
+    if where.endswith(".py"):
+        check_file(Path(where))
+    try:
+        with theirs_to_blame(f"{where} cannot be imported"):
+            module = executed(Path(where)) if where.endswith(".py") else module_named(where)
+    except PortError as error:
+        absent = getattr(error.__cause__, "name", None)
+        if isinstance(error.__cause__, ModuleNotFoundError) and f"{where}.".startswith(f"{absent}."):
+            raise ValueError(f"{where} cannot be imported: there is no module {absent}") from None
+        raise
     if not hasattr(module, function):
         raise ValueError(f"{where} has no {function}")
     return getattr(module, function)
+
+
+def executed(file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(file.parent))
+    sys.modules.setdefault(file.stem, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def module_named(name: str) -> ModuleType:
+    sys.path.insert(0, "")
+    return importlib.import_module(name)
 
 
 def transformers_port(kit: Kit, got: PortValues) -> nn.Module:

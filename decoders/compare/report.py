@@ -127,11 +127,12 @@ class Report:
 
     def table(self, every_stage: bool = False) -> Iterable[str]:
         """Every stage of the case with the first difference, or of all; one line of each other."""
-        width = max([len(row.stage) for row in self.rows] + [5])
+        width = max([len(name) for row in self.rows for name in (row.case, row.stage)] + [5])
         for case in dict.fromkeys(row.case for row in self.rows):
             own = [row for row in self.rows if row.case == case]
             worst, wrong = max(own, key=lambda row: row.units), [row for row in own if row.mark == "x"]
-            line = f"{case:{width}} {len(own):4} stages, the worst {worst.stage} at {human(worst.units)}x"
+            count = f"{len(own):4} stage{'s' * (len(own) > 1)}"
+            line = f"{case:{width}} {count}, the worst {worst.stage} at {human(worst.units)}x"
             if every_stage or (self.first is not None and case == self.first.case):
                 yield f"  {case:{width}} {'largest':>9} {'typical':>9} {'x noise':>8}"
                 yield from self.stage_lines(own, width, every_stage)

@@ -1,14 +1,16 @@
 """Which mistakes, put into our formula, give what a port gave?"""
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
 from . import mistakes
-from .formula import stage_order, stages
+from .arithmetic import Arithmetic
+from .formula import stages
 from .kit import Kit
 from .mistakes import Mistake
 from .noise import BEYOND, DTYPES, compared, noise_of, spread, truth
@@ -43,13 +45,55 @@ class Search:
         return Search(self.kit, {case: self.values[case] for case in cases}, self.rows, self.dtype)
 
     def stages(
-        self, case: str, given: tuple[Mistake, ...], gradients: bool = False, note: Callable | None = None
+        self,
+        case: str,
+        given: tuple[Mistake, ...],
+        gradients: bool = False,
+        note: Callable | None = None,
+        do: Arithmetic | None = None,
     ) -> dict[str, Tensor]:
-        """In float64, or as the port computes, where a mistake shows in half precision only."""
-        weights = self.lowered if any(m.half for m in given) else self.kit.weights64
-        return stages(
-            self.kit.config, weights, self.kit.inputs[case], mistakes=given, gradients=gradients, note=note
-        )
+        """In float64; as the port computes with `do`, or where a mistake shows in half precision only."""
+        lowered = do is not None or any(m.half for m in given)
+        weights = self.lowered if lowered else self.kit.weights64
+        inputs = self.kit.inputs[case]
+        return stages(self.kit.config, weights, inputs, mistakes=given, do=do, gradients=gradients, note=note)
+
+    def some_stages(
+        self,
+        case: str,
+        given: tuple[Mistake, ...],
+        wanted: Collection[str],
+        own_inputs: bool = False,
+        do: Arithmetic | None = None,
+    ) -> dict[str, Tensor]:
+        """Those that are `wanted`, NaN for padding; with `own_inputs` each out of what the port itself had
+        before it. IndexError where a mistake finds nothing to read."""
+        found: dict[str, Tensor] = {}
+
+        def note(name: str, value: Tensor) -> Tensor:
+            if name in wanted:
+                found[name] = compared(name, value, self.kit.inputs[case])
+                if len(found) == len(wanted):
+                    raise Enough
+            return self.theirs(case, name, value) if own_inputs else value
+
+        with contextlib.suppress(Enough):
+            self.stages(case, given, note=note, do=do)
+        return found
+
+    def theirs(self, case: str, name: str, value: Tensor) -> Tensor:
+        """What the port had in the place of our value, as far as it was given and is a number."""
+        theirs = self.values[case].get(name)
+        if theirs is None:
+            return value
+        keep = self.kit.expected[case][name].isnan() | theirs.isnan()
+        return torch.where(keep, value, theirs.to(value.dtype))
+
+    def given_stages(self) -> dict[str, list[str]]:
+        """Case -> the stages that the port gave, no gradients."""
+        return {
+            case: [name for name in self.values[case] if not name.startswith("grad.")] for case in self.cases
+        }
 
     def far(self, case: str, name: str, value: Tensor) -> float:
         """Units between a value of ours and theirs; NaN where both have it is none."""
@@ -129,48 +173,6 @@ class Search:
                 if worst > BEYOND:
                     return math.inf
         return worst
-
-    def step_by_step(self, known: list[Mistake]) -> Iterable[tuple[Mistake, ...]]:
-        """Each stage out of what the port itself had before it: there a mistake shows in its own stage only.
-        Take one that mends the first such stage and leaves the fewest wrong, again and again."""
-        given: tuple[Mistake, ...] = ()
-        wrong = self.alone(given)
-        while wrong and len(given) < 4:
-            case, first = min(wrong, key=lambda one: (self.cases.index(one[0]), stage_order(one[1])))
-            mending = [m for m in known if m not in given and not self.alone((*given, m), [case], first)]
-            left = [self.alone((*given, m)) for m in mending]
-            if not left or len(min(left, key=len)) >= len(wrong):
-                return
-            wrong = min(left, key=len)
-            given = (*given, mending[left.index(wrong)])
-        if not wrong:
-            yield given
-
-    def alone(
-        self, given: tuple[Mistake, ...], cases: list[str] | None = None, last: str | None = None
-    ) -> set[tuple[str, str]]:
-        """(case, stage) that do not follow from what the port had before them; none behind stage `last`."""
-        found = set()
-        for case in cases or self.cases:
-            theirs, exact = self.values[case], self.kit.expected[case]
-
-            def hear(name: str, value: Tensor, case=case, theirs=theirs, exact=exact) -> Tensor:
-                if name not in theirs:
-                    return value
-                if self.far(case, name, compared(name, value, self.kit.inputs[case])) > BEYOND:
-                    found.add((case, name))
-                if name == last or (found and last):
-                    raise Enough
-                keep = exact[name].isnan() | theirs[name].isnan()
-                return torch.where(keep, value, theirs[name].to(value.dtype))
-
-            try:
-                self.stages(case, given, note=hear)
-            except Enough:
-                pass
-            except IndexError:
-                found.add((case, ""))
-        return found
 
     def roundings(self) -> list[str]:
         """What stays within the noise but is not rounded where we round: seen where a stage and what it is

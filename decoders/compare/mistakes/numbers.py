@@ -47,7 +47,30 @@ class Quantity:
         written = number(value) if self.grid == "whole" else with_error(value, error)
         name = f"{self.name} {written} where this model has {own}"
         fix = "leave it out" if right is None else f"take {own}"
-        return Mistake(name, fix, self.families, self.steps(value), number=value, error=error)
+        steps = self.steps(value)
+        return Mistake(name, fix, self.families, steps, number=value, error=error, quantity=self)
+
+    def fits(self, f: Formula) -> bool:
+        """Whether this model has it, or may have it where it has none."""
+        return self.right is none or self.right(f) is not None
+
+    # The coordinate in which a value is moved
+
+    @property
+    def moves(self) -> bool:
+        """Whether a value has neighbours; whole numbers are tried one by one."""
+        return self.grid != "whole"
+
+    @property
+    def spacing(self) -> float:
+        """Between two guesses."""
+        return (self.coordinate(self.high) - self.coordinate(self.low)) / (self.points - 1)
+
+    def coordinate(self, value: float) -> float:
+        return math.log(value) if self.grid == "log" else value
+
+    def value(self, coordinate: float) -> float:
+        return math.exp(coordinate) if self.grid == "log" else coordinate
 
 
 QUANTITIES: list[Quantity] = []
@@ -69,13 +92,21 @@ def number(value: float) -> str:
 
 
 def with_error(value: float, error: float) -> str:
-    """Example: 39,810 +- 60, or 3.02e-06 +- 1e-08. No more than seven digits are meant."""
+    """Example: 39,810 +- 60, or 3.020e-06 +- 1.3e-08. The error is rounded up, so that what is printed holds
+    what was meant. No more than seven digits are."""
     error = max(error, abs(value) * 1e-7, 1e-300)
     power = math.floor(math.log10(error))
-    if 1e-3 <= abs(value) < 1e7:
-        return f"{round(value, -power):,.{max(0, -power)}f} +- {error:.1g}"
+    if error < 3 * 10.0**power:
+        power -= 1  # two digits of 1.3, one of 6
+    unit = 10.0**power
+    shown = round(value / unit) * unit
+    error = math.ceil((error + abs(value - shown)) / unit - 1e-6) * unit
+    decimals = max(0, -power)
+    written = f"{error:,.{decimals}f}" if 1e-4 <= error < 1e7 else f"{error:.2g}"
+    if 1e-3 <= max(abs(value), error) < 1e7:
+        return f"{shown:,.{decimals}f} +- {written}"
     digits = max(0, math.floor(math.log10(abs(value) or error)) - power)
-    return f"{value:.{digits}e} +- {error:.1g}"
+    return f"{shown:.{digits}e} +- {written}"
 
 
 # ---- Attention ---------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ class Mistake:
     rounds: tuple[str, ...] = ()  # within the noise, but these stages are not what their own inputs give
     number: float | None = None  # of a mistake with a number in it: the port's, as it was fitted
     error: float = 0.0  # how far it may be off
+    quantity: Any = None  # of numbers.py, what it is a number of
 
     def into(self, right: Formula) -> None:
         for step, change in self.steps.items():
