@@ -15,7 +15,7 @@ from .arithmetic import Arithmetic
 from .formula import Formula, stage_order
 from .mistakes import Mistake, Quantity, quantities_of
 from .noise import WAYS
-from .search import Search
+from .search import NOT_COMPUTED, Search
 
 STEP = 1e-5  # of a coordinate, for a derivative
 BEST = 6  # of the numbers that explain a stage, so many are tried with all that was given
@@ -71,16 +71,17 @@ def values_at(
     quantity: Quantity,
     f: Formula,
 ) -> list[Mistake]:
-    """The best value of a quantity at one stage, of whole numbers the best two; none if all are far off."""
+    """The best value of a quantity at one stage, of whole numbers all that bring it near; none if all are far
+    off."""
     where = {place[0]: [place[1]]}
     tries = [quantity.mistake(f, value) for value in quantity.guesses(f)]
     fits = [Fit(search, (*given, m), where, [m], own_inputs) for m in tries]
     some = {fit.size for fit in (fits[0], fits[len(fits) // 2], fits[-1])} if fits else {0.0}
     if len(some) == 1:  # it changes nothing there
         return []
-    fits = sorted(fits, key=lambda fit: fit.size)[: 2 if quantity.grid == "whole" else 1]
-    for fit in fits:
-        fit.improve()
+    if quantity.moves:
+        fits = [min(fits, key=lambda fit: fit.size)]
+        fits[0].improve()
     return [fit.given[-1] for fit in fits if fit.size <= search.coarse]
 
 
@@ -138,10 +139,11 @@ def differences(
     try:
         for case, names in where.items():
             for name, value in search.some_stages(case, given, names, own_inputs, do).items():
-                seen = ~search.kit.expected[case][name].isnan()
+                theirs = search.values[case][name]
+                off = torch.where(value.isnan() & theirs.isnan(), 0.0, value.double() - theirs)
                 unit = max(search.kit.unit(case, name, search.dtype)[1], 1e-300)
-                found[case, name] = (value.double() - search.values[case][name])[seen] / unit
-    except (IndexError, RuntimeError):  # a mistake that finds nothing to read, or another shape
+                found[case, name] = off[~search.kit.expected[case][name].isnan()] / unit
+    except NOT_COMPUTED:
         return None
     return found if found and all(bool(d.isfinite().all()) for d in found.values()) else None
 
@@ -267,15 +269,26 @@ class Fit:
                 2.0 * max(1.0, size(left)) * influence.square().sum(1).sqrt(),
                 2.0 * in_groups(influence * left, tokens),
                 2.3 * in_groups(influence * left, sequences),  # there are about ten
-                2.6 * self.by_rounding(left, influence),  # there are five or six
+                3.0 * self.by_rounding(left, slope, influence),  # of five or six, and others round otherwise
             ]
         )
 
-    def by_rounding(self, left: Tensor, influence: Tensor) -> Tensor:
-        """(P,) standard deviation of the numbers, where the formula itself is computed as the port does."""
-        rounded = [self.residual(self.t, do) for do in WAYS[self.search.dtype]]
-        moved = [influence @ (one - left) for one in rounded if one is not None]
+    def by_rounding(self, left: Tensor, slope: Tensor, influence: Tensor) -> Tensor:
+        """(P,) standard deviation of the numbers, where the formula itself is computed as the port does. Each
+        time with numbers a little aside, which that precision may round to the same."""
+        ways, moved = WAYS[self.search.dtype], []
+        for way, share in zip(ways, torch.linspace(-1, 1, len(ways), dtype=torch.float64), strict=True):
+            aside = share * torch.finfo(getattr(torch, self.search.dtype)).eps * self.scale
+            rounded = self.residual(self.t + aside, way)
+            if rounded is not None:
+                moved.append(influence @ (rounded - left - slope @ aside))
         return torch.stack(moved).square().mean(0).sqrt() if moved else torch.zeros_like(self.t)
+
+    @property
+    def scale(self) -> Tensor:
+        """(P,) By how much a coordinate grows where its number grows by as much as it is large."""
+        sizes = [1.0 if q.grid == "log" else t.abs() for t, q in zip(self.t, self.quantities, strict=True)]
+        return torch.tensor(sizes, dtype=torch.float64)
 
 
 def groups(search: Search, places: Iterable[Place]) -> tuple[Tensor, Tensor]:

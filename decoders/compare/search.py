@@ -18,6 +18,8 @@ from .report import Row
 from .rows import in_units
 
 Values = Mapping[str, Mapping[str, Tensor]]  # case -> stage -> value
+# What mistakes may raise together: they find nothing to read, make other shapes, divide by nothing.
+NOT_COMPUTED = (LookupError, RuntimeError, ArithmeticError)
 
 
 class Search:
@@ -36,7 +38,9 @@ class Search:
             for case in values
         }
         small = {case: kit.inputs[case]["input_ids"].numel() for case in values}
-        self.cases = sorted(values, key=lambda case: (worst[case] == 0, small[case]))  # quickest first
+        turns = {case: far_positions(kit.inputs[case]) for case in values}
+        order = {case: (worst[case] == 0, turns[case], small[case]) for case in values}
+        self.cases = sorted(values, key=lambda case: order[case])  # the plainest first, then the quickest
         self.focus, self.wrong = "plain" if worst.get("plain") else self.cases[0], worst
         self.coarse = BEYOND * (20 if dtype in ("bfloat16", "float16") else 1000)  # worth a closer look
 
@@ -67,7 +71,7 @@ class Search:
         do: Arithmetic | None = None,
     ) -> dict[str, Tensor]:
         """Those that are `wanted`, NaN for padding; with `own_inputs` each out of what the port itself had
-        before it. IndexError where a mistake finds nothing to read."""
+        before it. One of NOT_COMPUTED where the mistakes cannot be."""
         found: dict[str, Tensor] = {}
 
         def note(name: str, value: Tensor) -> Tensor:
@@ -123,7 +127,7 @@ class Search:
                 self.stages(case, given, note=hear)
             except Enough:
                 return math.inf
-            except IndexError:  # a mistake that finds nothing to read
+            except NOT_COMPUTED:
                 return math.inf
         return worst
 
@@ -235,6 +239,13 @@ class Search:
             for name, value in right.items()
             if name in self.values[self.focus]
         )
+
+
+def far_positions(inputs: Mapping[str, Tensor]) -> bool:
+    """Whether positions lie far from 0. A rotation has turned so often there that angles far from the right
+    ones are near again, and a search goes astray."""
+    position_ids = inputs.get("position_ids")
+    return position_ids is not None and int(position_ids.max()) > 10 * position_ids.shape[1]
 
 
 class Enough(Exception):

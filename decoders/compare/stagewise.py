@@ -13,7 +13,7 @@ from .formula import stage_order
 from .mistakes import Mistake
 from .noise import BEYOND, spread
 from .rows import in_units
-from .search import Search
+from .search import NOT_COMPUTED, Search
 
 LIMIT = 4  # mistakes of a port
 TRIED = 3  # places at which the next mistake is looked for
@@ -45,15 +45,11 @@ def next_mistake(
 ) -> tuple[Mistake, str, set[Place]] | None:
     """A mistake that explains a wrong stage and leaves the fewest wrong, that stage, and what it leaves."""
     for place in places(search, wrong):
-        found = [m for m in known if m not in given and not off(search, (*given, m), place)]
+        others = fit.at_stage(search, given, place, wrong) if numbers else []
+        unused = [m for m in known if m not in given]
+        found = [m for m in unused + others if not off(search, (*given, m), place)]
         if best := fewest(search, given, found, wrong):
             return best[0], place[1], best[1]
-        if numbers:
-            found = [
-                m for m in fit.at_stage(search, given, place, wrong) if not off(search, (*given, m), place)
-            ]
-            if best := fewest(search, given, found, wrong):
-                return best[0], place[1], best[1]
     return None
 
 
@@ -83,7 +79,7 @@ def places(search: Search, wrong: set[Place]) -> list[Place]:
 
 def off(search: Search, given: tuple[Mistake, ...], only: Place | None = None) -> set[Place]:
     """(case, stage) that do not follow, with these mistakes, from what the port had before them; of all, or
-    `only` of one. The stage is "" where the mistakes find nothing to read."""
+    `only` of one. The stage is "" where the mistakes cannot be computed."""
     found: set[Place] = set()
     where = search.given_stages() if only is None else {only[0]: [only[1]]}
     for case, names in where.items():
@@ -91,7 +87,7 @@ def off(search: Search, given: tuple[Mistake, ...], only: Place | None = None) -
             continue
         try:
             found |= {(case, name) for name in off_in_case(search, case, given, names)}
-        except IndexError:
+        except NOT_COMPUTED:
             found.add((case, ""))
     return found
 
