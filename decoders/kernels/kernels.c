@@ -292,7 +292,8 @@ INLINE void panel(const char *x, const char *w, int kind, int pairs, long K, lon
             for (int r = 0; r < R; r++)
                 finish(to, m + i, n + r,
                        R == W_ROWS ? out[i * W_ROWS + r]
-                                   : one_row(x + (m + i) * K * size, w + r * stride * size, kind, pairs, K));
+                                   : one_row(x + (m + i) * K * size, w + r * stride * size_of(kind), kind,
+                                             pairs, K));
     }
 }
 
