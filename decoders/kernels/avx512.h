@@ -1,5 +1,5 @@
-// For processors with AVX-512's bfloat16 and VNNI instructions. The kernels call those by their own names; here
-// is what the other headers, for other processors, define differently.
+// For processors with AVX-512's bfloat16 and VNNI instructions. The kernels call those by their own names;
+// here is what the other headers, for other processors, define differently.
 
 #include <immintrin.h>
 

@@ -424,8 +424,8 @@ OP __m512bh _mm512_cvtne2ps_pbh(__m512 high, __m512 low) {
 }
 #define _mm_cvtneps_pbh(x) to_bfloat16((Lanes)(x), (Lanes)(x))
 
-// sum += two of x times two of y, the upper one first, as on x86: each product is exact, and rounded once with
-// its sum. BFDOT, which does both at once, rounds in a way of its own.
+// sum += two of x times two of y, the upper one first, as on x86: each product is exact, and rounded once
+// with its sum. BFDOT, which does both at once, rounds in a way of its own.
 OP Lanes pairs_added(Lanes sum, Lanes x, Lanes y) {
 #ifdef __ARM_FEATURE_BF16_VECTOR_ARITHMETIC
     const bfloat16x8_t a = (bfloat16x8_t)x, b = (bfloat16x8_t)y;
