@@ -109,11 +109,15 @@ OWN void store_lanes(float *p, unsigned mask, Halves x) {
 #define _mm_mask_storeu_ps(p, m, x) _mm_maskstore_ps(p, _mm256_castsi256_si128(lanes_of(m)), x)
 
 // There are no masked loads and stores of 16 and 8 bits. Masks are those of the first lanes, at the end of a
-// row: what they leave is copied byte by byte.
+// row. Not by way of memory: a load waits long for bytes that were just stored one by one.
 static __attribute__((noinline)) __m256i load_part(const void *p, long bytes) {
-    char all[32] = {0};
-    memcpy(all, p, bytes < 0 ? 0 : bytes < 32 ? bytes : 32);
-    return _mm256_loadu_si256((const __m256i *)all);
+    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i whole = _mm256_set1_epi32((int)(bytes >> 2)), is_last = _mm256_cmpeq_epi32(whole, lanes);
+    unsigned last = 0;
+    for (long i = bytes & ~3L; 0 <= i && i < bytes && i < 32; i++)
+        last |= (unsigned)((const unsigned char *)p)[i] << i % 4 * 8;
+    const __m256i x = _mm256_maskload_epi32(p, _mm256_cmpgt_epi32(whole, lanes));
+    return _mm256_or_si256(x, _mm256_and_si256(is_last, _mm256_set1_epi32((int)last)));
 }
 static __attribute__((noinline)) void store_part(void *p, __m256i x, long bytes) {
     char all[32];
