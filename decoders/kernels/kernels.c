@@ -279,7 +279,7 @@ INLINE void finish(const Result *to, long m, long n, float v) {
     store_one(to->y, to->kind, m * to->N + n, v);
 }
 
-// Up to W_ROWS rows of w, from n on, with all rows of x: both bfloat16 (`pairs`), or both float32.
+// Up to W_ROWS rows of w, from n on, with all rows of x: both bfloat16 (`pairs`), or x float32.
 INLINE void panel(const char *x, const char *w, int kind, int pairs, long K, long stride, const Result *to,
                   long n) {
     int R = to->N - n < W_ROWS ? (int)(to->N - n) : W_ROWS;
@@ -317,7 +317,8 @@ INLINE void rows_of(const void *x, const Layer *layer, int count, int kind, int 
                     int out_kind, const Team *team) {
     const int whole = pairs ? BFLOAT16 : FLOAT32;
     {
-        char *own = M == 1 || kind == whole ? 0 : aligned_alloc(64, (K + 16) * 16);  // rows of w as x is
+        const int is_same = M == 1 || kind == whole || !PAIRS;
+        char *own = is_same ? 0 : aligned_alloc(64, (K + 16) * 16);  // rows of w as x is
         for (int i = 0; i < count; i++) {
             const Result to = {0, layer[i].bias, layer[i].y, out_kind, M, layer[i].N};
             const long stride = layer[i].stride, step = M == 1 ? 1 : W_ROWS;
@@ -331,6 +332,10 @@ INLINE void rows_of(const void *x, const Layer *layer, int count, int kind, int 
                     for (long k = 0; k < K; k += 16)
                         store(own, whole, r * K + k, first(K - k),
                               load(some, kind, r * stride + k, first(K - k)));
+                if (!PAIRS) {
+                    panel(x, some, kind, 0, K, stride, &to, n);
+                    continue;
+                }
                 (pairs ? panel_of_pairs : panel_of_floats)(x, own ? own : some, K, own ? K : stride, &to, n);
             }
         }
@@ -346,8 +351,8 @@ static void product_part(const Team *team, const void *x, const Layer *layer, in
     else rows_of(x, layer, count, FLOAT32, 0, M, K, FLOAT32, team);
 }
 
-// x (M, K), y (M, N) and w (N, K) are of one kind. Several rows of x in float16 share what W_ROWS rows of w
-// become: float32.
+// x (M, K), y (M, N) and w (N, K) are of one kind. With PAIRS, several rows of x in float16 share what W_ROWS
+// rows of w become: float32.
 void product(const void *x, const Layer *layer, int count, int kind, long M, long K, int threads) {
     float *wide = kind == BFLOAT16 && PAIRS ? 0 : widened(x, kind, M * K);
 #pragma omp parallel num_threads(threads)

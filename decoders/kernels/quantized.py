@@ -6,6 +6,7 @@ are dequantized a few rows at a time.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -230,14 +231,32 @@ class Quantized(nn.Module):
         fp32 = x.float()
         scale = fp32.abs().amax(-1, keepdim=True) / 127
         q = (fp32 / torch.where(scale > 0, scale, 1)).round().view(-1, self.in_features)
-        if q.is_cpu or (q.is_cuda and self.in_features % 8 == self.out_features % 8 == 0):
+        on_cpu = q.is_cpu and not is_traced() and int_mm_is_exact()  # a graph may run elsewhere
+        if on_cpu or (q.is_cuda and self.in_features % 8 == self.out_features % 8 == 0):
             rows = len(q) if q.is_cpu else max(len(q), 32)  # CUDA wants 32 at least
             q = F.pad(q.to(torch.int8), (0, 0, 0, rows - len(q)))
             y = torch._int_mm(q, self.qweight.t())[: x.numel() // self.in_features]
-        else:  # of any size; float64 holds the sums too
-            y = q.double() @ self.qweight.double().t()
+        else:  # of any size
+            y = whole_products(q, self.qweight)
         y = y.float().view(*x.shape[:-1], self.out_features) * (scale * self.scale)
         return (y if bias is None else y + bias.float()).to(x.dtype)
+
+
+def whole_products(q: Tensor, w: Tensor) -> Tensor:
+    """float64 (n, out), exact: whole numbers q (n, in) with w (out, in), of 8 bits. float32 holds the sum of
+    1,024 products, float64 all."""
+    y = q.new_zeros(len(q), len(w), dtype=torch.float64)
+    for x_part, w_part in zip(q.float().split(1024, 1), w.split(1024, 1), strict=True):
+        y = y + (x_part @ w_part.float().t())
+    return y
+
+
+@cache
+def int_mm_is_exact() -> bool:
+    """Whether PyTorch's product of whole numbers is right on this processor. Without VNNI instructions oneDNN
+    adds two products in 16 bits, which do not hold them (PyTorch 2.13)."""
+    q = torch.full((32, 64), 127, dtype=torch.int8)
+    return bool((torch._int_mm(q, q.t()) == 64 * 127 * 127).all())
 
 
 class QuantizedEmbedding(nn.Embedding):
