@@ -301,6 +301,11 @@ def test_the_checkpoint_itself_is_never_written_over(tmp_path):
         converted(file, tmp_path, force=True)
     with pytest.raises(ValueError, match="holds the checkpoint itself: give another OUT"):
         converted(file, file, force=True)
+    folder = shutil.copytree(TINY / "tiny-phi", tmp_path / "mine")
+    for output in (folder, folder / "m.gguf"):  # a folder of two packagings does not load
+        with pytest.raises(ValueError, match="mine holds the checkpoint itself: give another OUT"):
+            converted(folder, output, packaging="gguf")
+    shutil.rmtree(folder)
     with pytest.raises(ValueError, match="--type is for --packaging gguf"):
         converted(file, tmp_path / "plain", type="Q8_0")
     assert file.read_bytes() == before and [f.name for f in tmp_path.iterdir()] == ["model.gguf"]

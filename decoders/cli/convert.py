@@ -40,10 +40,14 @@ def name_of(source: Path) -> str:
 
 
 def check_output(source: Path, output: Path, force: bool) -> None:
-    """ValueError or FileExistsError, before anything is read, where something would be lost."""
-    own = source.resolve()
-    if output.resolve() in (own, own.parent):
-        raise ValueError(f"{output} holds the checkpoint itself: give another OUT")
+    """ValueError or FileExistsError, before anything is read, where something would be lost. A folder that
+    got a GGUF file beside its own would not load any more."""
+    own, place = source.resolve(), output.resolve()
+    is_inside = place.suffix == ".gguf" and place.parent == own
+    if place in (own, own.parent) or is_inside:
+        raise ValueError(
+            f"{output.parent if is_inside else output} holds the checkpoint itself: give another OUT"
+        )
     check_new(output, force)
 
 
