@@ -194,8 +194,8 @@ def test_a_compiler_that_hangs_is_waited_for_by_nobody(fresh, monkeypatch, tmp_p
     assert native.wait() is False and "does not compile" in kernels.status()
 
 
-def test_why_the_kernels_are_not_in_use_is_said(fresh, monkeypatch):
-    reasons = []
+def test_why_the_kernels_are_not_in_use_is_said(fresh, monkeypatch, tmp_path):
+    reasons, least = [], build.targets_here()[-1]
     for name, value in (
         ("processor_flags", lambda: set()),
         ("processor_flags", lambda: set(build.targets_here()[0].needed)),
@@ -205,11 +205,15 @@ def test_why_the_kernels_are_not_in_use_is_said(fresh, monkeypatch):
         monkeypatch.setattr(shutil, "which", lambda name: None)
         reasons.append(kernels.status())
     monkeypatch.setattr(native, "STATE", native.State())
+    monkeypatch.setattr(torch, "__file__", str(tmp_path / "torch" / "__init__.py"))
+    reasons.append(kernels.status())
+    monkeypatch.setattr(native, "STATE", native.State())
     monkeypatch.setenv("DECODERS_NATIVE", "0")
     reasons.append(kernels.status())
     assert reasons == [
-        "not in use: the processor has no avx2",
+        f"not in use: the processor has no {min(least.needed)}",
         "not in use: there is no C compiler",
+        f"not in use: this PyTorch has no libgomp in {tmp_path / 'torch' / 'lib'}",
         "not in use: DECODERS_NATIVE=0",
     ]
 

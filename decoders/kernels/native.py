@@ -158,7 +158,7 @@ def start() -> None:
         STATE.builder = build.start(compiler, STATE.path, flags)
         STATE.status = "being compiled"
         say("compiling the CPU kernels, once and in the background; PyTorch's operators serve meanwhile")
-    except (OSError, IndexError) as error:
+    except OSError as error:
         settle(None, str(error))
 
 
@@ -210,8 +210,11 @@ def say(message: str) -> None:
 
 
 def prepare_threads() -> None:
-    """PyTorch's threads, not a second pool of them."""
-    runtime = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    """PyTorch's threads, not a second pool of them. OSError where it has others than libgomp's."""
+    folder = Path(torch.__file__).parent / "lib"
+    runtime = sorted(folder.glob("libgomp*.so*"))
+    if not runtime:
+        raise OSError(f"this PyTorch has no libgomp in {folder}")
     ctypes.CDLL(str(runtime[0]), mode=ctypes.RTLD_GLOBAL)
 
 
