@@ -326,18 +326,25 @@ Kits are of language models. The other documented classes, with redrawn weights 
 outputs against ours in float64, in units of the worst of our own three ways to compute them in float32. What padding
 itself computes is not compared.
 """
+BELOW = "## What we decided where they differ"
+
+
+def below() -> str:
+    """What stands on the page under the tables, and is not made here."""
+    old = PAGE.read_text()
+    return old[old.index(BELOW) :]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="into docs/versions.md")
     args = parser.parse_args()
+    below()  # is there, before the long work
     others = [python for python in os.environ.get("DECODERS_REFERENCES", "").split(":") if python]
     pythons = [*others, sys.executable]
     text = page(*rows(pythons), head_rows(pythons)[1])
     if args.write:
-        old = PAGE.read_text()  # what tests.matrix writes stands below
-        PAGE.write_text(f"{text.rstrip()}\n\n{old[old.index('## The documented API with') :]}")
+        PAGE.write_text(f"{text.rstrip()}\n\n{below()}")
     else:
         print(text)
 
