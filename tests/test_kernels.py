@@ -15,7 +15,7 @@ from decoders.kernels.linear import MAX_ROWS, linear
 from tests.families import PADDED, inputs
 
 CLOSE = {"atol": 2e-5, "rtol": 0}
-ONEDNN = torch.backends.mkldnn.enabled  # PyTorch for Arm begins without
+ONEDNN = torch.backends.mkldnn.enabled  # off from the beginning on some Arm processors
 PHI = phi.PhiConfig(
     vocab_size=11,
     hidden_size=48,
