@@ -15,7 +15,8 @@ from decoders.kernels.linear import MAX_ROWS, linear
 from tests.families import PADDED, inputs
 
 CLOSE = {"atol": 2e-5, "rtol": 0}
-ONEDNN = torch.backends.mkldnn.enabled  # off from the beginning on some Arm processors
+nn.Linear(64, 64).bfloat16()(torch.ones(64, 64).bfloat16())  # at which PyTorch itself, on an Arm without
+ONEDNN = torch.backends.mkldnn.enabled  # bfloat16, turns oneDNN off for good
 PHI = phi.PhiConfig(
     vocab_size=11,
     hidden_size=48,
