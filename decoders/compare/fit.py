@@ -91,11 +91,12 @@ def values_at(
 def at_stage(
     search: Search, given: tuple[Mistake, ...], place: Place, wrong: Iterable[Place]
 ) -> list[Mistake]:
-    """Mistakes with a number that explain a stage out of what the port itself had before it; fitted by all of
-    the `wrong` stages that they bring near."""
-    found = []
+    """Mistakes with a number that explain a stage out of what the port itself had before it; fitted by the
+    `wrong` stages of that kind, in other layers and cases, that they bring near."""
+    kind, found = place[1].rpartition(".")[2], []
+    alike = [one for one in wrong if one[1].rpartition(".")[2] == kind]
     for m in fits_at(search, given, place, own_inputs=True):
-        where = near(search, (*given, m), wrong) or {place[0]: [place[1]]}
+        where = near(search, (*given, m), alike) or {place[0]: [place[1]]}
         fit = Fit(search, (*given, m), where, [m], own_inputs=True)
         fit.improve(steps=4)
         found.append(fit.given[-1])
