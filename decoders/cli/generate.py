@@ -154,7 +154,7 @@ def generate_several(request: Request) -> int:
         shown = [text.strip() if request.is_answer else request.prompt + text for text in texts]
         print_result("\n\n".join(shown) + "\n")
     new, memory = sum(map(len, rows)), human_bytes(peak_memory())
-    tokens = f"{len(ids)} prompt + {new} new tokens in {len(rows)} texts"
+    tokens = f"{len(ids)} prompt + {new} new tokens in {len(rows)} text{'s' * (len(rows) != 1)}"
     print_note(f"{tokens}, {seconds:.2f} s, {operators(args)}, peak memory {memory}")
     return 0
 
