@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from bench.against import GPT_NEO, NEO, PHI3, Case, build
-from bench.page import write_table
+from bench.page import digits, write_table
 
 LOWERED = {  # PyTorch's own, oneDNN's and MKL's instructions
     "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
@@ -103,7 +103,7 @@ def rows(target: str, names: list[str], rounds: int) -> Iterator[str]:
         for process in both:
             process.communicate()
         ours, theirs = (1000 * statistics.median(column) for column in zip(*times, strict=True))
-        yield f"| {name} | {ours:.3g} ms | {theirs:.3g} ms | {theirs / ours:.2f} |"
+        yield f"| {name} | {digits(ours)} ms | {digits(theirs)} ms | {theirs / ours:.2f} |"
 
 
 def main() -> None:
