@@ -19,7 +19,7 @@ from decoders import decoding, fuyu, kernels, tokenize, weights
 from decoders.cli import main
 from decoders.formats.files import read_safetensors
 from decoders.kernels import native
-from decoders.kernels.quantized import matrix
+from decoders.kernels.quantized import matrix, whole_products
 from tests.families import PADDED, inputs
 from tests.folders import safetensors_whole, weights_of, write_config
 
@@ -504,3 +504,11 @@ def test_the_documentation_runs(tmp_path, monkeypatch):
     assert names["model"].model.layers[0].mlp.fc1.kind == "int4"
     for code in others:
         exec(code, names)
+
+
+def test_products_of_whole_numbers_are_exact_under_autocast_too():
+    q, w = torch.randint(-127, 128, (3, 3000)).float(), torch.randint(-127, 128, (5, 3000), dtype=torch.int8)
+    right = q.double() @ w.double().t()
+    assert torch.equal(whole_products(q, w), right)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(whole_products(q, w), right)

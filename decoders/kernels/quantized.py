@@ -244,10 +244,11 @@ class Quantized(nn.Module):
 
 def whole_products(q: Tensor, w: Tensor) -> Tensor:
     """float64 (n, out), exact: whole numbers q (n, in) with w (out, in), of 8 bits. float32 holds the sum of
-    1,024 products, float64 all."""
+    1,024 products, float64 all; products of float32 autocast would round."""
+    dtype = torch.float64 if torch.is_autocast_enabled(q.device.type) else torch.float32
     y = q.new_zeros(len(q), len(w), dtype=torch.float64)
-    for x_part, w_part in zip(q.float().split(1024, 1), w.split(1024, 1), strict=True):
-        y = y + (x_part @ w_part.float().t())
+    for x_part, w_part in zip(q.to(dtype).split(1024, 1), w.split(1024, 1), strict=True):
+        y = y + (x_part @ w_part.to(dtype).t())
     return y
 
 
