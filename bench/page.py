@@ -7,7 +7,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 
 def digits(x: float) -> str:
     """Three digits, with commas between thousands."""
-    return f"{float(f'{x:.3g}'):,g}"
+    rounded = float(f"{x:.3g}")
+    return f"{rounded:,.0f}" if rounded >= 1000 else f"{rounded:g}"
 
 
 def write_table(name: str, text: str) -> None:

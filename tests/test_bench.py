@@ -106,4 +106,10 @@ def test_the_clock_counts_from_the_first_token_to_the_last(monkeypatch, options,
 
 
 def test_numbers_of_tables_have_three_digits_and_no_exponent():
-    assert [digits(x) for x in (0.12345, 8.3, 97.26, 1617.0)] == ["0.123", "8.3", "97.3", "1,620"]
+    assert [digits(x) for x in (0.12345, 8.3, 97.26, 1617.0, 4.56e6)] == [
+        "0.123",
+        "8.3",
+        "97.3",
+        "1,620",
+        "4,560,000",
+    ]

@@ -69,13 +69,14 @@ layer = torch.nn.Linear(3000, 40, bias=False)
 layer.weight.data.sign_()  # all of them 127 then
 int8 = quantized.Quantized.from_weight(layer, "int8", layer.weight)
 x = torch.randn(3, 3000).sign()
-print(torch.equal(int8(x), (x.double() @ layer.weight.double().t()).float()), quantized.int_mm_is_exact())
+off = int8(x) - (x.double() @ layer.weight.double().t())  # of whole numbers: 1 at least where it is wrong
+print(bool(off.abs().max() < 0.5), quantized.int_mm_is_exact())
 """
 
 
 @pytest.mark.parametrize("isa", ["AVX2", "ALL"])
 def test_whole_numbers_without_the_kernels_are_right_on_every_processor(isa):
-    """oneDNN adds two products of bytes in 16 bits, where the processor has no VNNI instructions."""
+    """oneDNN adds two products of bytes in 16 bits, where it does without VNNI instructions."""
     environment = {**os.environ, "DECODERS_NATIVE": "0", "ONEDNN_MAX_CPU_ISA": isa}
     command = [sys.executable, "-c", INT8]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)

@@ -42,7 +42,7 @@ def load_model(folder: Path, args: argparse.Namespace, with_adapters: bool = Tru
         adapter=adapter,
     )
     if args.prefill and with_adapters and not has_4_bits(model):
-        print_note(f"--prefill {args.prefill} changes nothing: no layer of this model has 4 bits")
+        print_note(f"note: --prefill {args.prefill} changes nothing: no layer of this model has 4 bits")
     return kernels.prepare(model, cache=args.cache)
 
 

@@ -105,7 +105,7 @@ def function_of(act: Any) -> str:
 
 class Guards:
     """What a plan depends on: the tensors, where their numbers lie, the modules, their methods, the config.
-    They are checked before every step, so they compare lists, and name nothing."""
+    They are checked before every step, so it is fast, and does not say what has changed."""
 
     OWN = ("forward", "attend", "rotate", "qkv")
     HOLDERS = ("_modules", "_parameters", "_buffers")

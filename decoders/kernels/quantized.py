@@ -254,8 +254,9 @@ def whole_products(q: Tensor, w: Tensor) -> Tensor:
 
 @cache
 def int_mm_is_exact() -> bool:
-    """Whether PyTorch's product of whole numbers is right on this processor. Without VNNI instructions oneDNN
-    adds two products in 16 bits, which do not hold them (PyTorch 2.13)."""
+    """Whether PyTorch's product of whole numbers is right here. oneDNN adds two products in 16 bits, which do
+    not hold them, where ONEDNN_MAX_CPU_ISA tells it to do without VNNI instructions. (On a processor without
+    them PyTorch does not ask oneDNN, since pytorch/pytorch#136942.)"""
     q = torch.full((32, 64), 127, dtype=torch.int8)
     return bool((torch._int_mm(q, q.t()) == 64 * 127 * 127).all())
 

@@ -106,13 +106,18 @@ def checked(model: nn.Module) -> nn.Module:
     return model
 
 
+def is_whole(t: Tensor) -> bool:
+    """Whether it holds whole numbers: a mask of booleans does not."""
+    return not (t.is_floating_point() or t.is_complex() or t.dtype is torch.bool)
+
+
 def checked_ids(model: Any, ids: Any) -> Tensor:
     """(B, T), where the model is. ValueError for what are no ids of it."""
     try:
         found = torch.as_tensor(ids, device=next(model.parameters()).device)
     except (TypeError, ValueError, RuntimeError):  # texts, lists of several lengths, a dict
         found = None
-    if found is None or found.is_floating_point() or found.dim() not in (1, 2) or not found.numel():
+    if found is None or not is_whole(found) or found.dim() not in (1, 2) or not found.numel():
         given = type(ids).__name__ if found is None else f"{found.dtype} of {tuple(found.shape)}"
         message = "trace reads token ids, a tensor (B, T) or a list of one sequence's"
         raise ValueError(f"{message}, not {given}: tokenizer.encode(text) gives such a list")
