@@ -36,6 +36,7 @@ from decoders.formats import (
     Adapters,
     Packed,
     check_ids,
+    checkpoint_files,
     config_file,
     family,
     family_type,
@@ -525,13 +526,17 @@ def write_checkpoint(
     folder: Path,
     tokenizer: Any,
     max_shard_bytes: int,
+    is_another: bool = False,
 ) -> None:
     """All files of a checkpoint, in one switch. Of `model` the configs are written, of `state` the tensors,
-    which are dequantised a shard at a time."""
+    which are dequantised a shard at a time. `is_another`: of a checkpoint that was there nothing stays, its
+    tokenizer and its adapter neither."""
     config = {"architectures": [type(model).__name__], **config_of(model)}
     config["torch_dtype"] = str(dtype).removeprefix("torch.")
 
     def stale() -> set[str]:
+        if is_another:
+            return checkpoint_files(folder)
         patterns = ("model*.safetensors", "model.safetensors.index.json")
         own = set() if model.generation_config else {"generation_config.json"}
         return own | {file.name for pattern in patterns for file in folder.glob(pattern)}

@@ -239,8 +239,28 @@ def test_what_is_there_is_not_written_over_but_by_force(tmp_path, capsys):
     for output in (file, folder):
         assert main(["convert", model, str(output), "--force"]) == 0
         assert weights.tensors(output).keys() == weights.tensors(model).keys()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.json").write_text("mine")
+    no_folder = tmp_path / "notes" / "a.json"
+    for output, why in ((tmp_path / "notes", "holds no checkpoint that"), (no_folder, "is no folder")):
+        assert main(["convert", model, str(output), "--force"]) == 2
+        assert f"error: {output} {why}" in capsys.readouterr().err
     (tmp_path / "empty" / ".saving-killed").mkdir(parents=True)
     assert main(["convert", model, str(tmp_path / "empty")]) == 0
+
+
+def test_of_a_checkpoint_that_is_replaced_nothing_stays_but_what_was_never_its_own(tmp_path):
+    """Its tokenizer was read as the new one's."""
+    folder = shutil.copytree(TINY / "tiny-phi3", tmp_path / "mine")
+    others = ("tokenizer.model", "adapter_config.json", "m.gguf", "pytorch_model-00001-of-00002.bin")
+    for name in (*others, "README.md", "notes.json"):
+        (folder / name).write_text("an earlier one's")
+    converted(TINY / "tiny-gpt-neo", folder, force=True)
+    new = converted(TINY / "tiny-gpt-neo", tmp_path / "new")
+    names, expected = ({file.name for file in each.iterdir()} for each in (folder, new))
+    assert names == expected | {"README.md", "notes.json", "loss.png", "training.json"}
+    for name in expected:
+        assert (folder / name).read_bytes() == (new / name).read_bytes()
 
 
 @pytest.mark.parametrize("output", ["a/b/plain", "a/b/m.gguf"])

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     if args.type is not None:
         raise ValueError("--type is for --packaging gguf: plain tensors have a --dtype")
     check_output(source, output, args.force)
-    to_plain(source, output, dtype)
+    to_plain(source, output, dtype, args.force)
     print_note(f"{output} holds the plain checkpoint")
     return 0
 
@@ -49,6 +49,16 @@ def check_output(source: Path, output: Path, force: bool) -> None:
             f"{output.parent if is_inside else output} holds the checkpoint itself: give another OUT"
         )
     check_new(output, force)
+    if force and output.exists() and output.suffix != ".gguf":
+        check_replaced(output)
+
+
+def check_replaced(folder: Path) -> None:
+    """NotADirectoryError for a file, FileExistsError for a folder of other things than a checkpoint."""
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is no folder: give a folder, or a name that ends in .gguf")
+    if any(folder.iterdir()) and not formats.checkpoint_files(folder):
+        raise FileExistsError(f"{folder} holds no checkpoint that could be replaced: give another OUT")
 
 
 def read_checkpoint(source: Path) -> tuple[Any, weights.Tensors]:
@@ -60,8 +70,9 @@ def read_checkpoint(source: Path) -> tuple[Any, weights.Tensors]:
     return model, tensors
 
 
-def to_plain(source: Path, folder: Path, dtype: torch.dtype | None) -> None:
-    """All tensors under the hub's names, dequantised a shard at a time, with config and tokenizer."""
+def to_plain(source: Path, folder: Path, dtype: torch.dtype | None, force: bool) -> None:
+    """All tensors under the hub's names, dequantised a shard at a time, with config and tokenizer. `force`:
+    in place of the checkpoint that `folder` holds."""
     model, tensors = read_checkpoint(source)
     state = dict(tensors.stored)
     if dtype is not None:
@@ -72,7 +83,7 @@ def to_plain(source: Path, folder: Path, dtype: torch.dtype | None) -> None:
         tokenizer = None
         print_note(f"note: {source} holds no tokenizer, so {folder} gets none")
     stored = weights.stored_dtype(source, state.values())
-    weights.write_checkpoint(model, stored, state, folder, tokenizer, SHARD)
+    weights.write_checkpoint(model, stored, state, folder, tokenizer, SHARD, is_another=force)
 
 
 def to_gguf(source: Path, file: Path, kind: str | None, dtype: torch.dtype | None) -> None:

@@ -17,11 +17,21 @@ WEIGHT_FILES = (  # of a hub repository the first kind that it has is fetched
     ("flax_model.msgpack",),
     ("tf_model.h5",),
 )
+REPLACED = (  # what of a folder makes a checkpoint, so that none of it may stay beside another
+    *("*config.json", "*.index.json", "tokenizer.json", "vocab.json", "added_tokens.json"),
+    *("special_tokens_map.json", "params_shapes.json", "merges.txt", "*.model", "*.bpe", "*.jinja"),
+    *("*.safetensors", "*.gguf", "pytorch_model*.bin", "adapter_model.bin", "*.msgpack", "*.h5"),
+)
 MAX_BYTES = 2**28  # of a config or tokenizer file
 PLAIN = [name for whole, *_ in WEIGHT_FILES for name in (whole, f"{whole}.index.json")]
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 ADAPTER = "adapter_config.json"
 RELEASE = "latest_checkpointed_iteration.txt"  # in a folder as Adept released it
+
+
+def checkpoint_files(folder: Path) -> set[str]:
+    """Names of the files in a folder that belong to a checkpoint of whatever packaging."""
+    return {file.name for pattern in REPLACED for file in folder.glob(pattern)}
 
 
 def find(
