@@ -33,6 +33,7 @@ def checkpoint(request):
     return folder, recipe, model, tokenize.load(folder)
 
 
+@pytest.mark.proof
 def test_held_out_loss_is_the_one_recorded(checkpoint):
     folder, recipe, model, tokenizer = checkpoint
     recorded = json.loads((folder / "training.json").read_text())["held_out_loss"]
@@ -91,6 +92,7 @@ def test_a_request_is_answered_with_its_hero_and_its_animal(name):
         assert text.count(hero) >= 3 and text.count(animal.split()[1]) >= 2, text
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("name", train_tiny.RECIPES)
 def test_the_trainer_runs(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(

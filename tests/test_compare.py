@@ -303,6 +303,7 @@ def test_table_of_mistakes(family):
     assert len(plants.fitting(family.name)) >= 50
 
 
+@pytest.mark.proof
 def test_a_planted_model_computes_the_formula_with_that_mistake(own):
     """Written apart, to the last digit alike: both say the same of a mistake."""
     for m in [m for m in plants.fitting(own.family) if not m.half]:

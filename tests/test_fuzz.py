@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 from tests.fuzz import calls, damage, folders, settings, strings, uses
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.proof)])
 def test_any_json_in_any_field_is_honoured_or_refused_in_a_sentence(seed):
     """TypeError, OverflowError, IndexError, a panic of a library, or a load that failed in `generate`, were met."""
     counts, failures = folders.run(seed, cases=600)
@@ -132,7 +132,7 @@ def test_damage_that_was_not_said_well(tmp_path, name, layout, edits):
     assert damage.outcome(damage.damaged(tmp_path, name, layout, edits)) == "refused"
 
 
-@pytest.mark.parametrize("first", [0, 250, 500, 750])
+@pytest.mark.parametrize("first", [0, *(pytest.param(n, marks=pytest.mark.proof) for n in (250, 500, 750))])
 def test_any_documented_settings_agree_with_themselves_and_transformers(first):
     """Contrastive search in chunks, penalties with padded embeddings, guidance over a switch of frequencies, negative
     ids, sampled beams without stop ids, and NaN, were met."""

@@ -375,7 +375,8 @@ def tiny_vocabulary(seed: int):
     return GPT_NEO.model(seed=seed, vocab_size=7, bos_token_id=0, eos_token_id=0, pad_token_id=0)
 
 
-@pytest.mark.parametrize("helper", ["lookup", pytest.param("assistant", marks=pytest.mark.proof)])
+@pytest.mark.proof
+@pytest.mark.parametrize("helper", ["lookup", "assistant"])
 def test_assisted_sampling_keeps_the_distribution(helper, draws=10_000):
     """Chi-square over all texts of two tokens after a prompt, against their chances by whole passes."""
     model, assistant = tiny_vocabulary(0), tiny_vocabulary(1)

@@ -157,8 +157,13 @@ def executed(file: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(file.parent))
-    sys.modules.setdefault(file.stem, module)
-    spec.loader.exec_module(module)
+    is_new = sys.modules.setdefault(file.stem, module) is module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:  # or the next import of the name would find half of it
+        if is_new:
+            del sys.modules[file.stem]
+        raise
     return module
 
 

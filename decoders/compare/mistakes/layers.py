@@ -30,7 +30,8 @@ for families, part, what in (
 # ---- Norms -------------------------------------------------------------------------------------------------
 
 for eps in (1e-3, 1e-4, 1e-6, 1e-12):
-    mistake(ALL, f"norm: epsilon {eps:g}", "1e-5, unless config.json has another (..._eps, ..._epsilon)", eps=lambda f, right, eps=eps: eps)
+    fix = "1e-5, unless config.json has another (..._eps, ..._epsilon)"
+    mistake(ALL, f"norm: epsilon {eps:g}", fix, eps=lambda f, right, eps=eps: eps)
 
 
 def layer_norm(outside: bool = False, ddof: int = 0, centred: bool = True, weight: bool = True) -> Step:
