@@ -258,8 +258,8 @@ def intervals(own: kit.Kit, every: int, dtype: str, only: tuple | None) -> list[
     ("every", "compact"),
     [
         pytest.param(9, True, id="some"),
-        pytest.param(1, True, id="all, ready kits", marks=pytest.mark.proof),
-        pytest.param(1, False, id="all", marks=pytest.mark.proof),
+        pytest.param(1, True, id="all, ready kits", marks=pytest.mark.pairs),
+        pytest.param(1, False, id="all", marks=pytest.mark.pairs),
     ],
 )
 def test_the_true_number_lies_within_what_is_printed(kits, every, compact):
@@ -331,7 +331,7 @@ def are_named(report: compare.Report, *wrong: mistakes.Mistake) -> bool:
     ("families", "draws"),
     [
         pytest.param(("phi", "gpt_neo"), 1, id="some"),
-        pytest.param(tuple(SMALL), 12, id="many", marks=pytest.mark.proof),
+        pytest.param(tuple(SMALL), 12, id="many", marks=pytest.mark.pairs),
     ],
 )
 def test_a_number_is_told_beside_another_mistake(kits, families, draws):
