@@ -222,11 +222,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--text", type=Path, required=True, help="a file, or a folder of .txt and .md files")
     parser.add_argument("--out", type=Path, help="default: out/FAMILY")
     parser.add_argument("--start", type=Path, help="a checkpoint folder to begin with, and its tokenizer")
-    parser.add_argument("--minutes", type=float, default=5.0)
-    numbers = {"steps": 0, "lora": 0, "width": 128, "layers": 4, "heads": 4, "context": 128, "vocab": 2000}
+    parser.add_argument("--minutes", type=float, default=5.0, help="of all tries together (default: 5)")
+    parser.add_argument("--steps", type=int, default=0, help="so many, whatever time they take")
+    numbers = {"lora": 0, "width": 128, "layers": 4, "heads": 4, "context": 128, "vocab": 2000}
     numbers |= {"batch-size": 16, "accumulate": 1, "seed": 0}
     for name, default in numbers.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
+        parser.add_argument(f"--{name}", type=int, default=default, help="(default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, help="default: 0.003, of GPT-1 and --start 0.001")
     parser.add_argument("--prompt", default="The", help="of the samples")
     parser.add_argument("--compile", action="store_true")
